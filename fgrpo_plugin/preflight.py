@@ -1,0 +1,72 @@
+"""Checks of a run's inputs that take milliseconds and would otherwise fail minutes later."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+
+
+def check_data_file(path: str | Path, columns: Iterable[str], setting: str) -> None:
+    """Check that a local data file exists, can be read and has the columns that verl reads.
+
+    Args:
+        path: a parquet, json or jsonl file; anything with a scheme (``hdfs://``) is left to the host.
+        columns: names that must be there.
+        setting: what the user set, for the message.
+
+    Raises:
+        ValueError: one sentence that names the setting, what was found and the remedy.
+    """
+    if "://" in str(path):
+        return
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ValueError(f"{setting}={path}: there is no such file; give the path of a .parquet or .jsonl file.")
+    try:
+        found = _columns(file)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{setting}={path}: cannot be read ({str(error).splitlines()[0]}).") from error
+    missing = [column for column in columns if column not in found]
+    if missing:
+        raise ValueError(
+            f"{setting}={path}: column {', '.join(missing)} is missing (found: {', '.join(found)}); "
+            "rename the column or name it in data.prompt_key."
+        )
+
+
+def _columns(file: Path) -> list[str]:
+    if file.suffix == ".parquet":
+        return pq.read_schema(file).names
+    if file.suffix in (".jsonl", ".json"):
+        import pandas as pd
+
+        if file.suffix == ".jsonl":
+            return list(next(iter(pd.read_json(file, lines=True, chunksize=1))).columns)
+        return list(pd.read_json(file).columns)
+    raise ValueError(f"the ending {file.suffix!r} is not .parquet, .jsonl or .json")
+
+
+def check_model(path: str, setting: str) -> None:
+    """Check that a local model folder holds a configuration and a tokenizer; a hub name is left to the host.
+
+    Args:
+        path: folder, or a name on a model hub.
+        setting: what the user set, for the message.
+
+    Raises:
+        ValueError: one sentence that names the setting, what is missing and the remedy.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        if str(path).startswith(("/", ".", "~")):
+            raise ValueError(f"{setting}={path}: there is no such folder; give a local Hugging Face model folder.")
+        return
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{setting}={path}: config.json is missing; save the model with save_pretrained.")
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ValueError(
+            f"{setting}={path}: the model has no tokenizer; save it there with tokenizer.save_pretrained, "
+            "or name its folder in actor_rollout_ref.model.tokenizer_path."
+        )
