@@ -1,0 +1,82 @@
+"""The entry point of group ``verl.plugins``: what is registered with verl, in reading order.
+
+verl imports this module at the end of ``import verl``, in every process. Nothing of the host is imported here: each
+registration waits until the host module that it concerns is imported.
+"""
+
+import importlib
+import os
+import sys
+import traceback
+from types import ModuleType
+
+import wrapt
+
+from fgrpo_plugin.host.shims import apply_checked
+
+
+def _advantage_and_loss(core_algos: ModuleType) -> None:
+    from fgrpo_plugin.host.advantage import f_grpo_advantage
+    from fgrpo_plugin.host.policy_loss import f_grpo_policy_loss
+
+    taken = core_algos.POLICY_LOSS_REGISTRY.get("f_grpo", f_grpo_policy_loss)
+    if taken is not f_grpo_policy_loss:  # the host would overwrite it silently
+        raise RuntimeError(f"a policy loss named 'f_grpo' is already registered ({taken}); unregister one of the two.")
+    core_algos.register_adv_est("f_grpo")(f_grpo_advantage)
+    core_algos.register_policy_loss("f_grpo")(f_grpo_policy_loss)
+
+
+def _config_groups(plugins: ModuleType) -> None:
+    from fgrpo_plugin.host.search_path import register_search_path
+
+    register_search_path(plugins)
+
+
+def _shim(name: str):
+    def apply(module: ModuleType) -> None:
+        shim = importlib.import_module(f"fgrpo_plugin.host.shims.{name}")
+        apply_checked(name, shim.apply, module)
+
+    return apply
+
+
+def _config_hooks(config: ModuleType) -> None:
+    from fgrpo_plugin.host.shims.config_hook import use_host_hooks
+
+    use_host_hooks(config)
+
+
+HOOKS = {
+    "verl.trainer.ppo.core_algos": _advantage_and_loss,
+    "verl.trainer.ppo.v1": _shim("trainer_mode"),
+    "hydra.core.plugins": _config_groups,
+    "verl.workers.utils.losses": _shim("policy_loss_fields"),
+    "verl.trainer.ppo.utils": _shim("reference_policy"),
+    "verl.utils.device": _shim("config_hook"),
+    "verl.utils.config": _config_hooks,
+}
+
+
+def _loud(name: str, hook):
+    """verl hides a plugin's errors at DEBUG level; ours are printed before they go on."""
+
+    def run(module: ModuleType) -> None:
+        try:
+            hook(module)
+        except Exception:
+            print(f"fgrpo-plugin: could not attach to {name}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+            raise
+
+    return run
+
+
+def _install() -> None:
+    for name, hook in HOOKS.items():
+        wrapt.register_post_import_hook(_loud(name, hook), name)
+    if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
+        from fgrpo_plugin.host import cpu
+
+        _loud("the CPU platform", lambda _: cpu.install())(sys)
+
+
+_install()

@@ -1,0 +1,56 @@
+"""What the shims share: a check that a host function is the one that a shim was written for."""
+
+import hashlib
+import inspect
+from collections.abc import Callable, Collection
+from importlib.metadata import version
+from typing import Any
+
+
+def source_hash(obj: Callable[..., Any]) -> str:
+    """The SHA-256 of the source text of `obj`, in hexadecimal."""
+    return hashlib.sha256(inspect.getsource(obj).encode()).hexdigest()
+
+
+def known_source(
+    obj: Callable[..., Any], *, hashes: Collection[str], what: str, remedy: str, distribution: str = "verl"
+) -> None:
+    """Refuse a host function that no shim was written for.
+
+    Args:
+        obj: the host's function or class.
+        hashes: what `source_hash` gives for each version of it that the shim knows.
+        what: its dotted name, for the message.
+        remedy: what the user can do, as an imperative clause.
+        distribution: the installed distribution that it comes from.
+
+    Raises:
+        RuntimeError: if its source is none of the known ones.
+    """
+    found = source_hash(obj)
+    if found not in hashes:
+        raise RuntimeError(
+            f"{what} of the installed {distribution} {version(distribution)} is not a version of that function which "
+            f"this plugin knows (source {found[:12]}): {remedy}."
+        )
+
+
+REFUSED: dict[str, str] = {}
+"""Shim -> why this host could not be adapted. Other algorithms run on; f-GRPO refuses to start with these sentences."""
+
+APPLIED: dict[str, str] = {}
+"""Shim -> ``applied``, or ``not needed`` where the host has the feature of the shim's patch."""
+
+
+def apply_checked(name: str, apply: Callable[[Any], bool], module: Any) -> None:
+    """Run one shim and note what became of it.
+
+    Args:
+        name: the shim's module name, also the name in ``patches/``.
+        apply: adapts the host module; returns False where the host already has the feature.
+        module: the host module, just imported.
+    """
+    try:
+        APPLIED[name] = "applied" if apply(module) else "not needed"
+    except RuntimeError as error:
+        REFUSED[name] = str(error)

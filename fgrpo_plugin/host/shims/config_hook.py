@@ -1,0 +1,62 @@
+"""Completes the configuration before the host reads it. Patch: patches/0003-config-hooks.patch.
+
+``auto_set_device`` is the first thing that ``main_ppo`` does with the composed configuration, before it asks whether a
+reference policy is needed. The patched host calls registered configuration hooks there.
+"""
+
+import sys
+from types import ModuleType
+
+import wrapt
+
+from fgrpo_plugin.host.shims import APPLIED, REFUSED, known_source
+
+HASHES = {"031feb0fd93538991fc74fb8cde2dcaddf7c1855cd1d06f809ecfb64cba6e5fc": "verl 0.9.1"}
+ENTRY_POINT = "verl/trainer/main_ppo.py"
+
+
+def apply(device: ModuleType) -> bool:
+    """Adapt ``verl.utils.device``, which is imported before anything can tell whether the host has hooks."""
+    known_source(
+        device.auto_set_device,
+        hashes=HASHES,
+        what="verl.utils.device.auto_set_device",
+        remedy="install verl==0.9.1, or apply patches/0003-config-hooks.patch to this version",
+    )
+    device.auto_set_device = wrapt.FunctionWrapper(device.auto_set_device, _auto_set_device)
+    return True
+
+
+def use_host_hooks(config_module: ModuleType) -> None:
+    """Switch this shim off where ``verl.utils.config`` has configuration hooks, and use those."""
+    if hasattr(config_module, "register_config_hook"):
+        config_module.register_config_hook(complete_or_exit)
+        REFUSED.pop("config_hook", None)
+        APPLIED["config_hook"] = "not needed"
+
+
+def _auto_set_device(wrapped, instance, args, kwargs):
+    result = wrapped(*args, **kwargs)
+    if APPLIED.get("config_hook") == "not needed":
+        return result
+    config = kwargs["config"] if "config" in kwargs else args[0]
+    caller = sys._getframe(1).f_code.co_filename.replace("\\", "/")
+    complete_or_exit(config, entry_point=caller)
+    return result
+
+
+def complete_or_exit(config, entry_point: str = ENTRY_POINT) -> None:
+    """Complete and check ``config`` in place, or end the process with one sentence."""
+    from fgrpo_plugin.host.validate import complete, is_f_divergence, uses_our_loss
+
+    if not (is_f_divergence(config) or uses_our_loss(config)):
+        return
+    try:
+        if not entry_point.endswith(ENTRY_POINT):
+            raise ValueError(
+                f"algorithm.adv_estimator=f_grpo supports the entry point verl.trainer.main_ppo alone, not "
+                f"{entry_point.rsplit('/', 1)[-1]}; start the run with `python -m verl.trainer.main_ppo`."
+            )
+        complete(config)
+    except ValueError as error:
+        sys.exit(f"fgrpo-plugin: {error}")

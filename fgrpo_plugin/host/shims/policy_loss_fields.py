@@ -1,0 +1,73 @@
+"""Lets a registered policy loss ask for further batch fields. Patch: patches/0001-policy-loss-batch-fields.patch.
+
+``ppo_loss`` hands a registered loss a fixed list of tensors. A loss with an attribute ``batch_fields`` gets those
+fields of the micro-batch as well, as keyword arguments: exactly what the patched host does.
+"""
+
+from contextvars import ContextVar
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import wrapt
+
+from fgrpo_plugin.host.shims import known_source
+
+HASHES = {"d7c0f8772b444f55a59975a1fae154c43a2dab4724a88c89d95237e0a128c561": "verl 0.9.1"}
+
+_micro_batch: ContextVar[Any] = ContextVar("micro_batch")
+
+
+def apply(losses: ModuleType) -> bool:
+    """Adapt ``verl.workers.utils.losses``; False where the host passes ``batch_fields`` itself."""
+    if hasattr(losses, "policy_loss_batch_fields"):
+        return False
+    known_source(
+        losses.ppo_loss,
+        hashes=HASHES,
+        what="verl.workers.utils.losses.ppo_loss",
+        remedy="install verl==0.9.1, or apply patches/0001-policy-loss-batch-fields.patch to this version",
+    )
+    losses.ppo_loss = wrapt.FunctionWrapper(losses.ppo_loss, _remember_micro_batch)
+    losses.get_policy_loss_fn = wrapt.FunctionWrapper(losses.get_policy_loss_fn, _bind_fields)
+    return True
+
+
+def _remember_micro_batch(wrapped, instance, args, kwargs):
+    data = kwargs["data"] if "data" in kwargs else args[2]
+    config = kwargs["config"] if "config" in kwargs else args[0]
+    _refuse_other_loss(config)
+    token = _micro_batch.set(data)
+    try:
+        return wrapped(*args, **kwargs)
+    finally:
+        _micro_batch.reset(token)
+
+
+def _bind_fields(wrapped, instance, args, kwargs):
+    loss = wrapped(*args, **kwargs)
+    names = getattr(loss, "batch_fields", ())
+    if not names:
+        return loss
+    data = _micro_batch.get()
+    missing = [name for name in names if name not in data]
+    if missing:
+        raise KeyError(f"the policy loss {loss.__name__} needs the batch fields {missing}, which this batch lacks.")
+    fields = data.select(*names).to_padded_tensor()
+    return partial(loss, **{name: fields[name] for name in names})
+
+
+def _refuse_other_loss(config: Any) -> None:
+    """The worker's own check that a run configured for f-GRPO really minimises it."""
+    if getattr(config.policy_loss, "f_divergence", None) is None:
+        return
+    from verl.trainer.ppo.core_algos import get_policy_loss_fn
+
+    from fgrpo_plugin.host.policy_loss import f_grpo_policy_loss
+
+    running = get_policy_loss_fn(config.policy_loss.loss_mode)
+    if running is not f_grpo_policy_loss:
+        raise RuntimeError(
+            f"loss_mode={config.policy_loss.loss_mode!r} runs {running.__module__}.{running.__qualname__} in place of "
+            "f-GRPO's loss; remove what registered or selected it."
+        )

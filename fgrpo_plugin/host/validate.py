@@ -1,0 +1,198 @@
+"""The one switch: completes the host's configuration for ``algorithm.adv_estimator=f_grpo`` and refuses contradictions.
+
+Everything that is set is printed, everything that is refused ends in one sentence, before Ray starts.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from fgrpo_plugin.config import FDivergenceConfig
+from fgrpo_plugin.host.shims import REFUSED
+from fgrpo_plugin.preflight import check_data_file, check_model
+
+ESTIMATORS = ("f_grpo",)
+VALIDATED = "f_divergence_validated"  # under `algorithm`, which the estimator sees too
+LOSS = "actor_rollout_ref.actor.policy_loss"
+OURS = "fgrpo_plugin.host.config.FDivergencePolicyLossConfig"
+
+ACTOR_SETTINGS = {
+    "clip_ratio, clip_ratio_low, clip_ratio_high, clip_ratio_c": "ignored: f-GRPO has no importance ratio to clip",
+    "loss_agg_mode, loss_scale_factor": "ignored by f-GRPO's loss (own row counts); used by KL and entropy terms",
+    "entropy_coeff": "honoured: added to the loss",
+    "use_kl_loss, kl_loss_coef": "honoured: added to the loss, beside f-GRPO's own reference term",
+    "ppo_epochs": "honoured: rows are repeated; the reference term alone bounds the step",
+    "ppo_mini_batch_size": "honoured: a loss is normalised within its mini-batch",
+    "shuffle": "refused: the driver must know each row's mini-batch",
+    "algorithm.rollout_correction.rollout_is, rollout_rs": "refused: they correct a ratio that f-GRPO does not use",
+}
+"""What f-GRPO does with each setting of the host's actor; the README's table is this one."""
+
+
+def is_f_divergence(config: Any) -> bool:
+    """Whether the run asks for an algorithm of this package."""
+    return OmegaConf.select(config, "algorithm.adv_estimator") in ESTIMATORS
+
+
+def uses_our_loss(config: Any) -> bool:
+    """Whether the run asks for our loss or its settings."""
+    return OmegaConf.select(config, f"{LOSS}.loss_mode") in ESTIMATORS or (
+        OmegaConf.select(config, f"{LOSS}.f_divergence") is not None
+    )
+
+
+def require_validated(algorithm: Any) -> None:
+    """Raise unless ``complete`` has seen this configuration.
+
+    Args:
+        algorithm: the host's ``algorithm`` section.
+    """
+    if not algorithm.get(VALIDATED, False):
+        raise ValueError(
+            "algorithm.adv_estimator=f_grpo reached a trainer without validation: its only entry point is "
+            "`python -m verl.trainer.main_ppo` with trainer.use_v1=true."
+        )
+
+
+def complete(config: DictConfig) -> None:
+    """Fill in what ``algorithm.adv_estimator=f_grpo`` implies, in place, and check the rest.
+
+    Args:
+        config: the composed configuration of ``verl.trainer.main_ppo``.
+
+    Raises:
+        ValueError: a sentence naming the setting and the remedy.
+    """
+    if not is_f_divergence(config):
+        raise ValueError(
+            f"{LOSS} asks for f-GRPO but algorithm.adv_estimator={config.algorithm.adv_estimator}; "
+            "set algorithm.adv_estimator=f_grpo, or remove the policy_loss settings."
+        )
+    if REFUSED:
+        raise ValueError(" ".join(REFUSED.values()))
+    _refuse_contradictions(config)
+    _check_inputs(config)
+    settings = _settings(config)
+
+    changes: list[tuple[str, Any, str]] = []
+
+    def fill(key: str, value: Any, reason: str) -> None:
+        if OmegaConf.select(config, key) != value:
+            with open_dict(config):
+                OmegaConf.update(config, key, value, force_add=True)
+            changes.append((key, value, reason))
+
+    fill(f"{LOSS}.loss_mode", "f_grpo", "the loss that belongs to this estimator")
+    fill(f"{LOSS}._target_", OURS, "the typed section that holds f_divergence")
+    fill("actor_rollout_ref.rollout.calculate_log_probs", True, "log pi_old comes from the rollout")
+    if settings.gamma == 0 or settings.old_log_prob == "current":
+        why = "nothing needs the actor's own old log-probs: the extra forward pass is saved"
+        fill("algorithm.rollout_correction.bypass_mode", True, why)
+    else:
+        why = "gamma != 0 with several optimiser steps or stale rollouts needs log pi_old from the actor"
+        fill("algorithm.rollout_correction.bypass_mode", False, why)
+    with open_dict(config):
+        values = {"_target_": "fgrpo_plugin.config.FDivergenceConfig", **asdict(settings)}
+        OmegaConf.update(config, f"{LOSS}.f_divergence", values, force_add=True)
+        config.algorithm[VALIDATED] = True
+    _report(settings, changes)
+
+
+def _refuse_contradictions(config: DictConfig) -> None:
+    select: Callable[..., Any] = lambda key, default=None: OmegaConf.select(config, key, default=default)  # noqa: E731
+    actor = "actor_rollout_ref.actor"
+    refused = [
+        (not select("trainer.use_v1", True), "trainer.use_v1=false", "f_grpo runs in the v1 trainer; set it to true"),
+        (
+            select("algorithm.use_kl_in_reward"),
+            "algorithm.use_kl_in_reward=true",
+            "f_grpo holds its own regulariser towards the reference (beta); set it to false",
+        ),
+        (
+            select("actor_rollout_ref.rollout.n", 1) < 2,
+            f"actor_rollout_ref.rollout.n={select('actor_rollout_ref.rollout.n')}",
+            "a group needs at least 2 answers a prompt to have a mean to compare with; set it to 4 or more",
+        ),
+        (select(f"{actor}.shuffle"), f"{actor}.shuffle=true", "the driver must know each row's mini-batch; set false"),
+        (
+            select("algorithm.rollout_correction.rollout_is") is not None
+            or select("algorithm.rollout_correction.rollout_rs") is not None,
+            "algorithm.rollout_correction.rollout_is / rollout_rs",
+            "they correct an importance ratio that f_grpo does not use; set both to null",
+        ),
+        (
+            select("critic.enable"),
+            "critic.enable=true",
+            "f_grpo compares answers within a group and reads no value function; remove it",
+        ),
+        (select("distillation.enabled"), "distillation.enabled=true", "it replaces the policy loss; set it to false"),
+        (
+            select(f"{actor}.use_prefix_grouper"),
+            f"{actor}.use_prefix_grouper=true",
+            "f_grpo has not been tried with it; set it to false",
+        ),
+        (
+            str(select(f"{LOSS}.loss_mode", "vanilla")) not in ("vanilla", *ESTIMATORS),
+            f"{LOSS}.loss_mode={select(f'{LOSS}.loss_mode')}",
+            "algorithm.adv_estimator=f_grpo selects its own loss; remove the setting",
+        ),
+    ]
+    for wrong, setting, remedy in refused:
+        if wrong:
+            raise ValueError(f"{setting} contradicts algorithm.adv_estimator=f_grpo: {remedy}.")
+
+
+def _check_inputs(config: DictConfig) -> None:
+    model = OmegaConf.select(config, "actor_rollout_ref.model.path")
+    tokenizer = OmegaConf.select(config, "actor_rollout_ref.model.tokenizer_path")
+    if model is not None and tokenizer is None:
+        check_model(str(model), "actor_rollout_ref.model.path")
+    if OmegaConf.select(config, "data.custom_cls.path") is not None:
+        return  # the user's own data set class reads what it likes
+    columns = [str(OmegaConf.select(config, "data.prompt_key", default="prompt"))]
+    for key in ("data.train_files", "data.val_files"):
+        files = OmegaConf.select(config, key)
+        for file in [files] if isinstance(files, str) else files or []:
+            check_data_file(file, columns, key)
+
+
+def _settings(config: DictConfig) -> FDivergenceConfig:
+    given = OmegaConf.select(config, f"{LOSS}.f_divergence")
+    values: dict[str, Any] = OmegaConf.to_container(given, resolve=True) if given is not None else {}  # type: ignore
+    values.pop("_target_", None)
+    known = [field.name for field in fields(FDivergenceConfig)]
+    unknown = [name for name in values if name not in known]
+    if unknown:
+        raise ValueError(f"{LOSS}.f_divergence.{unknown[0]} is not known; choose among {', '.join(known)}.")
+    try:
+        settings = FDivergenceConfig(**values)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{LOSS}.f_divergence.{error}") from error
+    if settings.lam != 0:
+        raise ValueError(
+            f"{LOSS}.f_divergence.lam={settings.lam} needs preference data, which algorithm.adv_estimator=f_grpo does "
+            "not read; remove lam."
+        )
+    settings.old_log_prob = "current" if _one_step_on_fresh_rollouts(config) else "recomputed"
+    return settings
+
+
+def _one_step_on_fresh_rollouts(config: DictConfig) -> bool:
+    """Whether the actor is pi_old itself when its loss is computed."""
+    actor = config.actor_rollout_ref.actor
+    return (
+        config.trainer.v1.trainer_mode == "sync"
+        and actor.ppo_epochs == 1
+        and actor.ppo_mini_batch_size >= config.data.train_batch_size
+    )
+
+
+def _report(settings: FDivergenceConfig, changes: list[tuple[str, Any, str]]) -> None:
+    lines = [f"fgrpo-plugin: algorithm.adv_estimator=f_grpo set {len(changes)} values:"]
+    lines += [f"  {key}={value}  ({reason})" for key, value, reason in changes]
+    lines.append("fgrpo-plugin: f_divergence " + ", ".join(f"{k}={v}" for k, v in asdict(settings).items()))
+    lines.append("fgrpo-plugin: settings of actor_rollout_ref.actor under f-GRPO:")
+    lines += [f"  {key}: {meaning}" for key, meaning in ACTOR_SETTINGS.items()]
+    print("\n".join(lines), flush=True)

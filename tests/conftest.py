@@ -1,0 +1,44 @@
+"""Shared by the tests: quiet libraries, and the composed configuration of the stock host."""
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+os.environ.setdefault("VERL_PLATFORM", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture
+def stock_config() -> Callable:
+    """Compose ``ppo_trainer`` exactly as ``python -m verl.trainer.main_ppo`` does, with overrides."""
+    import verl  # noqa: F401  (loads the plugin, which offers the config groups)
+    from hydra import compose, initialize_config_module
+
+    def make(*overrides: str):
+        with initialize_config_module("verl.trainer.config", version_base=None):
+            return compose("ppo_trainer", overrides=list(overrides))
+
+    return make
+
+
+@pytest.fixture
+def inputs(tmp_path) -> list[str]:
+    """Overrides that name a data file and a model folder which exist, for checks that look at them."""
+    import pandas as pd
+
+    data = tmp_path / "rows.parquet"
+    pd.DataFrame({"prompt": [[{"role": "user", "content": "1+1="}]], "data_source": ["x"]}).to_parquet(data)
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "tokenizer.json").write_text("{}")
+    return [
+        f"data.train_files={data}",
+        f"data.val_files={data}",
+        f"actor_rollout_ref.model.path={model}",
+        "actor_rollout_ref.rollout.name=vllm",
+        "actor_rollout_ref.rollout.n=4",
+        "actor_rollout_ref.actor.use_dynamic_bsz=true",
+    ]

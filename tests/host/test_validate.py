@@ -1,0 +1,158 @@
+"""The one switch: what it fills in, and what it refuses in which words."""
+
+import subprocess
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+from fgrpo_plugin.host.validate import VALIDATED, complete
+
+SWITCH = "algorithm.adv_estimator=f_grpo"
+F = "+actor_rollout_ref.actor.policy_loss.f_divergence"
+
+
+def test_the_switch_alone_fills_in_the_rest(stock_config, inputs, capsys):
+    config = stock_config(*inputs, SWITCH)
+    complete(config)
+    loss = config.actor_rollout_ref.actor.policy_loss
+    assert loss.loss_mode == "f_grpo"
+    assert loss._target_.endswith("FDivergencePolicyLossConfig")
+    assert config.algorithm.rollout_correction.bypass_mode is True
+    assert config.algorithm[VALIDATED] is True
+    assert loss.f_divergence.divergence == "pearson" and loss.f_divergence.gamma == 0.0
+    printed = capsys.readouterr().out
+    for key in ("loss_mode=f_grpo", "bypass_mode=True", "divergence=pearson", "shuffle: refused"):
+        assert key in printed
+
+
+def test_the_completed_section_becomes_the_typed_config_on_both_paths_of_the_host(stock_config, inputs):
+    from verl.utils.config import omega_conf_to_dataclass, validate_config
+
+    config = stock_config(*inputs, SWITCH, f"{F}.divergence=kl", f"{F}.beta=0.2")
+    complete(config)
+    actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
+    assert type(actor.policy_loss).__name__ == "FDivergencePolicyLossConfig"
+    assert actor.policy_loss.f_divergence.beta == 0.2
+    assert actor.policy_loss.f_divergence.build_divergence().name == "kl"
+    from fgrpo_plugin.host.config import FDivergencePolicyLossConfig
+
+    structured = omega_conf_to_dataclass(config.actor_rollout_ref.actor.policy_loss, FDivergencePolicyLossConfig)
+    assert structured.f_divergence.divergence == "kl"
+    validate_config(config, use_reference_policy=True, use_critic=False)
+
+
+def test_reference_policy_is_on_for_us_and_untouched_for_others(stock_config, inputs):
+    from verl.trainer.ppo.utils import need_reference_policy
+
+    config = stock_config(*inputs, SWITCH)
+    with pytest.raises(ValueError, match="without validation"):
+        need_reference_policy(config)
+    complete(config)
+    assert need_reference_policy(config) is True
+    assert not need_reference_policy(stock_config(*inputs, "algorithm.adv_estimator=grpo"))
+    assert need_reference_policy(stock_config(*inputs, "actor_rollout_ref.actor.use_kl_loss=true"))
+
+
+@pytest.mark.parametrize(
+    "overrides, bypass, source",
+    [
+        ([], True, "current"),
+        ([f"{F}.preset=released", "data.train_batch_size=256"], True, "current"),
+        ([f"{F}.preset=released", "data.train_batch_size=512"], False, "recomputed"),
+        ([f"{F}.gamma=0.5", "trainer.v1.trainer_mode=separate_async"], False, "recomputed"),
+        ([f"{F}.gamma=0.5", "actor_rollout_ref.actor.ppo_epochs=2", "data.train_batch_size=256"], False, "recomputed"),
+    ],
+)
+def test_the_old_log_prob_pass_is_made_only_where_it_is_needed(stock_config, inputs, overrides, bypass, source):
+    config = stock_config(*inputs, "data.train_batch_size=256", SWITCH, *overrides)
+    complete(config)
+    assert config.algorithm.rollout_correction.bypass_mode is bypass
+    if not bypass or "released" in str(overrides):
+        assert config.actor_rollout_ref.actor.policy_loss.f_divergence.old_log_prob == source
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["trainer.use_v1=false"], "trainer.use_v1=false"),
+        (["algorithm.use_kl_in_reward=true"], "algorithm.use_kl_in_reward=true"),
+        (["actor_rollout_ref.rollout.n=1"], "rollout.n=1"),
+        (["actor_rollout_ref.actor.shuffle=true"], "shuffle=true"),
+        (["algorithm.rollout_correction.rollout_is=token"], "rollout_is"),
+        (["critic.enable=true"], "critic.enable=true"),
+        (["distillation.enabled=true"], "distillation.enabled=true"),
+        (["actor_rollout_ref.actor.policy_loss.loss_mode=gspo"], "loss_mode=gspo"),
+        ([f"{F}.beta=0"], "f_divergence.beta=0"),
+        ([f"{F}.beta=-1"], "f_divergence.beta=-1"),
+        ([f"{F}.lam=1.5"], "f_divergence.lam=1.5"),
+        ([f"{F}.lam=0.5"], "preference data"),
+        ([f"{F}.divergence=nope"], "nope"),
+        ([f"{F}.link=nope"], "nope"),
+        ([f"{F}.alpha=2"], "alpha"),
+        ([f"{F}.level=word"], "level='word'"),
+        ([f"{F}.betta=0.1"], "f_divergence.betta"),
+        ([f"{F}.weight_cap=0.5"], "weight_cap=0.5"),
+        ([f"{F}.scale=big"], "scale='big'"),
+        ([f"{F}.preset=mine"], "preset='mine'"),
+        (["data.train_files=/nowhere/rows.parquet"], "data.train_files=/nowhere/rows.parquet"),
+        (["data.prompt_key=question"], "column question is missing"),
+        (["actor_rollout_ref.model.path=/nowhere/model"], "actor_rollout_ref.model.path=/nowhere/model"),
+    ],
+)
+def test_contradictions_are_refused_by_name(stock_config, inputs, overrides, words):
+    config = stock_config(*inputs, SWITCH, *overrides)
+    with pytest.raises(ValueError) as error:
+        complete(config)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_without_tokenizer_is_refused(stock_config, inputs, tmp_path):
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match="no tokenizer"):
+        complete(stock_config(*inputs, SWITCH))
+
+
+def test_our_loss_without_our_estimator_is_refused(stock_config, inputs):
+    config = stock_config(*inputs, "algorithm.adv_estimator=grpo", f"{F}.beta=0.1")
+    with pytest.raises(ValueError, match=r"set algorithm\.adv_estimator=f_grpo"):
+        complete(config)
+
+
+def _main_ppo(*overrides: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", *overrides]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_the_real_entry_point_ends_in_one_sentence_before_ray(inputs):
+    done = _main_ppo(*inputs, SWITCH, "algorithm.use_kl_in_reward=true", "hydra.run.dir=.", "hydra.output_subdir=null")
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("fgrpo-plugin: algorithm.use_kl_in_reward=true contradicts")
+    assert "Traceback" not in done.stderr and "ray init" not in done.stdout
+
+
+def test_another_entry_point_is_refused(inputs, tmp_path):
+    script = tmp_path / "main_other.py"
+    script.write_text(
+        "import sys\n"
+        "from hydra import compose, initialize_config_module\n"
+        "from verl.utils.device import auto_set_device\n"
+        "with initialize_config_module('verl.trainer.config', version_base=None):\n"
+        "    config = compose('ppo_trainer', sys.argv[1:])\n"
+        "auto_set_device(config)\n"
+    )
+    done = subprocess.run([sys.executable, str(script), *inputs, SWITCH], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "verl.trainer.main_ppo alone, not main_other.py" in done.stderr.strip().splitlines()[-1]
+
+
+def test_the_estimator_refuses_an_unvalidated_configuration():
+    import torch
+
+    from fgrpo_plugin.host.advantage import f_grpo_advantage
+
+    rewards, mask = torch.zeros(2, 3), torch.ones(2, 3)
+    with pytest.raises(ValueError, match="only entry point"):
+        f_grpo_advantage(rewards, mask, OmegaConf.create({}), ["a", "a"])
