@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from fgrpo_plugin.divergences import Divergence
 from fgrpo_plugin.losses import clip_implicit_reward, f_grpo_loss, implicit_reward
 
 PREFIX = "actor/f_divergence/"
+SUMS = PREFIX + "sums/"
 ROW_FIELDS = ("f_divergence_advantage", "f_divergence_weight", "f_divergence_count", "f_divergence_fresh")
 """One number a row, attached by the driver: a_i, w_i, the denominator, and 1 in the first mini-batch of the update."""
 
@@ -75,10 +77,11 @@ def f_grpo_policy_loss(
     )
     scale = s_all * s_on * config.global_batch_info.get("dp_size", 1)
     with torch.no_grad():
-        metrics = {
-            **_reward_sums(reward, clipped, response_mask, f_divergence_advantage, divergence),
-            **_rollout_difference_sums(log_prob, old_log_prob, response_mask, f_divergence_fresh),
-        }
+        mask = response_mask.bool()
+        metrics = _totals(
+            _sums(reward, clipped, f_divergence_advantage, f_divergence_weight, divergence, mask)
+            | _token_sums(log_prob, ref_log_prob, old_log_prob, mask, f_divergence_fresh)
+        )
     return scale * loss, metrics
 
 
@@ -91,46 +94,59 @@ def _old_log_prob(settings: Any, log_prob: torch.Tensor, recomputed: torch.Tenso
     return recomputed if settings.old_log_prob == "recomputed" else log_prob.detach()
 
 
-def _reward_sums(reward, clipped, response_mask, advantage, divergence) -> dict[str, float]:
+def _sums(
+    reward: torch.Tensor,
+    clipped: torch.Tensor,
+    advantage: torch.Tensor,
+    weight: torch.Tensor,
+    divergence: Divergence,
+    mask: torch.Tensor,
+) -> dict[str, torch.Tensor]:
     """Sums over this micro-batch's counted rows, and how many they are, on each side."""
-    mask = response_mask.bool()
     counted = mask.any(dim=-1)
     if reward.dim() == 2:  # one reward a token: a row is described by its mean
-        length = mask.sum(dim=-1).clamp(min=1)
+        reward = torch.where(mask, reward, 0.0).sum(dim=-1) / mask.sum(dim=-1).clamp(min=1)
         clipped = (clipped & mask).any(dim=-1)
-        reward_of_row = (reward * mask).sum(dim=-1) / length
-    else:
-        reward_of_row = reward
     above, below = counted & (advantage > 0), counted & (advantage < 0)
-    link = divergence.link(reward_of_row)
-    conjugate = divergence.conjugate_of_link(reward_of_row)
     return {
-        PREFIX + "sums/rows": counted.sum().item(),
-        PREFIX + "sums/clipped": (clipped & counted).sum().item(),
-        PREFIX + "sums/aligned_rows": above.sum().item(),
-        PREFIX + "sums/unaligned_rows": below.sum().item(),
-        PREFIX + "sums/reward": torch.where(counted, reward_of_row, 0.0).sum().item(),
-        PREFIX + "sums/aligned_reward": torch.where(above, reward_of_row, 0.0).sum().item(),
-        PREFIX + "sums/unaligned_reward": torch.where(below, reward_of_row, 0.0).sum().item(),
-        PREFIX + "sums/aligned_link": torch.where(above, link, 0.0).sum().item(),
-        PREFIX + "sums/unaligned_conjugate": torch.where(below, conjugate, 0.0).sum().item(),
+        "rows": counted,
+        "clipped": clipped & counted,
+        "aligned_rows": above,
+        "unaligned_rows": below,
+        "reward": torch.where(counted, reward, 0.0),
+        "aligned_reward": torch.where(above, reward, 0.0),
+        "unaligned_reward": torch.where(below, reward, 0.0),
+        "aligned_weight": torch.where(above, weight, 0.0),
+        "unaligned_weight": torch.where(below, weight, 0.0),
+        "aligned_link": torch.where(above, weight * divergence.link(reward), 0.0),
+        "unaligned_conjugate": torch.where(below, weight * divergence.conjugate_of_link(reward), 0.0),
     }
 
 
-def _rollout_difference_sums(log_prob, rollout_log_prob, response_mask, fresh) -> dict[str, float]:
-    """Moments of actor and rollout probabilities on rows that the actor has not yet been trained on."""
-    mask = response_mask.bool() & (fresh > 0).unsqueeze(-1)
-    actor = torch.where(mask, log_prob.double(), 0.0).exp() * mask
-    rollout = torch.where(mask, rollout_log_prob.double(), 0.0).exp() * mask
-    difference = (actor - rollout).abs()
-    sums = {
+def _token_sums(
+    log_prob: torch.Tensor, ref_log_prob: torch.Tensor, rollout: torch.Tensor, mask: torch.Tensor, fresh: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Distance from the reference, and from the rollout engine on rows that the actor has not yet been trained on."""
+    compared = mask & (fresh > 0).unsqueeze(-1)
+    actor_probs = torch.where(compared, log_prob, -torch.inf).exp()
+    rollout_probs = torch.where(compared, rollout, -torch.inf).exp()
+    difference = actor_probs - rollout_probs
+    return {
         "tokens": mask,
-        "difference": difference,
+        "reference_gap": torch.where(mask, (log_prob - ref_log_prob).abs(), 0.0),
+        "compared_tokens": compared,
+        "rollout_gap": torch.where(compared, (log_prob - rollout).abs(), 0.0),
+        "difference": difference.abs(),
         "difference_squared": difference.square(),
-        "actor": actor,
-        "actor_squared": actor.square(),
-        "rollout": rollout,
-        "rollout_squared": rollout.square(),
-        "product": actor * rollout,
+        "actor": actor_probs,
+        "actor_squared": actor_probs.square(),
+        "rollout": rollout_probs,
+        "rollout_squared": rollout_probs.square(),
+        "product": actor_probs * rollout_probs,
     }
-    return {PREFIX + "sums/probs/" + name: values.sum().item() for name, values in sums.items()}
+
+
+def _totals(parts: dict[str, torch.Tensor]) -> dict[str, float]:
+    """One transfer from the device for all of them."""
+    totals = torch.stack([values.sum(dtype=torch.float64) for values in parts.values()]).tolist()
+    return {SUMS + name: total for name, total in zip(parts, totals, strict=True)}

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from fgrpo_plugin.advantages import group_advantages, group_weights
-from fgrpo_plugin.host.config import LOSS_MODES
-from fgrpo_plugin.host.policy_loss import PREFIX, ROW_FIELDS
+from fgrpo_plugin.divergences import Divergence
+from fgrpo_plugin.host.config import LOSS_MODES, read_settings
+from fgrpo_plugin.host.policy_loss import PREFIX, ROW_FIELDS, SUMS
 from fgrpo_plugin.host.validate import require_validated
 
 ROLLOUT_DIFFERENCE_WARNING = 0.05
@@ -34,10 +35,9 @@ class FDivergenceTrainer:
 
     def _update_actor(self, batch: Any, metrics: dict) -> Any:
         import transfer_queue as tq
-        from hydra.utils import instantiate
         from tensordict import TensorDict
 
-        settings = instantiate(self.config.actor_rollout_ref.actor.policy_loss.f_divergence, _convert_="partial")
+        settings = read_settings(self.config.actor_rollout_ref.actor.policy_loss.f_divergence)
         refuse_several_outputs(batch.keys)
         fields = ["uid", "response_mask", "rm_scores"]
         if settings.weighting == "softmax_is":
@@ -71,7 +71,7 @@ class FDivergenceTrainer:
 
         batch = super()._update_actor(batch, metrics)  # type: ignore[misc]
         metrics.update(row_metrics)
-        metrics.update(divide_sums(metrics, compare_rollout=actor.ppo_epochs == 1))
+        metrics.update(divide_sums(metrics, settings.build_divergence(), compare_rollout=actor.ppo_epochs == 1))
         difference = metrics.get("training/rollout_probs_diff_mean", 0.0)
         if difference > ROLLOUT_DIFFERENCE_WARNING:
             print(
@@ -171,7 +171,7 @@ def _row_metrics(advantage: torch.Tensor, weight: torch.Tensor, counted: torch.T
     }
 
 
-def divide_sums(metrics: dict, *, compare_rollout: bool) -> dict[str, float]:
+def divide_sums(metrics: dict, divergence: Divergence, *, compare_rollout: bool) -> dict[str, float]:
     """Turn the workers' sums into means; the sums are removed from ``metrics``.
 
     The host averages what micro-batches report with equal weight. A ratio of two such averages is the ratio of the two
@@ -179,14 +179,14 @@ def divide_sums(metrics: dict, *, compare_rollout: bool) -> dict[str, float]:
 
     Args:
         metrics: the step's metrics after the host's reduction.
+        divergence: whose estimate is reported.
         compare_rollout: report the difference between actor and rollout probabilities (meaningless once rows have
             been trained on, that is with several epochs).
 
     Raises:
         RuntimeError: the workers reported no f-GRPO sums: another loss has run.
     """
-    start = PREFIX + "sums/"
-    sums = {name[len(start) :]: metrics.pop(name) for name in list(metrics) if name.startswith(start)}
+    sums = {name.removeprefix(SUMS): metrics.pop(name) for name in list(metrics) if name.startswith(SUMS)}
     if not sums:
         raise RuntimeError(
             "the actor was updated by another loss than 'f_grpo' (its metrics are missing); "
@@ -197,14 +197,15 @@ def divide_sums(metrics: dict, *, compare_rollout: bool) -> dict[str, float]:
         return float(sums[total] / sums[of]) if sums[of] else math.nan
 
     aligned, unaligned = mean("aligned_reward", "aligned_rows"), mean("unaligned_reward", "unaligned_rows")
+    estimate = mean("aligned_link", "aligned_weight") - mean("unaligned_conjugate", "unaligned_weight")
     means = {
         PREFIX + "implicit_reward": mean("reward", "rows"),
         PREFIX + "implicit_reward_aligned": aligned,
         PREFIX + "implicit_reward_unaligned": unaligned,
         PREFIX + "implicit_reward_margin": aligned - unaligned,
-        PREFIX + "divergence_estimate": mean("aligned_link", "aligned_rows")
-        - mean("unaligned_conjugate", "unaligned_rows"),
+        PREFIX + "divergence_estimate": estimate + divergence.estimate_offset,
         PREFIX + "clipped_share": mean("clipped", "rows"),
+        PREFIX + "reference_gap": mean("reference_gap", "tokens"),
     }
     if compare_rollout:
         means.update(_rollout_difference(sums))
@@ -213,12 +214,12 @@ def divide_sums(metrics: dict, *, compare_rollout: bool) -> dict[str, float]:
 
 def _rollout_difference(sums: dict[str, float]) -> dict[str, float]:
     """The host's names for its own stale-weight check, whose forward pass f-GRPO saves."""
-    tokens = sums["probs/tokens"]
+    tokens = sums["compared_tokens"]
     if not tokens:
         return {}
 
     def mean(name: str) -> float:
-        return float(sums["probs/" + name] / tokens)
+        return float(sums[name] / tokens)
 
     difference = mean("difference")
     covariance = mean("product") - mean("actor") * mean("rollout")
@@ -226,6 +227,7 @@ def _rollout_difference(sums: dict[str, float]) -> dict[str, float]:
         max(mean("actor_squared") - mean("actor") ** 2, 0.0) * max(mean("rollout_squared") - mean("rollout") ** 2, 0.0)
     )
     return {
+        PREFIX + "rollout_gap": mean("rollout_gap"),
         "training/rollout_probs_diff_mean": difference,
         "training/rollout_probs_diff_std": math.sqrt(max(mean("difference_squared") - difference**2, 0.0)),
         "training/rollout_actor_probs_pearson_corr": covariance / spread if spread > 0 else math.nan,

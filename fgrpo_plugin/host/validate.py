@@ -94,8 +94,7 @@ def complete(config: DictConfig) -> None:
         why = "gamma != 0 with several optimiser steps or stale rollouts needs log pi_old from the actor"
         fill("algorithm.rollout_correction.bypass_mode", False, why)
     with open_dict(config):
-        values = {"_target_": "fgrpo_plugin.config.FDivergenceConfig", **asdict(settings)}
-        OmegaConf.update(config, f"{LOSS}.f_divergence", values, force_add=True)
+        OmegaConf.update(config, f"{LOSS}.f_divergence", asdict(settings), force_add=True)
         config.algorithm[VALIDATED] = True
     _report(settings, changes)
 
@@ -161,7 +160,6 @@ def _check_inputs(config: DictConfig) -> None:
 def _settings(config: DictConfig) -> FDivergenceConfig:
     given = OmegaConf.select(config, f"{LOSS}.f_divergence")
     values: dict[str, Any] = OmegaConf.to_container(given, resolve=True) if given is not None else {}  # type: ignore
-    values.pop("_target_", None)
     known = [field.name for field in fields(FDivergenceConfig)]
     unknown = [name for name in values if name not in known]
     if unknown:

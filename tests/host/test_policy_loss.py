@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from tensordict import TensorDict
 
 from fgrpo_plugin.config import FDivergenceConfig
+from fgrpo_plugin.divergences import get_divergence
 from fgrpo_plugin.host.config import FDivergencePolicyLossConfig
 from fgrpo_plugin.host.trainer import divide_sums, minibatch_of_row, row_numbers
 
@@ -28,7 +29,7 @@ def _actor_config(**settings):
 def _rows(n=12, seed=0, gamma_old=False):
     """Rows as the host's queue holds them: nested, each of its own length, two of them fully masked."""
     generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(1, 6, (n,), generator=generator).tolist()
+    lengths = torch.randint(2, 6, (n,), generator=generator).tolist()
     prompts = torch.randint(1, 4, (n,), generator=generator).tolist()
     masks = [torch.ones(length, dtype=torch.int64) for length in lengths]
     masks[3][-1] = 0  # a masked token inside a row
@@ -193,9 +194,11 @@ def test_metrics_do_not_depend_on_the_split():
         merged: dict = {}
         for name in metrics[0]:
             if name.startswith("actor/f_divergence"):
-                values = [value for part in metrics for value in part[name].values]
-                merged[name] = Metric(aggregation="mean", value=values).aggregate()
-        return divide_sums(merged, compare_rollout=True)
+                micro_batches = Metric(aggregation="mean")
+                for part in metrics:
+                    micro_batches.extend(part[name])
+                merged[name] = micro_batches.aggregate()
+        return divide_sums(merged, get_divergence("pearson"), compare_rollout=True)
 
     whole, split = reduced([list(range(12))]), reduced([[0], [1, 2, 3, 4, 5, 6], [7, 8, 9, 10, 11]])
     assert whole.keys() == split.keys()
@@ -214,7 +217,7 @@ def test_a_loss_that_took_our_place_is_noticed_in_the_worker(monkeypatch):
     with pytest.raises(ValueError, match="has replaced 'f_grpo'"):
         FDivergencePolicyLossConfig(loss_mode="vanilla")
     with pytest.raises(RuntimeError, match="another loss"):
-        divide_sums({"actor/pg_loss": 1.0}, compare_rollout=True)
+        divide_sums({"actor/pg_loss": 1.0}, get_divergence("kl"), compare_rollout=True)
 
 
 def test_minibatch_of_row_is_where_the_hosts_iterator_puts_it():

