@@ -163,11 +163,10 @@ def _centre(values: torch.Tensor, group: torch.Tensor, groups: int) -> tuple[tor
     count = torch.bincount(group, minlength=groups)
     size = _sum_by(group, groups, values.abs())
     centred = values - (_sum_by(group, groups, values) / count)[group]
-    low = torch.full_like(size, math.inf).scatter_reduce(0, group, values, "amin")
-    high = torch.full_like(size, -math.inf).scatter_reduce(0, group, values, "amax")
-    # The sum's rounding error is at most this; without it, the sign of a row at the mean depends on the rows' order.
+    # The mean's rounding error is below this. Without it a flat group is not exactly 0, and the side of a row at its
+    # group's mean depends on the rows' order.
     rounding = torch.finfo(values.dtype).eps * size
-    return torch.where((low == high)[group] | (centred.abs() <= rounding[group]), 0.0, centred), count
+    return torch.where(centred.abs() <= rounding[group], 0.0, centred), count
 
 
 def _sum_by(index: torch.Tensor, size: int, values: torch.Tensor) -> torch.Tensor:

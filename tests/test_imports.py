@@ -1,0 +1,31 @@
+"""The mathematics imports torch and nothing of the host, so it can be read, tested and used without it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FORBIDDEN = ("verl", "ray", "vllm", "transformers", "hydra")
+MATHEMATICS = ("fgrpo_plugin", "fgrpo_plugin.divergences", "fgrpo_plugin.advantages", "fgrpo_plugin.losses")
+
+
+def imported_hosts(modules, *paths):
+    """Which forbidden packages a fresh interpreter holds after importing the modules."""
+    program = (
+        f"import importlib, sys; sys.path[:0] = {[str(path) for path in paths]!r}\n"
+        f"for module in {list(modules)!r}: importlib.import_module(module)\n"
+        f"print(*sorted({{name.split('.')[0] for name in sys.modules}} & {set(FORBIDDEN)!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    return done.stdout.split()
+
+
+def test_mathematics_imports_no_host():
+    assert imported_hosts(MATHEMATICS, ROOT) == []
+
+
+def test_the_check_can_fail(tmp_path):
+    (tmp_path / "verl").mkdir()
+    (tmp_path / "verl" / "__init__.py").write_text("")
+    (tmp_path / "leaky.py").write_text("import verl\n")
+    assert imported_hosts(("leaky",), tmp_path) == ["verl"]
