@@ -56,7 +56,10 @@ def _rows(n=12, seed=0, gamma_old=False):
         ref=ref,
         rewards=rewards,
         uids=uids,
-        log_prob=[(-torch.rand(p + length, generator=generator)).requires_grad_() for p, length in zip(prompts, lengths)],
+        log_prob=[
+            (-torch.rand(p + length, generator=generator)).requires_grad_()
+            for p, length in zip(prompts, lengths, strict=True)
+        ],
     )
 
 
@@ -177,7 +180,9 @@ def test_masked_rows_and_tokens_have_no_gradient():
 
 
 def test_gamma_adds_gradient_but_no_value_where_the_actor_is_pi_old():
-    plain, _, plain_gradient = _run(_rows(), _actor_config(beta=BETA, scale=[1, 1], weighting="none"), [list(range(12))])
+    plain, _, plain_gradient = _run(
+        _rows(), _actor_config(beta=BETA, scale=[1, 1], weighting="none"), [list(range(12))]
+    )
     settings = dict(beta=BETA, scale=[1, 1], weighting="none", gamma=BETA)
     value, _, gradient = _run(_rows(), _actor_config(**settings), [list(range(12))])
     assert value == pytest.approx(plain, rel=1e-6)

@@ -1,0 +1,26 @@
+"""A platform that lets the stock verl run without an accelerator.
+
+What the host offers an extension point for is registered: the platform, the engines, the worker extension, the
+sampler, the distribution's metadata. `collective` is the one wrapper around a host function.
+"""
+
+from functools import cache
+
+import wrapt
+
+from fgrpo_plugin.host.cpu import distribution
+
+# host module -> what to call with it once it is imported
+_HOOKS = {
+    "verl.plugin.platform.platform_manager": "fgrpo_plugin.host.cpu.platform:register",
+    "verl.utils.distributed": "fgrpo_plugin.host.cpu.collective:register",
+    "verl.workers.engine.fsdp.transformer_impl": "fgrpo_plugin.host.cpu.engines:register",
+}
+
+
+@cache
+def install() -> None:
+    """Prepare this process; host modules that are not imported yet are met when they are."""
+    distribution.offer()
+    for module, hook in _HOOKS.items():
+        wrapt.register_post_import_hook(hook, module)
