@@ -3,8 +3,8 @@
     python benchmarks/step_time.py [--rows 64 --prompt 64 --response 128 --layers 4 --hidden 256 --repeats 9]
 
 Counts what the two algorithms do differently: log-prob passes and the actor update, through verl's
-``ActorRolloutRefWorker`` (FSDP2, the device that is there). Generation, reward and weight sync are the same for both and
-are left out. The variants run alternately in one process; the table shows ratios of medians.
+``ActorRolloutRefWorker`` (FSDP2, the device that is there). Generation, reward and weight sync are the same for both
+and are left out. The variants run alternately in one process; the table shows ratios of medians.
 """
 
 import os
@@ -228,7 +228,7 @@ def _report(times: dict[str, list[float]], title: str, output: Path | None) -> N
     targets = {"grpo": "1.02", "grpo + KL": "0.85", "grpo + KL + bypass_mode": "reported"}
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     table = Table(title=f"log-prob passes + update, {title}; {device}")
-    lines = [f"| variant | median, s | f_grpo / variant | target |\n| --- | --- | --- | --- |"]
+    lines = ["| variant | median, s | f_grpo / variant | target |\n| --- | --- | --- | --- |"]
     for column in ("variant", "median, s", "f_grpo / variant", "target"):
         table.add_column(column)
     for name, value in median.items():

@@ -53,3 +53,7 @@ def quickstart(
     except QuickstartError as error:
         print(f"fgrpo quickstart: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
+
+
+if __name__ == "__main__":
+    app()

@@ -102,7 +102,9 @@ class FDivergenceConfig:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value and abs(value) < float("inf")
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and value == value and abs(value) < float("inf")
+    )
 
 
 def _is_pair_of_positive(value: object) -> bool:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, entry_points, version
+from typing import Any
 
 from rich.console import Console
 
@@ -60,7 +61,7 @@ def examine(start_ray: bool = True) -> bool:
 
 
 def _python() -> str:
-    if sys.version_info < (3, 11):
+    if not (sys.version_info.major == 3 and sys.version_info.minor >= 11):
         raise NotReady(f"{sys.version.split()[0]} is too old; use Python 3.11 or newer.")
     return sys.version.split()[0]
 
@@ -136,7 +137,7 @@ print("PROBE" + json.dumps(found))
     return "f_grpo registered there too"
 
 
-def _probe(code: str) -> "dict | str | bool":
+def _probe(code: str) -> Any:
     """Run Python in a fresh process and return what it printed behind PROBE."""
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180)

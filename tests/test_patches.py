@@ -19,7 +19,8 @@ from fgrpo_plugin.host import shims
 import tests.host.test_policy_loss as t
 import verl.utils.config
 rows = t._rows()
-loss, _, gradient = t._run(rows, t._actor_config(divergence="jensen_shannon", beta=0.3), [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9, 10, 11]])
+config = t._actor_config(divergence="jensen_shannon", beta=0.3)
+loss, _, gradient = t._run(rows, config, [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9, 10, 11]])
 print(json.dumps(dict(
     host=verl.__file__, applied=shims.APPLIED, refused=shims.REFUSED, loss=loss, gradient=gradient.tolist(),
     hooks=[hook.__module__ for hook in getattr(verl.utils.config, "CONFIG_HOOKS", [])],

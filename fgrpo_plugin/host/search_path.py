@@ -1,4 +1,4 @@
-"""Offers this package's Hydra groups to the stock ``main_ppo``: ``+fgrpo=<group>`` finds ``conf/fgrpo/<group>.yaml``."""
+"""Offers our Hydra groups to the stock ``main_ppo``: ``+fgrpo=<group>`` finds ``conf/fgrpo/<group>.yaml``."""
 
 from types import ModuleType
 

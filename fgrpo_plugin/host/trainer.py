@@ -147,9 +147,7 @@ def row_numbers(
     # Normalisation: rows (tokens at level token) with an unmasked token, over the whole mini-batch.
     share = (tokens if settings.level == "token" else (tokens > 0)).double()
     count = torch.zeros(int(minibatch.max()) + 1, dtype=torch.float64).index_add_(0, minibatch, share)
-    fields = dict(
-        zip(ROW_FIELDS, (advantage, weight, count[minibatch].clamp(min=1), (minibatch == 0)), strict=True)
-    )
+    fields = dict(zip(ROW_FIELDS, (advantage, weight, count[minibatch].clamp(min=1), (minibatch == 0)), strict=True))
     return {name: values.float() for name, values in fields.items()}, _row_metrics(
         advantage, weight, (tokens > 0) & ~padding, settings
     )

@@ -6,6 +6,7 @@ reference policy is needed. The patched host calls registered configuration hook
 
 import sys
 from types import ModuleType
+from typing import Any
 
 import wrapt
 
@@ -15,7 +16,7 @@ HASHES = {"031feb0fd93538991fc74fb8cde2dcaddf7c1855cd1d06f809ecfb64cba6e5fc": "v
 ENTRY_POINT = "verl/trainer/main_ppo.py"
 
 
-def apply(device: ModuleType) -> bool:
+def apply(device: Any) -> bool:
     """Adapt ``verl.utils.device``, which is imported before anything can tell whether the host has hooks."""
     known_source(
         device.auto_set_device,

@@ -6,7 +6,6 @@ fields of the micro-batch as well, as keyword arguments: exactly what the patche
 
 from contextvars import ContextVar
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import wrapt
@@ -18,7 +17,7 @@ HASHES = {"d7c0f8772b444f55a59975a1fae154c43a2dab4724a88c89d95237e0a128c561": "v
 _micro_batch: ContextVar[Any] = ContextVar("micro_batch")
 
 
-def apply(losses: ModuleType) -> bool:
+def apply(losses: Any) -> bool:
     """Adapt ``verl.workers.utils.losses``; False where the host passes ``batch_fields`` itself."""
     if hasattr(losses, "policy_loss_batch_fields"):
         return False

@@ -3,7 +3,7 @@
 ``need_reference_policy`` looks at the KL switches alone. The patched host also looks at what the policy loss asks for.
 """
 
-from types import ModuleType
+from typing import Any
 
 import wrapt
 
@@ -12,7 +12,7 @@ from fgrpo_plugin.host.shims import known_source
 HASHES = {"b8a793a391c047143b1a5773c8391b362f0e4062e467022ed09a27f57505e6d7": "verl 0.9.1"}
 
 
-def apply(utils: ModuleType) -> bool:
+def apply(utils: Any) -> bool:
     """Adapt ``verl.trainer.ppo.utils``; False where the host looks at the policy loss itself."""
     if hasattr(utils, "policy_loss_batch_fields"):
         return False

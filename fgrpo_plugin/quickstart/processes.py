@@ -1,0 +1,99 @@
+"""Ending everything that a run has started: Ray daemons, vLLM engines and their shared memory outlive their parent.
+
+Every descendant of a run inherits one environment variable with a value of its own, so its processes are found by that
+value and not by their names, and nobody else's are touched.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+MARKER = "FGRPO_RUN_ID"
+SHARED_MEMORY = Path("/dev/shm")
+GRACE_SECONDS = 10.0
+
+
+def marked_processes(run_id: str) -> list[psutil.Process]:
+    """Running processes whose environment holds ``FGRPO_RUN_ID=run_id``, this one excepted."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            ended = process.status() == psutil.STATUS_ZOMBIE
+            if process.pid != os.getpid() and not ended and process.environ().get(MARKER) == run_id:
+                found.append(process)
+    return found
+
+
+def end_run(run_id: str, *, grace_seconds: float = GRACE_SECONDS) -> int:
+    """End every process of a run: SIGINT, then SIGTERM, then SIGKILL.
+
+    Args:
+        run_id: value of the marker.
+        grace_seconds: how long each but the last signal is given.
+
+    Returns:
+        How many processes there were.
+    """
+    first = len(marked_processes(run_id))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + grace_seconds
+        processes = marked_processes(run_id)
+        for process in processes:
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(number)
+        while processes and time.monotonic() < deadline:
+            time.sleep(0.1)
+            processes = marked_processes(run_id)
+        if not processes:
+            break
+    return first
+
+
+def shared_memory_segments() -> set[Path]:
+    """What lies in the machine's shared memory now."""
+    return set(SHARED_MEMORY.iterdir()) if SHARED_MEMORY.is_dir() else set()
+
+
+def _in_use() -> set[str]:
+    """Shared-memory files that a running process maps or holds open."""
+    used: set[str] = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            used.update(m.path for m in process.memory_maps() if m.path.startswith(str(SHARED_MEMORY)))
+            used.update(f.path for f in process.open_files() if f.path.startswith(str(SHARED_MEMORY)))
+    return used
+
+
+def remove_segments(segments: set[Path]) -> list[Path]:
+    """Remove the given shared-memory segments that are ours and that no running process uses any more."""
+    removed = []
+    used = _in_use() if segments else set()
+    for segment in sorted(segments):
+        with contextlib.suppress(OSError):
+            if segment.stat().st_uid == os.getuid() and str(segment) not in used:
+                shutil.rmtree(segment) if segment.is_dir() else segment.unlink()
+                removed.append(segment)
+    return removed
+
+
+@contextlib.contextmanager
+def cleaned_up(run_id: str, ray_folder: Path) -> Iterator[None]:
+    """However the block ends, end the run's processes and remove its shared memory and Ray's temporary folder."""
+    before = shared_memory_segments()
+    try:
+        yield
+    finally:
+        # A second Ctrl-C must not leave half of them behind.
+        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            end_run(run_id)
+            remove_segments(shared_memory_segments() - before)
+            shutil.rmtree(ray_folder, ignore_errors=True)
+        finally:
+            signal.signal(signal.SIGINT, previous)

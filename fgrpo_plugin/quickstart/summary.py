@@ -1,0 +1,102 @@
+"""From the host's metrics (one JSON line a step) to the numbers and the picture of a run."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+REWARD = "critic/score/mean"
+WINDOW = 10
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of the host's file log: ``{"step": int, "data": {metric: number}}``."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def rewards(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Mean sampled reward of each training step."""
+    return [row["data"][REWARD] for row in rows if REWARD in row["data"]]
+
+
+def heldout_accuracies(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
+    """(step, accuracy) of each validation: the host's ``val-core`` metrics, averaged over data sources."""
+    found = []
+    for row in rows:
+        values = [value for name, value in row["data"].items() if name.startswith("val-core/") and "mean@1" in name]
+        if values:
+            found.append((row["step"], statistics.fmean(values)))
+    return found
+
+
+def summarize(
+    metrics: Path, *, algorithm: str, divergence: str | None, seed: int, steps: int, seconds_total: float
+) -> dict[str, Any]:
+    """The contents of ``summary.json``.
+
+    Args:
+        metrics: the host's file log.
+        algorithm: ``f_grpo`` or ``grpo``.
+        divergence: name of f, or None.
+        seed: seed of the run.
+        steps: training steps asked for.
+        seconds_total: from the command to its end.
+
+    Returns:
+        A dict with rewards as means over the first and last ten steps and greedy held-out accuracy before and after.
+    """
+    rows = read_metrics(metrics)
+    reward = rewards(rows)
+    heldout = heldout_accuracies(rows)
+    seconds = [row["data"]["timing_s/step"] for row in rows if "timing_s/step" in row["data"]]
+    return {
+        "algorithm": algorithm,
+        "divergence": divergence,
+        "seed": seed,
+        "reward_first10": statistics.fmean(reward[:WINDOW]),
+        "reward_last10": statistics.fmean(reward[-WINDOW:]),
+        "heldout_accuracy_before": heldout[0][1] if heldout else None,
+        "heldout_accuracy_after": heldout[-1][1] if heldout else None,
+        "steps": steps,
+        "seconds_total": round(seconds_total, 1),
+        "seconds_per_step_median": round(statistics.median(seconds), 3),
+    }
+
+
+def draw(runs: Mapping[str, Sequence[Path]], target: Path, title: str) -> Path:
+    """Reward against step: each run faint, the mean over a name's runs, smoothed over ten steps, in full colour.
+
+    Args:
+        runs: name -> metrics files (one a seed).
+        target: the PNG.
+        title: above the picture.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7.2, 4.2), dpi=150, layout="constrained")
+    for index, (name, files) in enumerate(runs.items()):
+        colour = f"C{index}"
+        logs = [read_metrics(file) for file in files]
+        curves = [rewards(rows) for rows in logs]
+        for curve in curves:
+            axes.plot(range(1, len(curve) + 1), curve, color=colour, alpha=0.25, linewidth=0.8)
+        mean = [statistics.fmean(values) for values in zip(*curves, strict=False)]
+        smooth = [statistics.fmean(mean[max(0, i - WINDOW + 1) : i + 1]) for i in range(len(mean))]
+        axes.plot(range(1, len(smooth) + 1), smooth, color=colour, linewidth=2, label=name)
+        for rows in logs:
+            held = heldout_accuracies(rows)
+            axes.plot([s for s, _ in held], [a for _, a in held], "o", color=colour, markersize=4, alpha=0.7)
+    axes.plot([], [], "o", color="grey", markersize=4, label="held-out accuracy, greedy")
+    axes.set(xlabel="training step", ylabel="sampled reward", ylim=(0, 1.02), title=title)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(target)
+    plt.close(figure)
+    return target

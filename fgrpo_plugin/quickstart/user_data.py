@@ -1,0 +1,126 @@
+"""``DATA=file``: the user's own prompts and ground truths in verl's data format."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fgrpo_plugin.preflight import check_data_file
+
+COLUMNS = ("prompt", "data_source", "reward_model")
+BATCH = 32
+MINI_BATCH = 16
+HELDOUT_ONE_IN = 10
+HELDOUT_MOST = 256
+RESPONSE_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class UserData:
+    """Rows of both splits, and the host's settings that follow from them."""
+
+    train: list[dict[str, Any]]
+    heldout: list[dict[str, Any]]
+    overrides: tuple[str, ...]
+
+
+def prepare_user_data(path: Path, model: Path | None, overrides: Sequence[str] = ()) -> UserData:
+    """Read, check and split the rows: every tenth is held out (at most 256).
+
+    Args:
+        path: ``.parquet``, ``.jsonl`` or ``.json`` with the columns that verl reads.
+        model: whose tokenizer measures the prompts; None is the quick start's own.
+        overrides: the user's own settings for the host; a reward function among them replaces verl's default.
+
+    Raises:
+        ValueError: one sentence that names DATA, the row where there is one, and the remedy.
+    """
+    check_data_file(path, COLUMNS, "DATA")
+    rows = _read(path)
+    for number, row in enumerate(rows):
+        _check_row(row, f"DATA={path}: row {number}")
+    if len(rows) < 4:
+        raise ValueError(f"DATA={path}: {len(rows)} rows are too few to train on and hold some out; give at least 4.")
+    heldout = rows[::HELDOUT_ONE_IN][:HELDOUT_MOST]
+    train = [
+        row for number, row in enumerate(rows) if number % HELDOUT_ONE_IN or number // HELDOUT_ONE_IN >= HELDOUT_MOST
+    ]
+    if not any("custom_reward_function.path" in override for override in overrides):
+        _check_default_reward(path, {str(row["data_source"]) for row in rows})
+
+    batch = next((size for size in (BATCH, MINI_BATCH) if size <= len(train)), len(train))
+    prompt_tokens = _longest_prompt(rows, model)
+    return UserData(
+        train=train,
+        heldout=heldout,
+        overrides=(
+            f"data.train_batch_size={batch}",
+            f"actor_rollout_ref.actor.ppo_mini_batch_size={min(batch, MINI_BATCH)}",
+            f"data.max_prompt_length={prompt_tokens}",
+            f"data.max_response_length={RESPONSE_TOKENS}",
+            f"actor_rollout_ref.rollout.max_model_len={prompt_tokens + RESPONSE_TOKENS}",
+            f"actor_rollout_ref.rollout.max_num_batched_tokens={max(8192, prompt_tokens + RESPONSE_TOKENS)}",
+            # A model of unknown size: small micro-batches, whatever fills a laptop's memory least.
+            "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
+            "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=8",
+            "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=8",
+        ),
+    )
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    if path.suffix == ".parquet":
+        return pq.read_table(path).to_pylist()
+    import pandas as pd
+
+    records = pd.read_json(path, lines=path.suffix == ".jsonl").to_dict(orient="records")
+    return [{str(name): value for name, value in row.items()} for row in records]
+
+
+def _check_row(row: Mapping[str, Any], where: str) -> None:
+    prompt = row["prompt"]
+    messages = isinstance(prompt, list) and prompt and all(isinstance(m, Mapping) for m in prompt)
+    if not messages or not all(isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in prompt):
+        raise ValueError(f"{where}: 'prompt' must be a list of messages with 'role' and 'content', not {prompt!r:.80}.")
+    reward = row["reward_model"]
+    if not isinstance(reward, Mapping) or reward.get("ground_truth") is None:
+        raise ValueError(f"{where}: 'reward_model' must be a mapping with 'ground_truth', not {reward!r:.80}.")
+
+
+def _check_default_reward(path: Path, sources: set[str]) -> None:
+    """verl selects its default reward function by data source, and fails in a worker where it has none."""
+    from verl.utils.reward_score import default_compute_score
+
+    for source in sorted(sources):
+        try:
+            default_compute_score(source, "0", "0", {})
+        except NotImplementedError:
+            raise ValueError(
+                f"DATA={path}: verl has no default reward for data_source={source!r}; give your own with "
+                'ARGS="--override reward.custom_reward_function.path=my_reward.py".'
+            ) from None
+        except Exception:  # it has one, which dislikes this probe
+            continue
+
+
+def _longest_prompt(rows: Sequence[Mapping[str, Any]], model: Path | None) -> int:
+    from transformers import AutoTokenizer
+
+    if model is None:
+        from fgrpo_plugin.quickstart.model import build_tokenizer
+
+        tokenizer: Any = build_tokenizer()
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    if tokenizer.chat_template is None:
+        raise ValueError(f"MODEL={model}: its tokenizer has no chat template; set tokenizer.chat_template and save it.")
+    texts = [tokenizer.apply_chat_template(r["prompt"], tokenize=False, add_generation_prompt=True) for r in rows]
+    longest = max(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
+    if model is None and longest + RESPONSE_TOKENS > tokenizer.model_max_length:
+        raise ValueError(
+            f"DATA: the longest prompt has {longest} bytes, too many for the tiny model (512 with the answer); "
+            "shorten it or name a model of your own in MODEL."
+        )
+    return longest

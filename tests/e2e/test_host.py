@@ -1,0 +1,166 @@
+"""Drives the stock host on the CPU: three starts, each serving several assertions."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fgrpo_plugin.quickstart.processes import MARKER, end_run, marked_processes, shared_memory_segments
+from fgrpo_plugin.quickstart.run import QuickstartOptions, _addition, host_command, host_environment, run_quickstart
+from fgrpo_plugin.quickstart.summary import read_metrics, rewards
+
+pytestmark = pytest.mark.e2e
+
+STEPS = 4
+ROLLOUT_GAP = "actor/f_divergence/rollout_gap"  # mean |log p_actor - log p_vLLM| over response tokens, nats
+REFERENCE_GAP = "actor/f_divergence/reference_gap"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A short run whose learning rate moves log-probs visibly within a step."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    small = ("data.train_batch_size=16", "actor_rollout_ref.actor.optim.lr_warmup_steps=0")
+    return run_quickstart(QuickstartOptions(steps=STEPS, run_dir=run, learning_rate=2e-3, overrides=small))
+
+
+def _steps(run: Path) -> list[dict]:
+    return [row["data"] for row in read_metrics(run / "metrics.jsonl") if row["step"] > 0]
+
+
+def test_every_step_reports_f_divergence_metrics(trained):
+    steps = _steps(trained)
+    assert len(steps) == STEPS
+    for step in steps:
+        for name in ("divergence_estimate", "implicit_reward_margin", "clipped_share", "zero_advantage_share"):
+            assert f"actor/f_divergence/{name}" in step
+        assert not any("sums/" in name for name in step)
+        assert "actor/grad_norm" in step and step["actor/grad_norm"] > 0
+    assert steps[0][REFERENCE_GAP] < 1e-4  # before the first update the actor is the reference
+    assert steps[0]["actor/f_divergence/divergence_estimate"] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_parameters_moved_and_the_checkpoint_holds_them(trained):
+    from safetensors.torch import load_file
+    from torch.distributed.tensor import DTensor
+
+    before = load_file(trained / "model" / "model.safetensors")
+    folder = trained / "checkpoints" / f"global_step_{STEPS}" / "actor"
+    after = torch.load(folder / "model_world_size_1_rank_0.pt", weights_only=False)
+    moved = 0.0
+    for name, old in before.items():
+        new = after[name]
+        new = new._local_tensor if isinstance(new, DTensor) else new
+        moved = max(moved, (new.float() - old.float()).abs().max().item())
+    assert moved > 1e-3
+
+
+def test_vllm_holds_the_actors_weights_after_each_sync(trained):
+    steps = _steps(trained)
+    assert max(step[REFERENCE_GAP] for step in steps[1:]) >= 0.1  # log-probs have moved by so much
+    for step in steps:
+        assert step[ROLLOUT_GAP] <= 1e-2
+        assert step["training/rollout_actor_probs_pearson_corr"] > 0.999
+
+
+def test_the_summary_and_the_picture_are_there(trained):
+    summary = json.loads((trained / "summary.json").read_text())
+    assert summary["steps"] == STEPS and summary["algorithm"] == "f_grpo" and summary["divergence"] == "pearson"
+    assert 0 < summary["reward_first10"] < 1 and 0 <= summary["heldout_accuracy_before"] <= 1
+    assert (trained / "reward_curve.png").stat().st_size > 10_000
+
+
+@pytest.fixture(scope="module")
+def resumed_without_sync(trained, tmp_path_factory) -> Path:
+    """Two more steps from the checkpoint, with the weight sync switched off after the first."""
+    run = tmp_path_factory.mktemp("resumed")
+    (run / "logs").mkdir()
+    overrides = (
+        "data.train_batch_size=16",
+        "trainer.resume_mode=resume_path",
+        f"trainer.resume_from_path={trained / 'checkpoints' / f'global_step_{STEPS}'}",
+        "trainer.val_before_train=false",
+        "trainer.test_freq=-1",
+        "actor_rollout_ref.actor.optim.lr_scheduler_type=constant",
+    )
+    options = QuickstartOptions(learning_rate=5e-3, overrides=overrides)
+    inputs = _addition(run, trained / "model", seed=0)
+    command = host_command(run, options, STEPS + 3, inputs, run / "ray")
+    command = [word for word in command if "_temp_dir" not in word]
+    run_id = f"test-{os.getpid()}"
+    env = {**host_environment(run, run_id), "VERL_USE_EXTERNAL_MODULES": "tests.e2e.no_sync"}
+    env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), env.get("PYTHONPATH", "")])
+    log = run / "train.log"
+    try:
+        with log.open("w") as output:
+            subprocess.run(command, env=env, stdout=output, stderr=subprocess.STDOUT, timeout=400, check=False)
+    finally:
+        end_run(run_id)
+    assert len(_steps(run)) == 3, log.read_text()[-3000:]
+    return run
+
+
+def test_the_checkpoint_loads_and_training_goes_on(resumed_without_sync, trained):
+    rows = [row for row in read_metrics(resumed_without_sync / "metrics.jsonl") if row["step"] > 0]
+    assert [row["step"] for row in rows] == [STEPS + 1, STEPS + 2, STEPS + 3]
+    # The actor resumes where it was, away from the reference, and vLLM got the loaded weights.
+    assert rows[0]["data"][REFERENCE_GAP] > 0.05
+    assert rows[0]["data"][ROLLOUT_GAP] <= 1e-2
+
+
+def test_the_weight_check_fails_when_the_sync_is_disabled(resumed_without_sync):
+    steps = _steps(resumed_without_sync)
+    assert max(step[ROLLOUT_GAP] for step in steps[1:]) > 0.1
+    assert min(step["training/rollout_actor_probs_pearson_corr"] for step in steps[1:]) < 0.999
+
+
+def test_own_data_own_model_and_an_interrupt_that_leaves_nothing(trained, tmp_path):
+    """DATA= and MODEL= through the command line, stopped by Ctrl-C once it trains."""
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"{a}+{b}="}],
+            "data_source": "mine",
+            "reward_model": {"style": "rule", "ground_truth": str(a + b)},
+        }
+        for a in range(20, 28)
+        for b in range(30, 38)
+    ]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    reward = tmp_path / "reward.py"
+    reward.write_text(
+        "def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kwargs):\n"
+        "    return float(solution_str.strip() == ground_truth)\n"
+    )
+    run, before = tmp_path / "run", shared_memory_segments()
+    command = [sys.executable, "-m", "fgrpo_plugin.cli", "quickstart", "--run-dir", str(run), "--data", str(data)]
+    command += ["--model", str(trained / "model"), "--steps", "50"]
+    command += ["--override", f"reward.custom_reward_function.path={reward}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 400
+    while len(rewards(read_metrics(run / "metrics.jsonl"))) < 1 and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert process.poll() is None, (run / "logs" / "train.log").read_text()[-3000:]
+    run_ids = {p.environ().get(MARKER) for p in _children(process.pid)} - {None}
+    assert len(run_ids) == 1
+    run_id = run_ids.pop()
+    assert len(marked_processes(run_id)) > 3
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=90)
+    assert process.returncode != 0
+    assert marked_processes(run_id) == []
+    assert shared_memory_segments() - before == set()
+    assert rewards(read_metrics(run / "metrics.jsonl"))[0] > 0
+
+
+def _children(pid: int) -> list:
+    import psutil
+
+    return psutil.Process(pid).children()

@@ -1,0 +1,76 @@
+"""Whatever a run has started is found by its marker and ended; nothing else is."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from fgrpo_plugin.quickstart.processes import (
+    MARKER,
+    cleaned_up,
+    end_run,
+    marked_processes,
+    remove_segments,
+    shared_memory_segments,
+)
+
+# A parent with a child in a session of its own, as Ray's daemons are, which ignores the polite signals.
+TREE = """
+import subprocess, sys, time
+stubborn = "import signal as s, time; [s.signal(n, s.SIG_IGN) for n in (2, 15)]; print(1, flush=True); time.sleep(60)"
+child = subprocess.Popen([sys.executable, "-c", stubborn], start_new_session=True, stdout=subprocess.PIPE)
+child.stdout.readline()
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
+def _start(run_id: str) -> subprocess.Popen:
+    env = {**os.environ, MARKER: run_id}
+    process = subprocess.Popen([sys.executable, "-c", TREE], env=env, stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"up\n"
+    return process
+
+
+def test_a_tree_of_processes_ends_and_another_runs_tree_does_not():
+    ours, other = uuid.uuid4().hex, uuid.uuid4().hex
+    first, second = _start(ours), _start(other)
+    try:
+        assert len(marked_processes(ours)) == len(marked_processes(other)) == 2
+        assert end_run(ours, grace_seconds=0.5) == 2
+        assert marked_processes(ours) == []
+        assert len(marked_processes(other)) == 2
+    finally:
+        end_run(other, grace_seconds=0.2)
+        first.wait()
+        second.wait()
+
+
+def test_cleaning_up_happens_after_an_interrupt_too(tmp_path):
+    run_id = uuid.uuid4().hex
+    folder = tmp_path / "ray"
+    folder.mkdir()
+    name = Path("/dev/shm") / f"fgrpo-test-{run_id}"
+    with pytest.raises(KeyboardInterrupt), cleaned_up(run_id, folder):
+        process = _start(run_id)
+        name.write_bytes(b"x")
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+    process.wait()
+    assert marked_processes(run_id) == []
+    assert not folder.exists() and not name.exists()
+
+
+def test_a_segment_in_use_stays(tmp_path):
+    name = Path("/dev/shm") / f"fgrpo-test-{uuid.uuid4().hex}"
+    before = shared_memory_segments()
+    with name.open("wb") as held:
+        assert remove_segments(shared_memory_segments() - before) == []
+        held.write(b"x")
+    assert name in remove_segments({name})
+    assert not name.exists()

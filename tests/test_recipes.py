@@ -1,0 +1,53 @@
+"""Every documented command line composes against the stock host and passes its validation and ours."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+GROUPS = ["math_1_5b", "math_7b"]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_recipe_composes_and_is_valid(stock_config, inputs, group):
+    from verl.utils.config import validate_config
+
+    from fgrpo_plugin.host.validate import complete
+
+    config = stock_config(f"+fgrpo={group}", *inputs[:2])
+    assert config.actor_rollout_ref.model.path.startswith("Qwen/Qwen2.5-Math")
+    complete(config)
+    assert config.algorithm.rollout_correction.bypass_mode is True
+    assert config.actor_rollout_ref.actor.policy_loss.f_divergence.old_log_prob == "current"
+    validate_config(config, use_reference_policy=True, use_critic=False)
+
+
+def _documented_overrides() -> list[tuple[str, list[str]]]:
+    """Every ``python -m verl.trainer.main_ppo ...`` in a fenced block of a README or a docs page."""
+    found = []
+    for page in [ROOT / "README.md", *ROOT.glob("recipes/*/README.md"), *ROOT.glob("docs/*.md")]:
+        for block in re.findall(r"```(?:bash|sh)\n(.*?)```", page.read_text(), flags=re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if "verl.trainer.main_ppo" in line:
+                    words = line.split("verl.trainer.main_ppo")[1].split("#")[0].split()
+                    found.append(
+                        (str(page.relative_to(ROOT)), [word for word in words if "=" in word or word.startswith("~")])
+                    )
+    return found
+
+
+def test_every_documented_command_line_composes_and_is_valid(stock_config, inputs):
+    from fgrpo_plugin.host.validate import complete
+
+    commands = _documented_overrides()
+    assert len(commands) >= 3
+    for page, overrides in commands:
+        needed = ["actor_rollout_ref.rollout.name=vllm"] if "+fgrpo" not in " ".join(overrides) else []
+        documented = [word for word in overrides if not re.match(r"data\.(train|val)_files=", word)]
+        config = stock_config(*needed, *documented, *inputs[:2])
+        if config.algorithm.adv_estimator == "f_grpo":
+            try:
+                complete(config)
+            except ValueError as error:
+                pytest.fail(f"{page}: {' '.join(overrides)}: {error}")
