@@ -1,6 +1,6 @@
 """Every quick-start figure of the documentation: three divergences and GRPO on three seeds each, and a control.
 
-    python benchmarks/quickstart.py [--folder runs/matrix] [--report-only]
+    python benchmarks/quickstart.py [--folder runs/matrix] [--only pearson,kl] [--report-only]
 
 Runs that are complete in the folder are kept, so an interrupted matrix goes on where it stopped. Writes
 docs/quickstart.md, docs/figures/quickstart.png and the table in README.md.
@@ -81,9 +81,13 @@ def run_matrix(folder: Path, wanted: Iterable[Cell], console: Console) -> dict[C
 def main(
     folder: Path = ROOT / "runs" / "matrix",
     report_only: Annotated[bool, typer.Option("--report-only", help="Use the runs that are there.")] = False,
+    only: Annotated[str, typer.Option(help="Names to run, with commas between, and no report.")] = "",
 ) -> None:
     """Make the runs and the documents."""
     console = Console()
+    if only:
+        run_matrix(folder, [cell for cell in cells() if cell.name in only.split(",")], console)
+        return
     wanted = [cell for cell in cells() if not report_only or (folder / cell.folder / "summary.json").is_file()]
     write_report(folder, run_matrix(folder, wanted, console))
 

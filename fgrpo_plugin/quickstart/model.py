@@ -171,7 +171,7 @@ def warm_up(
     *,
     seed: int,
     wrong_answer: Callable[[str, random.Random], str],
-    target_success: float = 0.27,
+    target_success: float = 0.32,
     max_steps: int = 600,
     max_seconds: float = math.inf,
     on_step: Callable[[int, float], None] | None = None,

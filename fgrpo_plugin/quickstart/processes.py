@@ -30,6 +30,25 @@ def marked_processes(run_id: str) -> list[psutil.Process]:
     return found
 
 
+def _family(run_id: str, known: set[psutil.Process]) -> set[psutil.Process]:
+    """Marked processes, those in `known` and the descendants of both, as far as they still run.
+
+    A process that changes its title may overwrite its environment as /proc shows it; it is then found by its parent,
+    and still known once that parent is gone.
+    """
+    family = known | set(marked_processes(run_id))
+    for process in list(family):
+        with contextlib.suppress(psutil.Error):
+            family.update(process.children(recursive=True))
+    return {process for process in family if process.pid != os.getpid() and _runs(process)}
+
+
+def _runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 def end_run(run_id: str, *, grace_seconds: float = GRACE_SECONDS) -> int:
     """End every process of a run: SIGINT, then SIGTERM, then SIGKILL.
 
@@ -40,17 +59,17 @@ def end_run(run_id: str, *, grace_seconds: float = GRACE_SECONDS) -> int:
     Returns:
         How many processes there were.
     """
-    first = len(marked_processes(run_id))
+    known = _family(run_id, set())
+    first = len(known)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + grace_seconds
-        processes = marked_processes(run_id)
-        for process in processes:
+        for process in known:
             with contextlib.suppress(psutil.Error):
                 process.send_signal(number)
-        while processes and time.monotonic() < deadline:
+        while known and time.monotonic() < deadline:
             time.sleep(0.1)
-            processes = marked_processes(run_id)
-        if not processes:
+            known = _family(run_id, known)
+        if not known:
             break
     return first
 

@@ -27,7 +27,7 @@ from fgrpo_plugin.quickstart.summary import draw, read_metrics, summarize
 from fgrpo_plugin.quickstart.user_data import prepare_user_data
 
 ALGORITHMS = ("f_grpo", "grpo")
-DEFAULT_STEPS = 70
+DEFAULT_STEPS = 50
 MAX_STEPS = 100_000
 PATIENCE_SECONDS = 600.0
 """Without a new line of metrics for so long, the host is taken for dead."""
@@ -203,6 +203,8 @@ def host_environment(run: Path, run_id: str) -> dict[str, str]:
     return {
         **os.environ,
         MARKER: run_id,
+        # Ray and vLLM change their processes' titles, which else overwrites the environment that holds the marker.
+        "SPT_NOENV": "1",
         "VERL_PLATFORM": "cpu",
         "VERL_FILE_LOGGER_PATH": str(run / "metrics.jsonl"),
         "HF_HUB_OFFLINE": "1",

@@ -9,7 +9,6 @@ from fgrpo_plugin.preflight import check_data_file
 
 COLUMNS = ("prompt", "data_source", "reward_model")
 BATCH = 32
-MINI_BATCH = 16
 HELDOUT_ONE_IN = 10
 HELDOUT_MOST = 256
 RESPONSE_TOKENS = 64
@@ -48,14 +47,12 @@ def prepare_user_data(path: Path, model: Path | None, overrides: Sequence[str] =
     if not any("custom_reward_function.path" in override for override in overrides):
         _check_default_reward(path, {str(row["data_source"]) for row in rows})
 
-    batch = next((size for size in (BATCH, MINI_BATCH) if size <= len(train)), len(train))
     prompt_tokens = _longest_prompt(rows, model)
     return UserData(
         train=train,
         heldout=heldout,
         overrides=(
-            f"data.train_batch_size={batch}",
-            f"actor_rollout_ref.actor.ppo_mini_batch_size={min(batch, MINI_BATCH)}",
+            f"data.train_batch_size={min(BATCH, len(train))}",
             f"data.max_prompt_length={prompt_tokens}",
             f"data.max_response_length={RESPONSE_TOKENS}",
             f"actor_rollout_ref.rollout.max_model_len={prompt_tokens + RESPONSE_TOKENS}",

@@ -8,6 +8,7 @@ import time
 import uuid
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fgrpo_plugin.quickstart.processes import (
@@ -49,6 +50,21 @@ def test_a_tree_of_processes_ends_and_another_runs_tree_does_not():
         end_run(other, grace_seconds=0.2)
         first.wait()
         second.wait()
+
+
+def test_a_descendant_that_lost_the_marker_ends_too():
+    """As a process does that overwrites its environment with its title: it is found by its parent, and remembered."""
+    run_id = uuid.uuid4().hex
+    unmarked = TREE.replace("start_new_session=True", "start_new_session=True, env={}")
+    process = subprocess.Popen(
+        [sys.executable, "-c", unmarked], env={**os.environ, MARKER: run_id}, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stdout.readline() == b"up\n"
+    (child,) = psutil.Process(process.pid).children()
+    assert [p.pid for p in marked_processes(run_id)] == [process.pid]
+    assert end_run(run_id, grace_seconds=0.5) == 2
+    process.wait()
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
 def test_cleaning_up_happens_after_an_interrupt_too(tmp_path):

@@ -84,7 +84,7 @@ def test_user_data_is_split_and_nothing_vanishes(tmp_path):
     answers = [row["reward_model"]["ground_truth"] for row in data.train + data.heldout]
     assert sorted(answers, key=int) == [str(i) for i in range(25)]
     assert [row["reward_model"]["ground_truth"] for row in data.heldout] == ["0", "10", "20"]
-    assert "data.train_batch_size=16" in data.overrides
+    assert "data.train_batch_size=22" in data.overrides
 
 
 @pytest.mark.parametrize("algo", ["f_grpo", "grpo"])
