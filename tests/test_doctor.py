@@ -1,0 +1,47 @@
+"""``fgrpo doctor``: ready here, and not where the plugin is switched off."""
+
+from typer.testing import CliRunner
+
+from fgrpo_plugin import doctor
+from fgrpo_plugin.cli import app
+
+
+def test_doctor_says_that_this_environment_is_ready():
+    result = CliRunner().invoke(app, ["doctor", "--no-ray"])
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert [line.split(":")[0].removeprefix("ok").strip() for line in lines[:-1]] == [
+        "python",
+        "verl",
+        "entry point",
+        "plugin in a fresh process",
+        "torch",
+        "vLLM",
+    ]
+    for shim in ("config_hook", "policy_loss_fields", "reference_policy", "trainer_mode"):
+        assert f"{shim} applied" in result.output.replace("\n", " ")
+    assert lines[-1] == "ready"
+
+
+def test_doctor_names_the_remedy_where_the_plugin_is_switched_off(monkeypatch):
+    monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", "none")
+    monkeypatch.setattr(doctor, "_vllm", lambda: "not asked here")
+    result = CliRunner().invoke(app, ["doctor", "--no-ray"])
+    assert result.exit_code == 1
+    output = " ".join(result.output.split())
+    assert "FAIL entry point: VERL_USE_EXTERNAL_PLUGINS=none switches the plugin off; add fgrpo to it" in output
+    assert output.endswith("not ready: see the lines marked FAIL")
+
+
+def test_doctor_shows_what_an_unknown_verl_needs(monkeypatch):
+    monkeypatch.setattr(doctor, "version", lambda name: "9.9.9")
+    try:
+        doctor._verl()
+    except doctor.NotReady as problem:
+        assert str(problem) == "9.9.9 is not known to this plugin; pip install verl==0.9.1"
+    else:
+        raise AssertionError("an unknown verl passed")
+
+
+def test_the_plugin_reaches_a_ray_worker():
+    assert doctor._ray() == "f_grpo registered there too"
