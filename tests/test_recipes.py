@@ -43,9 +43,10 @@ def test_every_documented_command_line_composes_and_is_valid(stock_config, input
     commands = _documented_overrides()
     assert len(commands) >= 3
     for page, overrides in commands:
-        needed = ["actor_rollout_ref.rollout.name=vllm"] if "+fgrpo" not in " ".join(overrides) else []
-        documented = [word for word in overrides if not re.match(r"data\.(train|val)_files=", word)]
-        config = stock_config(*needed, *documented, *inputs[:2])
+        paths = re.compile(r"(data\.(train|val)_files|actor_rollout_ref\.model\.path)=")
+        documented = [word for word in overrides if not paths.match(word)]
+        replaced = [*inputs[:2], *(inputs[2:3] if "+fgrpo" not in " ".join(overrides) else [])]
+        config = stock_config(*documented, *replaced)
         if config.algorithm.adv_estimator == "f_grpo":
             try:
                 complete(config)

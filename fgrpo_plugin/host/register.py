@@ -6,13 +6,11 @@ registration waits until the host module that it concerns is imported.
 
 import importlib
 import os
-import sys
-import traceback
 from types import ModuleType
 
 import wrapt
 
-from fgrpo_plugin.host.shims import apply_checked
+from fgrpo_plugin.host.shims import apply_checked, refuse
 
 
 def _advantage_and_loss(core_algos: ModuleType) -> None:
@@ -57,26 +55,25 @@ HOOKS = {
 }
 
 
-def _loud(name: str, hook):
-    """verl hides a plugin's errors at DEBUG level; ours are printed before they go on."""
+def _guarded(name: str, hook):
+    """A host that we do not fit must stay usable for everything but f-GRPO."""
 
     def run(module: ModuleType) -> None:
         try:
             hook(module)
-        except Exception:
-            print(f"fgrpo-plugin: could not attach to {name}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
-            raise
+        except Exception as error:
+            refuse(name, error)
 
     return run
 
 
 def _install() -> None:
     for name, hook in HOOKS.items():
-        wrapt.register_post_import_hook(_loud(name, hook), name)
+        wrapt.register_post_import_hook(_guarded(name, hook), name)
     if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
         from fgrpo_plugin.host import cpu
 
-        _loud("the CPU platform", lambda _: cpu.install())(sys)
+        cpu.install()
 
 
 _install()

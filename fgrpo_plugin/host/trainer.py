@@ -28,12 +28,15 @@ class FDivergenceTrainer:
     actor_rollout_wg: Any
 
     def __new__(cls, config: Any, *args: Any, **kwargs: Any):
-        if config.algorithm.adv_estimator not in LOSS_MODES:
+        if config.algorithm.adv_estimator in LOSS_MODES:
+            require_validated(config.algorithm)
+        elif "stock" in vars(cls):  # a user's subclass of it stays what it is
             return cls.stock(config, *args, **kwargs)
-        require_validated(config.algorithm)
         return super().__new__(cls)
 
     def _update_actor(self, batch: Any, metrics: dict) -> Any:
+        if self.config.algorithm.adv_estimator not in LOSS_MODES:
+            return super()._update_actor(batch, metrics)  # type: ignore[misc]
         import transfer_queue as tq
         from tensordict import TensorDict
 
@@ -71,7 +74,9 @@ class FDivergenceTrainer:
 
         batch = super()._update_actor(batch, metrics)  # type: ignore[misc]
         metrics.update(row_metrics)
-        metrics.update(divide_sums(metrics, settings.build_divergence(), compare_rollout=actor.ppo_epochs == 1))
+        # Where the actor recomputes the old log-probs, the host makes this comparison itself.
+        compare = actor.ppo_epochs == 1 and bool(self.config.algorithm.rollout_correction.bypass_mode)
+        metrics.update(divide_sums(metrics, settings.build_divergence(), compare_rollout=compare))
         difference = metrics.get("training/rollout_probs_diff_mean", 0.0)
         if difference > ROLLOUT_DIFFERENCE_WARNING:
             print(
@@ -172,8 +177,9 @@ def _row_metrics(advantage: torch.Tensor, weight: torch.Tensor, counted: torch.T
 def divide_sums(metrics: dict, divergence: Divergence, *, compare_rollout: bool) -> dict[str, float]:
     """Turn the workers' sums into means; the sums are removed from ``metrics``.
 
-    The host averages what micro-batches report with equal weight. A ratio of two such averages is the ratio of the two
-    totals, whatever the sizes of the micro-batches.
+    The host averages what a mini-batch's micro-batches report with equal weight. A ratio of two such averages is the
+    ratio of the two totals, whatever the sizes of the micro-batches. Several mini-batches are averaged once more, so
+    there the ratio is one of totals only where each has as many micro-batches as the others.
 
     Args:
         metrics: the step's metrics after the host's reduction.

@@ -16,6 +16,7 @@ from fgrpo_plugin.preflight import check_data_file, check_model
 ESTIMATORS = ("f_grpo",)
 VALIDATED = "f_divergence_validated"  # under `algorithm`, which the estimator sees too
 LOSS = "actor_rollout_ref.actor.policy_loss"
+ENGINES = ("fsdp_config", "megatron", "veomni")
 OURS = "fgrpo_plugin.host.config.FDivergencePolicyLossConfig"
 
 ACTOR_SETTINGS = {
@@ -37,7 +38,9 @@ def is_f_divergence(config: Any) -> bool:
 
 
 def uses_our_loss(config: Any) -> bool:
-    """Whether the run asks for our loss or its settings."""
+    """Whether the run asks for our loss, its settings, or the estimator that is still to come."""
+    if OmegaConf.select(config, "algorithm.adv_estimator") == "f_hal":
+        return True
     return OmegaConf.select(config, f"{LOSS}.loss_mode") in ESTIMATORS or (
         OmegaConf.select(config, f"{LOSS}.f_divergence") is not None
     )
@@ -65,6 +68,8 @@ def complete(config: DictConfig) -> None:
     Raises:
         ValueError: a sentence naming the setting and the remedy.
     """
+    if config.algorithm.adv_estimator == "f_hal":
+        raise ValueError("algorithm.adv_estimator=f_hal is not in this version of the plugin; use f_grpo.")
     if not is_f_divergence(config):
         raise ValueError(
             f"{LOSS} asks for f-GRPO but algorithm.adv_estimator={config.algorithm.adv_estimator}; "
@@ -102,6 +107,7 @@ def complete(config: DictConfig) -> None:
 def _refuse_contradictions(config: DictConfig) -> None:
     select: Callable[..., Any] = lambda key, default=None: OmegaConf.select(config, key, default=default)  # noqa: E731
     actor = "actor_rollout_ref.actor"
+    replay = [select(f"{actor}.{engine}.router_replay.mode", "disabled") for engine in ENGINES]
     refused = [
         (not select("trainer.use_v1", True), "trainer.use_v1=false", "f_grpo runs in the v1 trainer; set it to true"),
         (
@@ -128,6 +134,11 @@ def _refuse_contradictions(config: DictConfig) -> None:
         ),
         (select("distillation.enabled"), "distillation.enabled=true", "it replaces the policy loss; set it to false"),
         (
+            any(mode != "disabled" for mode in replay),
+            f"{actor}.*.router_replay.mode",
+            "f_grpo has not been tried with replayed routes; set it to disabled",
+        ),
+        (
             select(f"{actor}.use_prefix_grouper"),
             f"{actor}.use_prefix_grouper=true",
             "f_grpo has not been tried with it; set it to false",
@@ -146,8 +157,8 @@ def _refuse_contradictions(config: DictConfig) -> None:
 def _check_inputs(config: DictConfig) -> None:
     model = OmegaConf.select(config, "actor_rollout_ref.model.path")
     tokenizer = OmegaConf.select(config, "actor_rollout_ref.model.tokenizer_path")
-    if model is not None and tokenizer is None:
-        check_model(str(model), "actor_rollout_ref.model.path")
+    if model is not None:
+        check_model(str(model), "actor_rollout_ref.model.path", tokenizer=tokenizer is None)
     if OmegaConf.select(config, "data.custom_cls.path") is not None:
         return  # the user's own data set class reads what it likes
     columns = [str(OmegaConf.select(config, "data.prompt_key", default="prompt"))]
@@ -182,6 +193,7 @@ def _one_step_on_fresh_rollouts(config: DictConfig) -> bool:
     actor = config.actor_rollout_ref.actor
     return (
         config.trainer.v1.trainer_mode == "sync"
+        and OmegaConf.select(config, "trainer.v1.sync.parameter_sync_step", default=1) == 1
         and actor.ppo_epochs == 1
         and actor.ppo_mini_batch_size >= config.data.train_batch_size
     )

@@ -266,7 +266,9 @@ def test_the_stock_trainer_is_what_other_algorithms_get():
     ours = type("Ours", (FDivergenceTrainer, Stock), {"stock": Stock})
     ours(OmegaConf.create({"algorithm": {"adv_estimator": "grpo"}}))
     ours(OmegaConf.create({"algorithm": {"adv_estimator": "f_grpo", "f_divergence_validated": True}}))
-    assert made == [Stock, ours]
+    users = type("Users", (ours,), {})
+    users(OmegaConf.create({"algorithm": {"adv_estimator": "grpo"}}))
+    assert made == [Stock, ours, users]
     with pytest.raises(ValueError, match="without validation"):
         ours(OmegaConf.create({"algorithm": {"adv_estimator": "f_grpo"}}))
 

@@ -98,6 +98,9 @@ def test_the_old_log_prob_pass_is_made_only_where_it_is_needed(stock_config, inp
         (["data.train_files=/nowhere/rows.parquet"], "data.train_files=/nowhere/rows.parquet"),
         (["data.prompt_key=question"], "column question is missing"),
         (["actor_rollout_ref.model.path=/nowhere/model"], "actor_rollout_ref.model.path=/nowhere/model"),
+        (["actor_rollout_ref.model.path='~/model'"], "write the folder's full path"),
+        (["+actor_rollout_ref.actor.fsdp_config.router_replay.mode=R3"], "router_replay.mode"),
+        (["algorithm.adv_estimator=f_hal"], "f_hal is not in this version"),
     ],
 )
 def test_contradictions_are_refused_by_name(stock_config, inputs, overrides, words):
@@ -156,3 +159,25 @@ def test_the_estimator_refuses_an_unvalidated_configuration():
     rewards, mask = torch.zeros(2, 3), torch.ones(2, 3)
     with pytest.raises(ValueError, match="only entry point"):
         f_grpo_advantage(rewards, mask, OmegaConf.create({}), ["a", "a"])
+
+
+def test_remote_files_patterns_and_hub_names_are_left_to_the_host(stock_config, inputs):
+    files = [
+        "data.train_files=['hdfs://cluster/rows.parquet','part-*.parquet']",
+        "data.val_files=s3://bucket/rows.parquet",
+    ]
+    complete(stock_config(*inputs[2:], SWITCH, *files, "actor_rollout_ref.model.path=Qwen/Qwen2.5-Math-1.5B"))
+
+
+@pytest.mark.parametrize("text", ['{"prompt": []}\n{"prompt": []}\n', '[\n {"prompt": []}\n]'])
+def test_json_in_lines_and_as_a_list_is_read(tmp_path, text):
+    from fgrpo_plugin.preflight import check_data_file
+
+    file = tmp_path / "rows.json"
+    file.write_text(text)
+    check_data_file(file, ["prompt"], "DATA")
+    with pytest.raises(ValueError, match="column answer is missing"):
+        check_data_file(file, ["answer"], "DATA")
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(ValueError, match="cannot be read"):
+        check_data_file(tmp_path / "empty.jsonl", ["prompt"], "DATA")

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import sys
 from collections.abc import Callable, Collection
 from importlib.metadata import version
 from typing import Any
@@ -52,5 +53,12 @@ def apply_checked(name: str, apply: Callable[[Any], bool], module: Any) -> None:
     """
     try:
         APPLIED[name] = "applied" if apply(module) else "not needed"
-    except RuntimeError as error:
-        REFUSED[name] = str(error)
+    except Exception as error:  # whatever a host that we do not know throws: its other algorithms must go on
+        refuse(name, error)
+
+
+def refuse(name: str, error: Exception) -> None:
+    """Note why f-GRPO cannot run on this host, and say so: verl hides a plugin's errors at DEBUG level."""
+    known = isinstance(error, RuntimeError)
+    REFUSED[name] = str(error) if known else f"{name} does not fit this host ({type(error).__name__}: {error})."
+    print(f"fgrpo-plugin: f_grpo will refuse to start: {REFUSED[name]}", file=sys.stderr, flush=True)

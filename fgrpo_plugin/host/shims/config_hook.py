@@ -5,10 +5,10 @@ reference policy is needed. The patched host calls registered configuration hook
 """
 
 import sys
+from collections.abc import Callable
+from functools import wraps
 from types import ModuleType
 from typing import Any
-
-import wrapt
 
 from fgrpo_plugin.host.shims import APPLIED, REFUSED, known_source
 
@@ -24,7 +24,7 @@ def apply(device: Any) -> bool:
         what="verl.utils.device.auto_set_device",
         remedy="install verl==0.9.1, or apply patches/0003-config-hooks.patch to this version",
     )
-    device.auto_set_device = wrapt.FunctionWrapper(device.auto_set_device, _auto_set_device)
+    device.auto_set_device = _completing_config(device.auto_set_device)
     return True
 
 
@@ -36,14 +36,15 @@ def use_host_hooks(config_module: ModuleType) -> None:
         APPLIED["config_hook"] = "not needed"
 
 
-def _auto_set_device(wrapped, instance, args, kwargs):
-    result = wrapped(*args, **kwargs)
-    if APPLIED.get("config_hook") == "not needed":
-        return result
-    config = kwargs["config"] if "config" in kwargs else args[0]
-    caller = sys._getframe(1).f_code.co_filename.replace("\\", "/")
-    complete_or_exit(config, entry_point=caller)
-    return result
+def _completing_config(stock: Callable) -> Callable:
+    @wraps(stock)
+    def auto_set_device(config) -> None:
+        stock(config)
+        if APPLIED.get("config_hook") != "not needed":
+            caller = sys._getframe(1).f_code.co_filename.replace("\\", "/")
+            complete_or_exit(config, entry_point=caller)
+
+    return auto_set_device
 
 
 def complete_or_exit(config, entry_point: str = ENTRY_POINT) -> None:

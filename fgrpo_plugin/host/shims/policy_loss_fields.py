@@ -4,11 +4,10 @@
 fields of the micro-batch as well, as keyword arguments: exactly what the patched host does.
 """
 
+from collections.abc import Callable
 from contextvars import ContextVar
-from functools import partial
+from functools import partial, wraps
 from typing import Any
-
-import wrapt
 
 from fgrpo_plugin.host.shims import known_source
 
@@ -27,24 +26,33 @@ def apply(losses: Any) -> bool:
         what="verl.workers.utils.losses.ppo_loss",
         remedy="install verl==0.9.1, or apply patches/0001-policy-loss-batch-fields.patch to this version",
     )
-    losses.ppo_loss = wrapt.FunctionWrapper(losses.ppo_loss, _remember_micro_batch)
-    losses.get_policy_loss_fn = wrapt.FunctionWrapper(losses.get_policy_loss_fn, _bind_fields)
+    losses.ppo_loss = _remembering_micro_batch(losses.ppo_loss)
+    losses.get_policy_loss_fn = _binding_fields(losses.get_policy_loss_fn)
     return True
 
 
-def _remember_micro_batch(wrapped, instance, args, kwargs):
-    data = kwargs["data"] if "data" in kwargs else args[2]
-    config = kwargs["config"] if "config" in kwargs else args[0]
-    _refuse_other_loss(config)
-    token = _micro_batch.set(data)
-    try:
-        return wrapped(*args, **kwargs)
-    finally:
-        _micro_batch.reset(token)
+def _remembering_micro_batch(stock: Callable) -> Callable:
+    @wraps(stock)
+    def ppo_loss(config, model_output, data, dp_group=None):
+        _refuse_other_loss(config)
+        token = _micro_batch.set(data)
+        try:
+            return stock(config=config, model_output=model_output, data=data, dp_group=dp_group)
+        finally:
+            _micro_batch.reset(token)
+
+    return ppo_loss
 
 
-def _bind_fields(wrapped, instance, args, kwargs):
-    loss = wrapped(*args, **kwargs)
+def _binding_fields(stock: Callable) -> Callable:
+    @wraps(stock)
+    def get_policy_loss_fn(name):
+        return _bind(stock(name))
+
+    return get_policy_loss_fn
+
+
+def _bind(loss: Callable) -> Callable:
     names = getattr(loss, "batch_fields", ())
     if not names:
         return loss

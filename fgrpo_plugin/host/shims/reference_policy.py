@@ -3,9 +3,9 @@
 ``need_reference_policy`` looks at the KL switches alone. The patched host also looks at what the policy loss asks for.
 """
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
-
-import wrapt
 
 from fgrpo_plugin.host.shims import known_source
 
@@ -22,15 +22,19 @@ def apply(utils: Any) -> bool:
         what="verl.trainer.ppo.utils.need_reference_policy",
         remedy="install verl==0.9.1, or apply patches/0002-reference-policy-for-losses.patch to this version",
     )
-    utils.need_reference_policy = wrapt.FunctionWrapper(utils.need_reference_policy, _need_reference_policy)
+    utils.need_reference_policy = _for_our_loss_too(utils.need_reference_policy)
     return True
 
 
-def _need_reference_policy(wrapped, instance, args, kwargs):
-    from fgrpo_plugin.host.validate import is_f_divergence, require_validated
+def _for_our_loss_too(stock: Callable) -> Callable:
+    # A plain function: Ray pickles the globals of a user's trainer, and this may be one of them.
+    @wraps(stock)
+    def need_reference_policy(config):
+        from fgrpo_plugin.host.validate import is_f_divergence, require_validated
 
-    config = kwargs["config"] if "config" in kwargs else args[0]
-    if is_f_divergence(config):
-        require_validated(config.algorithm)
-        return True
-    return wrapped(*args, **kwargs)
+        if is_f_divergence(config):
+            require_validated(config.algorithm)
+            return True
+        return stock(config)
+
+    return need_reference_policy
