@@ -123,13 +123,10 @@ def test_our_loss_without_our_estimator_is_refused(stock_config, inputs):
         complete(config)
 
 
-def _main_ppo(*overrides: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", *overrides]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
-def test_the_real_entry_point_ends_in_one_sentence_before_ray(inputs):
-    done = _main_ppo(*inputs, SWITCH, "algorithm.use_kl_in_reward=true", "hydra.run.dir=.", "hydra.output_subdir=null")
+def test_the_real_entry_point_ends_in_one_sentence_before_ray(inputs, tmp_path):
+    refused = ["algorithm.use_kl_in_reward=true", "hydra.run.dir=.", "hydra.output_subdir=null"]
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", *inputs, SWITCH, *refused]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("fgrpo-plugin: algorithm.use_kl_in_reward=true contradicts")
