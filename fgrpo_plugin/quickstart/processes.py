@@ -30,6 +30,16 @@ def marked_processes(run_id: str) -> list[psutil.Process]:
     return found
 
 
+def other_runs() -> list[psutil.Process]:
+    """Running processes that carry the marker of any run."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if MARKER in process.environ() and process.pid != os.getpid() and _runs(process):
+                found.append(process)
+    return found
+
+
 def _family(run_id: str, known: set[psutil.Process]) -> set[psutil.Process]:
     """Marked processes, those in `known` and the descendants of both, as far as they still run.
 

@@ -22,7 +22,7 @@ from rich.table import Table
 from fgrpo_plugin.divergences import available_divergences
 from fgrpo_plugin.preflight import check_model
 from fgrpo_plugin.quickstart import task
-from fgrpo_plugin.quickstart.processes import MARKER, cleaned_up
+from fgrpo_plugin.quickstart.processes import MARKER, cleaned_up, other_runs
 from fgrpo_plugin.quickstart.summary import draw, read_metrics, summarize
 from fgrpo_plugin.quickstart.user_data import prepare_user_data
 
@@ -101,6 +101,12 @@ def run_quickstart(options: QuickstartOptions, console: Console | None = None) -
         QuickstartError: bad input, or the host failed; the last words of its log are in the text.
     """
     options.check()
+    if running := other_runs():
+        # The host names its weight-transfer socket by Ray's job id, which every local cluster starts at 1.
+        raise QuickstartError(
+            f"another quick start is running on this machine (process {running[0].pid}), and the host would send its "
+            "weights to the wrong one; wait for it to end, or stop it."
+        )
     console = console or Console()
     started = time.monotonic()
     steps = options.steps or DEFAULT_STEPS

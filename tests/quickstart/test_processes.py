@@ -19,6 +19,7 @@ from fgrpo_plugin.quickstart.processes import (
     remove_segments,
     shared_memory_segments,
 )
+from fgrpo_plugin.quickstart.run import QuickstartError, QuickstartOptions, run_quickstart
 
 # A parent with a child in a session of its own, as Ray's daemons are, which ignores the polite signals.
 TREE = """
@@ -50,6 +51,18 @@ def test_a_tree_of_processes_ends_and_another_runs_tree_does_not():
         end_run(other, grace_seconds=0.2)
         first.wait()
         second.wait()
+
+
+def test_a_second_quick_start_is_refused_while_one_runs(tmp_path):
+    run_id = uuid.uuid4().hex
+    process = _start(run_id)
+    try:
+        with pytest.raises(QuickstartError, match="another quick start is running"):
+            run_quickstart(QuickstartOptions(run_dir=tmp_path / "run"))
+    finally:
+        end_run(run_id, grace_seconds=0.2)
+        process.wait()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_descendant_that_lost_the_marker_ends_too():
