@@ -140,8 +140,11 @@ def run_quickstart(options: QuickstartOptions, console: Console | None = None) -
 
 
 def _warm_model(run: Path, seed: int, progress: Progress) -> Path:
+    import torch
+
     from fgrpo_plugin.quickstart.model import Example, build_model, build_tokenizer, save_model, warm_up
 
+    torch.set_num_threads(1)  # a model this small gains a third from two, and loses tenfold beside another load
     bar = progress.add_task("warm-up", total=None, reward="")
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, seed)
@@ -211,6 +214,8 @@ def host_environment(run: Path, run_id: str) -> dict[str, str]:
         MARKER: run_id,
         # Ray and vLLM change their processes' titles, which else overwrites the environment that holds the marker.
         "SPT_NOENV": "1",
+        # A dozen processes share the cores; with a thread pool each they wait for one another in busy loops.
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         "VERL_PLATFORM": "cpu",
         "VERL_FILE_LOGGER_PATH": str(run / "metrics.jsonl"),
         "HF_HUB_OFFLINE": "1",
