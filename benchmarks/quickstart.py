@@ -145,7 +145,7 @@ through the stock host (Ray, FSDP2, vLLM, weights sent every step). One setting 
 model depends on the seed alone and is made once a seed; "s in all" of the other runs is without it. Seconds depend on
 what else the machine does; `make quickstart` from a fresh clone is timed in [testing.md](testing.md).
 
-Made by `python benchmarks/quickstart.py`; {where}.
+Made by `python benchmarks/quickstart.py`; report of {where}.
 
 ![Sampled reward against training step](figures/quickstart.png)
 
