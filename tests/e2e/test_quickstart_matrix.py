@@ -27,7 +27,7 @@ def test_f_grpo_lifts_reward_and_heldout_accuracy(summaries, cell):
     assert run["algorithm"] == "f_grpo" and run["divergence"] == cell.name and run["seed"] == cell.seed
     assert run["reward_first10"] <= 0.45
     assert run["reward_last10"] >= 0.70
-    assert run["heldout_accuracy_after"] > run["heldout_accuracy_before"] + 0.03
+    assert run["heldout_accuracy_after"] > run["heldout_accuracy_before"] + 0.05
     assert run["seconds_total"] < 12 * 60
 
 
