@@ -4,10 +4,12 @@
 
 Counts what the two algorithms do differently: log-prob passes and the actor update, through verl's
 ``ActorRolloutRefWorker`` (FSDP2, the device that is there). Generation, reward and weight sync are the same for both
-and are left out. The variants run alternately in one process; the table shows ratios of medians.
+and are left out. The variants run in turns in one process, in an order shuffled each time (a fixed order alone moved
+the ratio by several percent); the table shows ratios of medians.
 """
 
 import os
+import random
 import statistics
 import tempfile
 import time
@@ -215,9 +217,11 @@ def main(
         fixed = make_rows(rows, prompt, response)
         steps = {name: Step(worker, reference, composed, fixed, micro) for name, composed in variants.items()}
         times: dict[str, list[float]] = {name: [] for name in steps}
+        order, shuffle = list(steps), random.Random(0)
         for repeat in range(warmup + repeats):
-            for name, step in steps.items():
-                seconds = step()
+            shuffle.shuffle(order)  # what ran just before is not always the same variant
+            for name in order:
+                seconds = steps[name]()
                 if repeat >= warmup:
                     times[name].append(seconds)
     _report(times, f"{rows} rows of {prompt}+{response} tokens, {layers} layers x {hidden}, {repeats} repeats", output)
