@@ -27,8 +27,9 @@ Function = Callable[[torch.Tensor], torch.Tensor]
 
 _INF = math.inf
 _LOG2 = math.log(2.0)
-# exp is finite up to here in float32 (the log of its largest number is 88.72), and 8 times as far in float64.
-_EXP_LIMIT = 88.0
+# exp is finite up to 88.7 in float32, and 8 times as far in float64. What is left out is a factor of e^8 for |a| w and
+# for the sum over rows: a batch of rows at the edge still has a finite loss.
+_EXP_LIMIT = 80.0
 _FLOAT64_WIDENING = 8.0
 
 
@@ -160,6 +161,11 @@ def get_divergence(name: str, link: str | None = None, **params: float) -> Diver
     Raises:
         ValueError: unknown name, link or parameter; a combination that does not exist (the message says why).
     """
+    if name == "kldo":
+        raise ValueError(
+            "divergence name='kldo': its log-mean-exp couples all rows of a step, but f-GRPO and f-HAL need a mean "
+            "over rows; use 'kl' (the same divergence without the log), or fgrpo_plugin.losses.kldo_loss by itself"
+        )
     if name not in available_divergences():
         raise ValueError(f"unknown divergence name={name!r}; known: {', '.join(available_divergences())}")
     alpha = params.pop("alpha", None)

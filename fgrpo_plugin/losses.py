@@ -1,4 +1,4 @@
-"""The losses: implicit reward, FDO (off-policy), f-GRPO (on-policy) and f-HAL (both).
+"""The losses: implicit reward, FDO and KLDO (off-policy), f-GRPO (on-policy) and f-HAL (both).
 
 Shapes: n rows (responses), T response tokens; log-probs are natural (nats). Everything computes in float32 whatever the
 model's dtype, or in float64 where an input is float64. No loss applies the scales s_all and s_on. Gradient flows
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fgrpo_plugin.divergences import Divergence
+from fgrpo_plugin.divergences import Divergence, get_divergence
 
 __all__ = [
     "clip_implicit_reward",
@@ -22,6 +22,7 @@ __all__ = [
     "fdo_loss",
     "fdo_row_losses",
     "implicit_reward",
+    "kldo_loss",
 ]
 
 Denominator = float | torch.Tensor
@@ -208,21 +209,8 @@ def fdo_loss(
     Reference:
         FDO, arXiv 2502.00657; as the off-policy half of f-HAL, arXiv 2602.05946.
     """
-    if denominator is None:
-        denominators: Sequence[Denominator | None] = (None, None)
-    elif isinstance(denominator, Sequence | torch.Tensor) and len(denominator) == 2:
-        denominators = denominator
-    else:
-        raise ValueError(f"denominator={denominator} must be a pair (D+ count, D- count), or None")
     rows = fdo_row_losses(implicit_reward, desirable, divergence, response_mask=response_mask)
-    counts = _counted(implicit_reward, response_mask)
-    if counts.dim() == 2:
-        counts = counts.sum(dim=-1)
-    aligned, unaligned = (
-        _divide(torch.where(side, rows, 0.0).sum(), torch.where(side, counts, 0).sum(), given)
-        for side, given in zip((desirable, ~desirable), denominators, strict=True)
-    )
-    return aligned + unaligned
+    return _side_means(rows, desirable, _counted(implicit_reward, response_mask), denominator)
 
 
 def fdo_row_losses(
@@ -234,10 +222,67 @@ def fdo_row_losses(
 ) -> torch.Tensor:
     """The summands of `fdo_loss`, -g(r) or +f*(g(r)) per row (level token: summed over tokens), not divided: (n,)."""
     counted = _counted(implicit_reward, response_mask)
-    _require_shape("desirable", desirable, (len(implicit_reward),))
-    if desirable.dtype != torch.bool:
-        raise ValueError(f"desirable must be a bool tensor, got {desirable.dtype}; pass (labels > 0)")
+    _require_labels(desirable, implicit_reward)
     return _side_losses(implicit_reward, desirable, divergence, counted)  # FDO, arXiv 2502.00657
+
+
+def kldo_loss(
+    implicit_reward: torch.Tensor,
+    desirable: torch.Tensor,
+    *,
+    response_mask: torch.Tensor | None = None,
+    denominator: Sequence[Denominator] | None = None,
+    log_mean_exp: Denominator | None = None,
+) -> torch.Tensor:
+    """KLDO: the Donsker-Varadhan form of KL(D+ || D-), which a constant added to r does not change.
+
+        L_KLDO = - mean_{D+ rows} r + c,    c = log mean_{D- rows} exp(r)
+
+    The logarithm couples all D- rows of an optimiser step, so no micro-batch or rank can compute it alone. Computed as
+
+        - mean_{D+ rows} r + mean_{D- rows} ( exp(r - c) - 1 + c )         with c constant,
+
+    which has the same value and the same gradient and is a sum over rows: `fdo_loss` with variational kl at r + 1 - c.
+
+    Args:
+        implicit_reward: r, (n,) or, at level token, (n, T): means over tokens then.
+        desirable: (n,) bool; True for D+, False for D-.
+        response_mask: (n, T) in {0, 1}; required at level token, else it only says which rows have a token.
+        denominator: (D+, D-) counts of the whole step, for micro-batches that add up; requires log_mean_exp.
+        log_mean_exp: c over all D- rows of the step, computed without gradient beforehand. None: this batch's own.
+
+    Returns:
+        Scalar. A side without rows contributes 0.
+
+    Raises:
+        ValueError: as `fdo_loss`; denominator without log_mean_exp, or a log_mean_exp that is not finite.
+
+    Reference:
+        KLDO, arXiv 2502.00657; Donsker and Varadhan, 1983.
+    """
+    counted = _counted(implicit_reward, response_mask)
+    _require_labels(desirable, implicit_reward)
+    if denominator is not None and log_mean_exp is None:
+        raise ValueError(
+            "log_mean_exp=None with a denominator: KLDO's log-mean-exp couples all D- rows of the step, so each part "
+            "of it needs the value over all of them; pass it, or use fdo_loss with divergence 'kl'"
+        )
+    r = torch.where(counted, implicit_reward.to(_compute_dtype(implicit_reward)), 0.0)
+    _require_finite("implicit_reward", r)
+    side = desirable if r.dim() == 1 else desirable.unsqueeze(-1)
+    unaligned = counted & ~side
+    if log_mean_exp is None:
+        rows = unaligned.sum(dtype=r.dtype)
+        c = torch.where(unaligned, r.detach(), -torch.inf).flatten().logsumexp(0) - rows.log()
+        c = torch.where(rows > 0, c, 0.0)
+    else:
+        c = torch.as_tensor(log_mean_exp, dtype=r.dtype, device=r.device).detach()
+        if not bool(torch.isfinite(c)):
+            raise ValueError(f"log_mean_exp={float(c)} must be finite")
+    # KLDO, arXiv 2502.00657. A c that is the step's own bounds r - c by log(rows); the clamp guards against another.
+    loss = torch.where(side, -r, torch.expm1((r - c).clamp(max=get_divergence("kl").range[1])) + c)
+    loss = torch.where(counted, loss, 0.0)
+    return _side_means(loss if r.dim() == 1 else loss.sum(dim=-1), desirable, counted, denominator)
 
 
 def f_hal_loss(preference_loss: torch.Tensor, on_policy_loss: torch.Tensor, lam: float) -> torch.Tensor:
@@ -279,6 +324,24 @@ def _side_losses(
     return loss.sum(dim=-1) if per_token else loss
 
 
+def _side_means(
+    rows: torch.Tensor, desirable: torch.Tensor, counted: torch.Tensor, denominator: Sequence[Denominator] | None
+) -> torch.Tensor:
+    """Sum of the row losses of each side over its own count, or over the given one."""
+    if denominator is None:
+        denominators: Sequence[Denominator | None] = (None, None)
+    elif isinstance(denominator, Sequence | torch.Tensor) and len(denominator) == 2:
+        denominators = denominator
+    else:
+        raise ValueError(f"denominator={denominator} must be a pair (D+ count, D- count), or None")
+    counts = counted.sum(dim=-1) if counted.dim() == 2 else counted
+    aligned, unaligned = (
+        _divide(torch.where(side, rows, 0.0).sum(), torch.where(side, counts, 0).sum(), given)
+        for side, given in zip((desirable, ~desirable), denominators, strict=True)
+    )
+    return aligned + unaligned
+
+
 def _counted(reward: torch.Tensor, response_mask: torch.Tensor | None) -> torch.Tensor:
     """Which elements of the reward exist: unmasked tokens, or rows with at least one unmasked token."""
     if reward.dim() == 2:
@@ -312,6 +375,12 @@ def _compute_dtype(tensor: torch.Tensor) -> torch.dtype:
 def _require_shape(argument: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{argument} has shape {tuple(tensor.shape)}, which must be {shape}")
+
+
+def _require_labels(desirable: torch.Tensor, reward: torch.Tensor) -> None:
+    _require_shape("desirable", desirable, (len(reward),))
+    if desirable.dtype != torch.bool:
+        raise ValueError(f"desirable must be a bool tensor, got {desirable.dtype}; pass (labels > 0)")
 
 
 def _require_finite(argument: str, tensor: torch.Tensor) -> None:

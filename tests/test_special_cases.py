@@ -1,0 +1,187 @@
+"""FDO equals losses published elsewhere. Each one is written here from its paper, in float64 loops over scalars.
+
+For pairs (chosen w, rejected l) the reward is that of the ordered pair, z = r_w - r_l; its mirror image, the pair read
+backwards, has -z and is the unaligned row. `docs/divergences.md` gives the algebra.
+"""
+
+import math
+import statistics
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fgrpo_plugin.divergences import get_divergence
+from fgrpo_plugin.losses import fdo_loss, kldo_loss
+
+LOG2 = math.log(2)
+REWARDS = st.lists(st.tuples(st.floats(-8, 8), st.floats(-8, 8)), min_size=1, max_size=6)
+SHIFTS = st.floats(-2, 2)
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+def tensor(values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def fdo(divergence, chosen, rejected):
+    rewards, sides = tensor([*chosen, *rejected]), torch.tensor([True] * len(chosen) + [False] * len(rejected))
+    return fdo_loss(rewards, sides, divergence).item()
+
+
+def fdo_of_pairs(divergence, pairs):
+    z = [chosen - rejected for chosen, rejected in pairs]
+    return fdo(divergence, z, [-value for value in z])
+
+
+@settings(deadline=None)
+@given(REWARDS)
+def test_dpo_is_jensen_shannon_on_pairs(pairs):
+    # Rafailov et al., arXiv 2305.18290, Eq. (7): -log sigmoid(beta h_w - beta h_l).
+    dpo = statistics.fmean(-math.log(sigmoid(good - bad)) for good, bad in pairs)
+    assert fdo_of_pairs(get_divergence("jensen_shannon"), pairs) == pytest.approx(2 * dpo - 2 * LOG2)
+    assert fdo_of_pairs(get_divergence("gan"), pairs) == pytest.approx(2 * dpo)
+
+
+@settings(deadline=None)
+@given(REWARDS)
+def test_ipo_is_pearson_on_pairs(pairs):
+    # Azar et al., arXiv 2310.12036, Eq. (17): (h_w - h_l - 1/(2 tau))^2, here with r = beta h and tau = beta / 8.
+    beta = 0.1
+    tau = beta / 8
+    ipo = statistics.fmean((good / beta - bad / beta - 1 / (2 * tau)) ** 2 for good, bad in pairs)
+    assert fdo_of_pairs(get_divergence("pearson"), pairs) == pytest.approx(beta**2 / 4 * ipo - 4)
+
+
+@settings(deadline=None)
+@given(REWARDS)
+def test_exponential_gpo_is_variational_hellinger_on_pairs(pairs):
+    # Tang et al., arXiv 2402.05749, the exponential loss: exp(-(r_w - r_l)).
+    gpo = statistics.fmean(math.exp(-(good - bad)) for good, bad in pairs)
+    assert fdo_of_pairs(get_divergence("squared_hellinger"), pairs) == pytest.approx(2 * gpo - 2, rel=1e-9, abs=1e-12)
+
+
+@settings(deadline=None)
+@given(REWARDS, SHIFTS)
+def test_bco_is_gan_at_shifted_reward(rows, delta):
+    # Jung et al., arXiv 2404.04656: -log sigmoid(r - delta) of the desirable, -log sigmoid(-(r - delta)) of the others.
+    chosen, rejected = zip(*rows, strict=True)
+    bco = statistics.fmean(-math.log(sigmoid(r - delta)) for r in chosen)
+    bco += statistics.fmean(-math.log(sigmoid(delta - r)) for r in rejected)
+    shifted = [r - delta for r in chosen], [r - delta for r in rejected]
+    assert fdo(get_divergence("gan"), *shifted) == pytest.approx(bco)
+    assert fdo(get_divergence("jensen_shannon"), *shifted) == pytest.approx(bco - 2 * LOG2)
+
+
+@settings(deadline=None)
+@given(REWARDS, SHIFTS)
+def test_kto_is_total_variation_at_half_the_shifted_reward(rows, z0):
+    # Ethayarajh et al., arXiv 2402.01306, with lambda_D = lambda_U = 1: 1 - v, v = sigmoid(+-(r - z0)).
+    chosen, rejected = zip(*rows, strict=True)
+    kto = statistics.fmean(1 - sigmoid(r - z0) for r in chosen) + statistics.fmean(
+        1 - sigmoid(z0 - r) for r in rejected
+    )
+    halved = [(r - z0) / 2 for r in chosen], [(r - z0) / 2 for r in rejected]
+    assert fdo(get_divergence("total_variation"), *halved) == pytest.approx(kto - 1)
+
+
+@settings(deadline=None)
+@given(REWARDS)
+def test_hdo_is_density_ratio_hellinger(rows):
+    # The Hellinger trainer of the authors' public code: exp(-r/2) of the desirable, exp(r/2) of the others.
+    chosen, rejected = zip(*rows, strict=True)
+    hdo = statistics.fmean(math.exp(-r / 2) for r in chosen) + statistics.fmean(math.exp(r / 2) for r in rejected)
+    assert fdo(get_divergence("squared_hellinger", "density_ratio"), *(chosen, rejected)) == pytest.approx(hdo - 2)
+
+
+def donsker_varadhan(chosen, rejected):
+    # Haldar et al., arXiv 2502.00657: - mean r + log mean exp(r).
+    return -statistics.fmean(chosen) + math.log(statistics.fmean(math.exp(r) for r in rejected))
+
+
+@settings(deadline=None)
+@given(REWARDS)
+def test_kldo_is_kl_at_the_best_constant_shift(rows):
+    chosen, rejected = zip(*rows, strict=True)
+    expected = donsker_varadhan(chosen, rejected)
+    rewards = tensor([*chosen, *rejected]).requires_grad_()
+    sides = torch.tensor([True] * len(chosen) + [False] * len(rejected))
+    loss = kldo_loss(rewards, sides)
+    assert loss.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    best = 1 - math.log(statistics.fmean(math.exp(r) for r in rejected))
+    kl = get_divergence("kl")
+    assert fdo(kl, [r + best for r in chosen], [r + best for r in rejected]) == pytest.approx(expected, abs=1e-9)
+    for other in (best - 0.1, best + 0.1):
+        assert fdo(kl, [r + other for r in chosen], [r + other for r in rejected]) > expected
+    # The gradient is that of the formula itself.
+    again = rewards.detach().requires_grad_()
+    formula = -again[sides].mean() + again[~sides].logsumexp(0) - math.log(len(rejected))
+    (gradient,) = torch.autograd.grad(loss, rewards)
+    torch.testing.assert_close(gradient, torch.autograd.grad(formula, again)[0])
+    # It does not see a constant.
+    assert kldo_loss(rewards.detach() + 3, sides).item() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("level", ["sequence", "token"])
+def test_kldo_micro_batches_add_up_given_the_whole_steps_constant(level):
+    draw = torch.Generator().manual_seed(0)
+    rewards = torch.randn(9, 4, generator=draw, dtype=torch.float64)
+    mask = (torch.rand(9, 4, generator=draw) < 0.7).long()
+    mask[:, 0], mask[3] = 1, 0
+    if level == "sequence":
+        rewards = rewards[:, 0]
+    rewards.requires_grad_()
+    sides = torch.tensor([True, False, False, False, True, True, False, True, False])
+    counted = mask.any(-1) if level == "sequence" else mask.bool()
+    side = sides if level == "sequence" else sides.unsqueeze(-1).expand(9, 4)
+    chosen, rejected = rewards[counted & side], rewards[counted & ~side]
+    counts = (len(chosen), len(rejected))
+    whole = kldo_loss(rewards, sides, response_mask=mask)
+    assert whole.item() == pytest.approx(donsker_varadhan(chosen.tolist(), rejected.tolist()))
+    constant = rejected.detach().logsumexp(0) - math.log(len(rejected))
+
+    def part(rows, log_mean_exp):
+        return kldo_loss(
+            rewards[rows], sides[rows], response_mask=mask[rows], denominator=counts, log_mean_exp=log_mean_exp
+        )
+
+    for parts in ([[0, 1, 2], [3, 4], [5, 6, 7, 8]], [[i] for i in range(9)]):
+        split = sum(part(rows, constant) for rows in parts)
+        torch.testing.assert_close(split, whole, rtol=0, atol=1e-12)
+        (expected,) = torch.autograd.grad(whole, rewards, retain_graph=True)
+        torch.testing.assert_close(torch.autograd.grad(split, rewards)[0], expected, rtol=0, atol=1e-12)
+
+
+def test_kldo_with_one_side_in_float32_and_at_large_rewards():
+    both = torch.tensor([True, True]), torch.tensor([False, False])
+    reward = torch.tensor([1.0, 3.0])
+    assert kldo_loss(reward, both[0]).item() == -2
+    expected = math.log((math.e + math.e**3) / 2)
+    assert kldo_loss(reward, both[1]).item() == pytest.approx(expected)
+    assert kldo_loss(reward, both[1], log_mean_exp=expected).item() == pytest.approx(expected)
+    huge = torch.tensor([500.0, -500.0, 400.0], requires_grad=True)
+    loss = kldo_loss(huge, torch.tensor([True, False, False]))
+    assert loss.item() == pytest.approx(-500 + 400 - LOG2)
+    assert torch.autograd.grad(loss, huge)[0].tolist() == pytest.approx(
+        [-1, 0, 1], abs=1e-4
+    )  # c carries 400's rounding
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"denominator": (1, 1)}, "log_mean_exp=None with a denominator: .*couples all D- rows"),
+        ({"log_mean_exp": math.nan}, "log_mean_exp=nan must be finite"),
+        ({"denominator": 2, "log_mean_exp": 0.0}, "denominator=2 must be a pair"),
+        ({"desirable": torch.ones(2)}, "desirable must be a bool tensor"),
+        ({"implicit_reward": torch.tensor([0.0, math.inf])}, "implicit_reward is not finite"),
+    ],
+)
+def test_kldo_refusals(arguments, message):
+    given = {"implicit_reward": torch.zeros(2), "desirable": torch.tensor([True, False])} | arguments
+    with pytest.raises(ValueError, match=message):
+        kldo_loss(given.pop("implicit_reward"), given.pop("desirable"), **given)
