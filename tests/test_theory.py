@@ -1,0 +1,356 @@
+"""The paper's four theorems, computed on tables, for every divergence and link; and the losses against their limit."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from fgrpo_plugin.advantages import group_advantages, group_weights
+from fgrpo_plugin.divergences import get_divergence
+from fgrpo_plugin.losses import f_grpo_loss
+from fgrpo_plugin.theory import (
+    alignment_sides,
+    expected_reward,
+    fit_policy,
+    grpo_iterate,
+    iterate,
+    optimal_reward,
+    population_f_grpo,
+    population_fdo,
+)
+
+VARIATIONAL = (
+    "kl",
+    "reverse_kl",
+    "pearson",
+    "pearson_restricted",
+    "neyman",
+    "squared_hellinger",
+    "jensen_shannon",
+    "gan",
+)
+ATTAINED = [
+    *((name, "variational", {}) for name in VARIATIONAL),
+    *((name, "density_ratio", {}) for name in (*VARIATIONAL, "jeffreys")),
+    *(("alpha", "density_ratio", {"alpha": a}) for a in (-1.0, 0.5, 3.0)),
+]
+EVERY = [*ATTAINED, ("total_variation", "variational", {})]
+PAPER_BETA = 0.1
+
+
+def divergence(key):
+    name, link, params = key
+    return get_divergence(name, link, **params)
+
+
+def tables(prompts, responses=6, seed=0):
+    """Reference, start and rewards, (prompts, responses)."""
+    draw = torch.Generator().manual_seed(seed)
+    reference, start = (
+        torch.rand(prompts, responses, generator=draw, dtype=torch.float64).square() + 0.01 for _ in range(2)
+    )
+    rewards = 2 * torch.rand(prompts, responses, generator=draw, dtype=torch.float64)
+    return reference / reference.sum(-1, keepdim=True), start / start.sum(-1, keepdim=True), rewards
+
+
+def prompt(seed=3):
+    reference, _, rewards = tables(1, seed=seed)
+    return reference[0], rewards[0]
+
+
+def reward_path(step, start, rewards, steps=100):
+    """E R along the iteration, (steps + 1, prompts)."""
+    policy, path = start, [expected_reward(start, rewards)]
+    for _ in range(steps):
+        policy = step(policy)
+        torch.testing.assert_close(policy.sum(-1), torch.ones(len(start), dtype=torch.float64))
+        path.append(expected_reward(policy, rewards))
+    return torch.stack(path)
+
+
+# Theorem 1: variational estimate.
+
+
+@pytest.mark.parametrize("key", ATTAINED, ids=str)
+def test_optimal_reward_is_the_link_undone_at_the_slope_of_f(key):
+    d = divergence(key)
+    ratio = torch.tensor([0.05, 0.5, 1.0, 2.0, 20.0], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(d.generator(ratio).sum(), ratio)
+    best = optimal_reward(ratio.detach(), torch.ones(5, dtype=torch.float64), d)
+    torch.testing.assert_close(d.link(best), slope)
+
+
+@pytest.mark.parametrize("key", EVERY, ids=str)
+def test_optimal_reward_where_a_density_vanishes(key):
+    best = optimal_reward(
+        torch.tensor([0.5, 0.5, 0.0, 0.0], dtype=torch.float64),
+        torch.tensor([0.0, 0.5, 0.5, 0.0], dtype=torch.float64),
+        divergence(key),
+    )
+    assert best[0] == math.inf and best[3] == -math.inf
+    pearson = key[0].startswith("pearson") and key[1] == "variational"
+    assert best[2] == (-2 if pearson else -math.inf)  # pearson: f'(0) is finite
+
+
+@pytest.mark.parametrize("key", ATTAINED, ids=str)
+def test_minimised_fdo_is_minus_the_divergence(key):
+    d = divergence(key)
+    aligned, unaligned = (side[0] for side in alignment_sides(*(t[:1] for t in tables(1)[1:]), eps=0.3))
+    exact = (d.exact(aligned, unaligned) - d.estimate_offset).item()
+    best = optimal_reward(aligned, unaligned, d)
+    assert population_fdo(best, aligned, unaligned, d).item() == pytest.approx(-exact, abs=1e-9)
+
+    free = torch.zeros(6, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [free], max_iter=500, tolerance_grad=1e-10, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
+
+    def closure():
+        optimizer.zero_grad()
+        loss = population_fdo(free, aligned, unaligned, d)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert population_fdo(free.detach(), aligned, unaligned, d).item() == pytest.approx(-exact, abs=1e-6)
+    torch.testing.assert_close(free.detach(), best, rtol=1e-3, atol=1e-3)
+
+
+def test_total_variation_tends_to_its_infimum_and_learns_the_sign():
+    d = get_divergence("total_variation")
+    aligned, unaligned = (side[0] for side in alignment_sides(*(t[:1] for t in tables(1)[1:]), eps=0.3))
+    exact = d.exact(aligned, unaligned).item()
+    sign = torch.sign(optimal_reward(aligned, unaligned, d))
+    assert torch.equal(sign, torch.sign(aligned - unaligned))
+    losses = [population_fdo(scale * sign, aligned, unaligned, d).item() for scale in (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)]
+    assert losses == sorted(losses, reverse=True) and losses[-2] > -exact
+    assert losses[-1] == pytest.approx(-exact, abs=1e-12)
+    assert population_fdo(-16 * sign, aligned, unaligned, d).item() == pytest.approx(+exact, abs=1e-12)
+
+
+# Theorem 2: alignment consistency.
+
+
+@pytest.mark.parametrize("key", ATTAINED, ids=str)
+def test_the_minimiser_over_policies_is_the_iterate_if_a_constant_of_the_prompt_is_free(key):
+    d = divergence(key)
+    reference, rewards = prompt()
+    aligned, unaligned = alignment_sides(reference, rewards, eps=0.3)
+    expected = iterate(reference, aligned, unaligned, d, beta=1.0)
+    best = fit_policy(reference, 1.0, lambda r: population_fdo(r, aligned, unaligned, d), free_constant=True)
+    torch.testing.assert_close(best, expected, rtol=0, atol=1e-6)
+
+
+def test_the_minimiser_over_policies_is_another_if_the_reward_is_bound_to_the_policy():
+    reference, rewards = prompt()
+    aligned, unaligned = alignment_sides(reference, rewards, eps=0.3)
+    for key in ATTAINED:
+        d = divergence(key)
+        best = fit_policy(reference, 1.0, lambda r, d=d: population_fdo(r, aligned, unaligned, d))
+        expected = iterate(reference, aligned, unaligned, d, beta=1.0)
+        assert (best - expected).abs().max() > 0.01
+        # What it is all the same: better than the reference, by mass taken from below the mean.
+        below = rewards < expected_reward(reference, rewards)
+        assert (best * below).sum() < 0.5 * (reference * below).sum()
+        assert expected_reward(best, rewards) > expected_reward(reference, rewards)
+
+
+def test_kldo_does_not_see_the_constant_so_its_bound_minimiser_is_the_iterate():
+    reference, rewards = prompt()
+    aligned, unaligned = alignment_sides(reference, rewards, eps=0.3)
+
+    def donsker_varadhan(r):
+        return -(aligned * r).sum() + (unaligned.log() + r).logsumexp(-1)
+
+    best = fit_policy(reference, 1.0, donsker_varadhan)
+    expected = iterate(reference, aligned, unaligned, get_divergence("kl", "density_ratio"), beta=1.0)
+    torch.testing.assert_close(best, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("beta", [PAPER_BETA, 1.0])
+@pytest.mark.parametrize("key", EVERY, ids=str)
+def test_disjoint_iterate_is_the_reference_restricted_to_the_above_average_set(key, beta):
+    reference, start, rewards = tables(50)
+    above = rewards > expected_reward(start, rewards).unsqueeze(-1)
+    restricted = reference * above / (reference * above).sum(-1, keepdim=True)
+    torch.testing.assert_close(iterate(reference, *alignment_sides(start, rewards), divergence(key), beta), restricted)
+
+
+@pytest.mark.parametrize("key", EVERY, ids=str)
+def test_smoothed_iterate_leaves_no_mass_below_the_mean_as_eps_goes_to_zero(key):
+    d = divergence(key)
+    reference, start, rewards = tables(50)
+    below = rewards < expected_reward(start, rewards).unsqueeze(-1)
+    masses = [
+        (iterate(reference, *alignment_sides(start, rewards, eps), d, 1.0) * below).sum(-1)
+        for eps in (1e-1, 1e-3, 1e-5, 1e-7)
+    ]
+    for wide, narrow in itertools.pairwise(masses):
+        assert ((narrow < 0.2 * wide) | (narrow < 1e-12)).all()
+
+
+@pytest.mark.parametrize("beta", [PAPER_BETA, 1.0])
+@pytest.mark.parametrize("key", EVERY, ids=str)
+def test_smoothed_iterate_tends_to_the_restriction_where_the_aligned_side_is_proportional_to_the_policy(key, beta):
+    """Unweighted groups: D+ is pi_t above its mean, so the ratio of densities is one number there."""
+    d = divergence(key)
+    reference, start, rewards = tables(50)
+    above = rewards > expected_reward(start, rewards).unsqueeze(-1)
+    restricted = reference * above / (reference * above).sum(-1, keepdim=True)
+    distances = [
+        (iterate(reference, *alignment_sides(start, rewards, eps, "none"), d, beta) - restricted).abs().amax()
+        for eps in (1e-1, 1e-4, 1e-8)
+    ]
+    assert distances[2] < 1e-6 and (distances[2] < 1e-3 * distances[0] or distances[0] < 1e-3)
+
+
+def test_smoothed_iterate_with_importance_weights_tends_to_a_tilted_restriction():
+    """D+ ~ exp(R) is not proportional to pi_t, and r* = log of their ratio keeps that difference for every eps."""
+    reference, start, rewards = tables(50)
+    above = rewards > expected_reward(start, rewards).unsqueeze(-1)
+    tilted = torch.where(above, reference * rewards.exp() / start, 0.0)
+    tilted = tilted / tilted.sum(-1, keepdim=True)
+    d = get_divergence("jensen_shannon")
+    limit = iterate(reference, *alignment_sides(start, rewards, 1e-9), d, 1.0)
+    torch.testing.assert_close(limit, tilted, rtol=0, atol=1e-6)
+    restricted = reference * above / (reference * above).sum(-1, keepdim=True)
+    assert ((limit - restricted).abs().amax(-1) > 0.05).float().mean() > 0.8
+    # total_variation sees only on which side a response is.
+    torch.testing.assert_close(
+        iterate(reference, *alignment_sides(start, rewards, 1e-9), get_divergence("total_variation"), 1.0), restricted
+    )
+
+
+# Theorem 3: reward improvement.
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-4, 0.1])
+@pytest.mark.parametrize("mode", ["softmax_is", "softmax", "none"])
+@pytest.mark.parametrize("key", EVERY, ids=str)
+def test_reward_never_decreases(key, mode, eps):
+    d = divergence(key)
+    reference, start, rewards = tables(50)
+    path = reward_path(
+        lambda pi: iterate(reference, *alignment_sides(pi, rewards, eps, mode), d, PAPER_BETA), start, rewards
+    )
+    assert (path.diff(dim=0) >= -1e-12).all()
+    assert (path[-1] > path[0]).all()
+    if eps == 0:
+        torch.testing.assert_close(path[-1], rewards.amax(-1))
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-4])
+@pytest.mark.parametrize("lam", [0.3, 0.9])
+@pytest.mark.parametrize("key", ATTAINED, ids=str)
+def test_reward_never_decreases_with_preferences_that_agree(key, lam, eps):
+    """f-HAL: the sides are mixtures with lambda of preference data that the reference's own rewards made."""
+    d = divergence(key)
+    reference, start, rewards = tables(50)
+    preferences = alignment_sides(reference, rewards, eps)
+
+    def step(policy):
+        sides = alignment_sides(policy, rewards, eps)
+        mixed = (lam * p + (1 - lam) * s for p, s in zip(preferences, sides, strict=True))
+        return iterate(reference, *mixed, d, PAPER_BETA)
+
+    path = reward_path(step, start, rewards)
+    assert (path.diff(dim=0) >= -1e-12).all()
+    assert (path[-1] > path[0]).all()
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-4, 0.1])
+@pytest.mark.parametrize("key", EVERY, ids=str)
+def test_control_with_swapped_sides_decreases(key, eps):
+    d = divergence(key)
+    reference, start, rewards = tables(50)
+
+    def step(policy):
+        aligned, unaligned = alignment_sides(policy, rewards, eps)
+        return iterate(reference, unaligned, aligned, d, PAPER_BETA)
+
+    path = reward_path(step, start, rewards)
+    assert (path[1] < path[0]).all() and (path[-1] < path[0] - 0.2).all()
+
+
+def test_where_the_smoothed_and_the_mixed_form_stop_improving():
+    """They are statements for a small eps and beta and for links that grow. docs/theory.md gives the figures."""
+    reference, start, rewards = tables(50)
+    d = get_divergence("squared_hellinger")
+    path = reward_path(lambda pi: iterate(reference, *alignment_sides(pi, rewards, 0.1), d, 1.0), start, rewards)
+    assert (path.diff(dim=0) < -0.01).any()
+
+    # total_variation sees a sign only: nine parts of preferences outvote a policy that is already better than them.
+    preferences = alignment_sides(reference, rewards)
+
+    def mixed(policy):
+        sides = alignment_sides(policy, rewards)
+        together = (0.9 * p + 0.1 * s for p, s in zip(preferences, sides, strict=True))
+        return iterate(reference, *together, get_divergence("total_variation"), PAPER_BETA)
+
+    assert (reward_path(mixed, start, rewards).diff(dim=0) < -0.01).any()
+
+
+# Theorem 4: the contrast with GRPO.
+
+
+def grpo_fixed_point(reference, start, rewards, beta, **settings):
+    policy = start
+    for _ in range(2000):  # damped, because the plain map may cycle
+        policy = 0.5 * policy + 0.5 * grpo_iterate(reference, policy, rewards, beta, **settings)
+    torch.testing.assert_close(grpo_iterate(reference, policy, rewards, beta, **settings), policy, rtol=0, atol=1e-9)
+    return policy
+
+
+@pytest.mark.parametrize("beta", [PAPER_BETA, 1.0, 3.0])
+def test_f_grpo_ends_with_no_mass_below_the_mean(beta):
+    reference, start, rewards = tables(50)
+    policy = start
+    for _ in range(100):
+        policy = iterate(reference, *alignment_sides(policy, rewards), get_divergence("jensen_shannon"), beta)
+    assert (policy * (rewards < rewards.amax(-1, keepdim=True))).sum() == 0
+
+
+@pytest.mark.parametrize("beta", [PAPER_BETA, 1.0, 3.0])
+def test_grpo_without_std_keeps_mass_below_the_mean(beta):
+    reference, start, rewards = tables(50)
+    policy = grpo_fixed_point(reference, start, rewards, beta, normalize_by_std=False)
+    tilted = reference * (rewards / beta).exp()
+    torch.testing.assert_close(policy, tilted / tilted.sum(-1, keepdim=True))
+    below = rewards < expected_reward(policy, rewards).unsqueeze(-1)
+    assert ((policy * below).sum(-1) > 1e-4).all()
+
+
+def test_grpo_with_std_keeps_mass_below_the_mean_if_beta_is_large_enough():
+    reference, start, rewards = tables(50)
+    policy = grpo_fixed_point(reference, start, rewards, 3.0)
+    mean = expected_reward(policy, rewards).unsqueeze(-1)
+    sigma = (policy * (rewards - mean).square()).sum(-1, keepdim=True).sqrt()
+    tilted = reference * ((rewards - mean) / (3.0 * sigma)).exp()
+    torch.testing.assert_close(policy, tilted / tilted.sum(-1, keepdim=True), rtol=1e-6, atol=1e-9)
+    assert ((policy * (rewards < mean)).sum(-1) > 0.05).all()
+    # A small beta has no such fixed point: as the policy concentrates sigma shrinks, and with it the penalty.
+    collapsed = grpo_fixed_point(reference, start, rewards, PAPER_BETA)
+    assert (collapsed.amax(-1) > 1 - 1e-9).all()
+
+
+# The losses of the package are these, for a group large enough.
+
+
+@pytest.mark.parametrize("mode", ["none", "softmax", "softmax_is"])
+@pytest.mark.parametrize("key", [("kl", None, {}), ("pearson", None, {}), ("jensen_shannon", None, {})], ids=str)
+def test_population_loss_is_the_limit_of_the_loss_of_a_group(key, mode):
+    d = divergence(key)
+    counts = torch.tensor([700, 200, 1500, 100, 2500])  # a group in which every response has exactly its share
+    policy = counts.double() / counts.sum()
+    rewards = torch.tensor([0.3, 1.7, 0.9, -0.4, 0.5], dtype=torch.float64)
+    reward = torch.tensor([0.2, -0.5, 1.0, 0.4, -1.2], dtype=torch.float64, requires_grad=True)
+    row = torch.repeat_interleave(torch.arange(5), counts)
+    advantages = group_advantages(rewards[row], torch.zeros(len(row)))
+    log_prob, mask = policy.log()[row].unsqueeze(-1), torch.ones(len(row), 1)
+    weights = group_weights(rewards[row], torch.zeros(len(row)), mode, log_prob, mask)
+    loss = f_grpo_loss(reward[row], advantages, d, weights)
+    expected = population_f_grpo(reward, policy, rewards, d, mode=mode)
+    torch.testing.assert_close(loss, expected, rtol=2e-4, atol=0)  # std over n - 1 against n: 1e-4
+    gradients = (torch.autograd.grad(value, reward)[0] for value in (loss, expected))
+    torch.testing.assert_close(*gradients, rtol=2e-4, atol=0)
