@@ -1,6 +1,7 @@
 """Shared by the tests: quiet libraries, and the composed configuration of the stock host."""
 
 import os
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -8,6 +9,9 @@ import pytest
 os.environ.setdefault("VERL_PLATFORM", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# A script that starts the suite in the background hands SIGINT down as ignored, and what the tests interrupt never sees it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

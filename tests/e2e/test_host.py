@@ -145,9 +145,7 @@ def test_own_data_own_model_and_an_interrupt_that_leaves_nothing(trained, tmp_pa
     command = [sys.executable, "-m", "fgrpo_plugin.cli", "quickstart", "--run-dir", str(run), "--data", str(data)]
     command += ["--model", str(trained / "model"), "--steps", "50"]
     command += ["--override", f"reward.custom_reward_function.path={reward}"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=_like_a_terminal
-    )
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _interrupt_once_it_trains(process, run)
     finally:
@@ -155,11 +153,6 @@ def test_own_data_own_model_and_an_interrupt_that_leaves_nothing(trained, tmp_pa
     assert process.returncode not in (0, None)
     assert shared_memory_segments() - before == set()
     assert rewards(read_metrics(run / "metrics.jsonl"))[0] > 0
-
-
-def _like_a_terminal() -> None:
-    """A suite that a script started in the background hands SIGINT down as ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _interrupt_once_it_trains(process: subprocess.Popen, run: Path) -> None:
