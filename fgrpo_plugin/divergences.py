@@ -92,6 +92,11 @@ class Divergence:
         """f*(g(v)) in closed form. An argument outside `range` counts as the edge, with gradient zero."""
         return self._link.conjugate_of_g(self._inside(v))
 
+    def inside_range(self, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(g(v), f*(g(v))) for v that lies inside `range`: without the passes over v that clipping takes."""
+        v = _real(v)
+        return self._link.g(v), self._link.conjugate_of_g(v)
+
     def exact(self, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
         """D_f(P || Q) = sum_y q(y) f(p(y)/q(y)) of discrete distributions, plus `estimate_offset`.
 

@@ -113,6 +113,9 @@ def clip_implicit_reward(
         low, high = max(low, -limit), min(high, limit)
     r = r.to(_compute_dtype(r))
     _require_finite("implicit_reward", r)
+    inside = r.numel() == 0 or bool(torch.stack([r.detach().amin() >= low, r.detach().amax() <= high]).all())
+    if inside:  # the rule; it saves a copy of r and of its gradient
+        return r, torch.zeros((), dtype=torch.bool, device=r.device).expand(r.shape)
     clipped = r.clamp(low, high)
     return clipped, clipped.detach() != r.detach()
 
@@ -318,8 +321,9 @@ def _side_losses(
     per_token = reward.dim() == 2
     r, _ = clip_implicit_reward(torch.where(counted, reward, 0.0), divergence)
     # Inside the range both branches and their slopes are finite, so the one not taken sends back an exact 0.
+    link, conjugate = divergence.inside_range(r)
     side = aligned.unsqueeze(-1) if per_token else aligned
-    loss = torch.where(side, -divergence.link(r), divergence.conjugate_of_link(r))
+    loss = torch.where(side, -link, conjugate)
     loss = torch.where(counted, loss, 0.0)
     return loss.sum(dim=-1) if per_token else loss
 
@@ -384,9 +388,10 @@ def _require_labels(desirable: torch.Tensor, reward: torch.Tensor) -> None:
 
 
 def _require_finite(argument: str, tensor: torch.Tensor) -> None:
-    # A sum is one pass without a copy; in float64 finite float32 numbers cannot overflow it.
-    if not bool(torch.isfinite(tensor.detach().sum(dtype=torch.float64))):
-        bad = (~torch.isfinite(tensor)).reshape(len(tensor), -1).any(dim=-1).nonzero().flatten().tolist()
+    if bool(torch.isfinite(tensor.detach().sum())):  # one pass without a copy; finite numbers rarely overflow it
+        return
+    bad = (~torch.isfinite(tensor)).reshape(len(tensor), -1).any(dim=-1).nonzero().flatten().tolist()
+    if bad:
         raise ValueError(
             f"{argument} is not finite in {len(bad)} rows, the first of them {bad[:8]}; find what made it so"
         )

@@ -10,7 +10,7 @@ os.environ.setdefault("VERL_PLATFORM", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# A script that starts the suite in the background hands SIGINT down as ignored, and what the tests interrupt never sees it.
+# A script that starts the suite in the background hands SIGINT down as ignored; what the tests interrupt never sees it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

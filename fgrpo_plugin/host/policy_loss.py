@@ -16,6 +16,8 @@ SUMS = PREFIX + "sums/"
 ROW_FIELDS = ("f_divergence_advantage", "f_divergence_weight", "f_divergence_count", "f_divergence_fresh")
 """One number a row, attached by the driver: a_i, w_i, the denominator, and 1 in the first mini-batch of the update."""
 
+_BLOCK_ON_CPU, _BLOCK = 2**16, 2**22  # tokens; a device wants fewer and larger calls
+
 
 def f_grpo_policy_loss(
     old_log_prob: torch.Tensor,
@@ -57,10 +59,11 @@ def f_grpo_policy_loss(
     settings = config.policy_loss.f_divergence
     divergence = settings.build_divergence()
     s_all, s_on = settings.scales()
+    mask = response_mask.bool()
     reward = implicit_reward(
         log_prob,
         ref_log_prob,
-        response_mask,
+        mask,
         settings.beta,
         old_log_prob=_old_log_prob(settings, log_prob, old_log_prob),
         gamma=settings.gamma,
@@ -72,15 +75,14 @@ def f_grpo_policy_loss(
         f_divergence_advantage,
         divergence,
         f_divergence_weight,
-        response_mask=response_mask,
+        response_mask=mask,
         denominator=f_divergence_count[0],
     )
     scale = s_all * s_on * config.global_batch_info.get("dp_size", 1)
     with torch.no_grad():
-        mask = response_mask.bool()
         metrics = _totals(
             _sums(reward, clipped, f_divergence_advantage, f_divergence_weight, divergence, mask)
-            | _token_sums(log_prob, ref_log_prob, old_log_prob, mask, f_divergence_fresh)
+            | _token_sums(log_prob, ref_log_prob, old_log_prob, mask, f_divergence_fresh > 0)
         )
     return scale * loss, metrics
 
@@ -126,24 +128,43 @@ def _sums(
 def _token_sums(
     log_prob: torch.Tensor, ref_log_prob: torch.Tensor, rollout: torch.Tensor, mask: torch.Tensor, fresh: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Distance from the reference, and from the rollout engine on rows that the actor has not yet been trained on."""
-    compared = mask & (fresh > 0).unsqueeze(-1)
-    actor_probs = torch.where(compared, log_prob, -torch.inf).exp()
-    rollout_probs = torch.where(compared, rollout, -torch.inf).exp()
-    difference = actor_probs - rollout_probs
-    return {
+    """Distance from the reference, and from the rollout engine on rows that the actor has not yet been trained on.
+
+    A block of rows at a time, so that what lies between stays in the cache and is soon freed.
+    """
+    size = max(1, (_BLOCK_ON_CPU if log_prob.device.type == "cpu" else _BLOCK) // max(1, mask.shape[-1]))
+    totals: dict[str, torch.Tensor] = {}
+    for block in zip(*(x.split(size) for x in (log_prob, ref_log_prob, rollout, mask, fresh)), strict=True):
+        for name, value in _block_sums(*block).items():
+            totals[name] = totals[name] + value if name in totals else value
+    return totals
+
+
+def _block_sums(
+    log_prob: torch.Tensor, ref_log_prob: torch.Tensor, rollout: torch.Tensor, mask: torch.Tensor, fresh: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    compared = mask & fresh.unsqueeze(-1)
+    reference_gap = torch.where(mask, log_prob.float() - ref_log_prob, 0.0).abs_()
+    actor, engine = (torch.where(compared, values, 0.0).float() for values in (log_prob, rollout))
+    rollout_gap = (actor - engine).abs_()
+    # p - 1 in place of p: it is 0 where masked, and small where p is near 1, where a correlation loses its digits.
+    actor.exp_().sub_(1)
+    engine.exp_().sub_(1)
+    difference = actor - engine
+    sums = {
         "tokens": mask,
-        "reference_gap": torch.where(mask, (log_prob - ref_log_prob).abs(), 0.0),
+        "reference_gap": reference_gap,
         "compared_tokens": compared,
-        "rollout_gap": torch.where(compared, (log_prob - rollout).abs(), 0.0),
+        "rollout_gap": rollout_gap,
         "difference": difference.abs(),
         "difference_squared": difference.square(),
-        "actor": actor_probs,
-        "actor_squared": actor_probs.square(),
-        "rollout": rollout_probs,
-        "rollout_squared": rollout_probs.square(),
-        "product": actor_probs * rollout_probs,
+        "actor": actor,
+        "actor_squared": actor.square(),
+        "rollout": engine,
+        "rollout_squared": engine.square(),
+        "product": actor * engine,
     }
+    return {name: values.sum(dim=-1).sum(dtype=torch.float64) for name, values in sums.items()}
 
 
 def _totals(parts: dict[str, torch.Tensor]) -> dict[str, float]:
