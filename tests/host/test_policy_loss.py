@@ -11,6 +11,7 @@ from tensordict import TensorDict
 
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.divergences import get_divergence
+from fgrpo_plugin.host import policy_loss
 from fgrpo_plugin.host.config import FDivergencePolicyLossConfig
 from fgrpo_plugin.host.trainer import divide_sums, minibatch_of_row, row_numbers
 
@@ -191,19 +192,23 @@ def test_gamma_adds_gradient_but_no_value_where_the_actor_is_pi_old():
     assert recomputed != pytest.approx(plain, rel=1e-3)
 
 
-def test_metrics_do_not_depend_on_the_split():
+def _reported(metrics):
+    """What the host's reduction over micro-batches and our division on the driver make of the workers' metrics."""
     from verl.utils.metric import Metric
 
+    merged: dict = {}
+    for name in metrics[0]:
+        if name.startswith("actor/f_divergence"):
+            micro_batches = Metric(aggregation="mean")
+            for part in metrics:
+                micro_batches.extend(part[name])
+            merged[name] = micro_batches.aggregate()
+    return divide_sums(merged, get_divergence("pearson"), compare_rollout=True)
+
+
+def test_metrics_do_not_depend_on_the_split():
     def reduced(splits):
-        _, metrics, _ = _run(_rows(), _actor_config(divergence="pearson", beta=BETA), splits)
-        merged: dict = {}
-        for name in metrics[0]:
-            if name.startswith("actor/f_divergence"):
-                micro_batches = Metric(aggregation="mean")
-                for part in metrics:
-                    micro_batches.extend(part[name])
-                merged[name] = micro_batches.aggregate()
-        return divide_sums(merged, get_divergence("pearson"), compare_rollout=True)
+        return _reported(_run(_rows(), _actor_config(divergence="pearson", beta=BETA), splits)[1])
 
     whole, split = reduced([list(range(12))]), reduced([[0], [1, 2, 3, 4, 5, 6], [7, 8, 9, 10, 11]])
     assert whole.keys() == split.keys()
@@ -211,6 +216,30 @@ def test_metrics_do_not_depend_on_the_split():
         assert split[name] == pytest.approx(value, rel=1e-5), name
     assert "training/rollout_probs_diff_mean" in whole
     assert 0 < whole["training/rollout_probs_diff_mean"] < 1
+
+
+@pytest.mark.parametrize("block", [1, 12, 2**16])
+def test_rollout_and_reference_metrics_are_their_definitions(block, monkeypatch):
+    monkeypatch.setattr(policy_loss, "_BLOCK_ON_CPU", block)
+    rows = _rows()
+    result = _reported(_run(rows, _actor_config(beta=BETA), [list(range(12))])[1])
+    tokens = [
+        (row[start - 1 + t].item(), rows["ref"][i][t].item(), rows["old"][i][t].item())
+        for i, (row, start) in enumerate(zip(rows["log_prob"], rows["prompt_lengths"], strict=True))
+        for t in range(rows["lengths"][i])
+        if rows["masks"][i][t]
+    ]
+    actor, reference, rollout = np.array(tokens).T
+    difference = np.abs(np.exp(actor) - np.exp(rollout))
+    expected = {
+        "actor/f_divergence/reference_gap": np.abs(actor - reference).mean(),
+        "actor/f_divergence/rollout_gap": np.abs(actor - rollout).mean(),
+        "training/rollout_probs_diff_mean": difference.mean(),
+        "training/rollout_probs_diff_std": difference.std(),
+        "training/rollout_actor_probs_pearson_corr": np.corrcoef(np.exp(actor), np.exp(rollout))[0, 1],
+    }
+    for name, value in expected.items():
+        assert result[name] == pytest.approx(value, rel=1e-5), name
 
 
 def test_a_loss_that_took_our_place_is_noticed_in_the_worker(monkeypatch):

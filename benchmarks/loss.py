@@ -1,0 +1,206 @@
+"""Forward and backward of f-GRPO's policy loss against verl's `vanilla` and `gspo`, on the same tensors.
+
+    python benchmarks/loss.py [--repeats 15] [--output table.md]
+
+Each as the host calls it in a worker, metrics included. Needs torch alone; without verl its two losses are left out,
+with a note. Runs on the CPU, and on a CUDA device too where there is one. Time: ratio of medians, the losses in turns
+and in an order shuffled each time. Peak memory: bytes allocated in the call beyond its inputs.
+"""
+
+import os
+import random
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes two lines for each measurement
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fgrpo_plugin.config import FDivergenceConfig
+from fgrpo_plugin.host.policy_loss import f_grpo_policy_loss
+
+SHAPES = ((64, 4096), (512, 1024))
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+OURS = {
+    "f_grpo": {},
+    "f_grpo, gamma=1": {"preset": "released"},
+    "f_grpo, jensen_shannon": {"divergence": "jensen_shannon"},
+    "f_grpo, level=token": {"level": "token"},
+    "f_grpo, level=token, jensen_shannon": {"level": "token", "divergence": "jensen_shannon"},
+}
+
+Loss = Callable[[torch.Tensor], torch.Tensor]
+
+
+def tensors(rows: int, tokens: int, dtype: torch.dtype, device: str) -> dict[str, torch.Tensor]:
+    """Log-probs a little apart, responses of every length, groups of four with binary rewards."""
+    draw = torch.Generator().manual_seed(0)
+    log_prob = -torch.rand(rows, tokens, generator=draw)
+    noise = [0.01 * torch.randn(rows, tokens, generator=draw) for _ in range(2)]
+    lengths = torch.randint(tokens // 4, tokens + 1, (rows, 1), generator=draw)
+    advantage = torch.randn(rows, generator=draw)
+    made = {
+        "log_prob": log_prob.to(dtype),
+        "old_log_prob": (log_prob + noise[0]).to(dtype),
+        "ref_log_prob": (log_prob + noise[1]).to(dtype),
+        "response_mask": (torch.arange(tokens) < lengths).long(),
+        "advantage": advantage,
+        "advantages": advantage.unsqueeze(-1).expand(rows, tokens).contiguous(),
+    }
+    return {name: values.to(device) for name, values in made.items()}
+
+
+def ours(data: dict[str, torch.Tensor], settings: dict[str, Any]) -> Loss:
+    """The registered policy loss, with the numbers that the driver attaches to the rows."""
+    rows = len(data["advantage"])
+    ones = torch.ones(rows, device=data["advantage"].device)
+    divergence = FDivergenceConfig(**settings)
+    count = rows if divergence.level != "token" else int(data["response_mask"].sum())
+    config = SimpleNamespace(policy_loss=SimpleNamespace(f_divergence=divergence), global_batch_info={"dp_size": 1})
+
+    def loss(log_prob: torch.Tensor) -> torch.Tensor:
+        return f_grpo_policy_loss(
+            data["old_log_prob"],
+            log_prob,
+            data["advantages"],
+            data["response_mask"],
+            config=config,
+            ref_log_prob=data["ref_log_prob"],
+            f_divergence_advantage=data["advantage"],
+            f_divergence_weight=ones,
+            f_divergence_count=count * ones,
+            f_divergence_fresh=ones,
+        )[0]
+
+    return loss
+
+
+def hosts(data: dict[str, torch.Tensor], name: str, aggregation: str) -> Loss | None:
+    """One of verl's losses, or None without verl."""
+    try:
+        from verl.trainer.ppo.core_algos import get_policy_loss_fn
+        from verl.workers.config import FSDPActorConfig
+    except ImportError:
+        return None
+    config = FSDPActorConfig(
+        strategy="fsdp2", ppo_micro_batch_size_per_gpu=4, rollout_n=4, use_torch_compile=False, clip_ratio_low=0.2
+    )
+    function = get_policy_loss_fn(name)
+
+    def loss(log_prob: torch.Tensor) -> torch.Tensor:
+        return function(
+            old_log_prob=data["old_log_prob"],
+            log_prob=log_prob,
+            advantages=data["advantages"],
+            response_mask=data["response_mask"],
+            loss_agg_mode=aggregation,
+            config=config,
+        )[0]
+
+    return loss
+
+
+def step(loss: Loss, log_prob: torch.Tensor) -> float:
+    """Seconds of one forward and backward."""
+    leaf = log_prob.detach().requires_grad_()
+    _wait(leaf)
+    start = time.perf_counter()
+    loss(leaf).backward()
+    _wait(leaf)
+    return time.perf_counter() - start
+
+
+def peak_bytes(loss: Loss, log_prob: torch.Tensor) -> int:
+    """Most bytes that one forward and backward holds at once beyond its inputs, the gradient included."""
+    leaf = log_prob.detach().requires_grad_()
+    if leaf.is_cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        loss(leaf).backward()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        loss(leaf).backward()
+    held = peak = 0
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def _wait(tensor: torch.Tensor) -> None:
+    if tensor.is_cuda:
+        torch.cuda.synchronize()
+
+
+def main(
+    repeats: int = 15,
+    warmup: int = 3,
+    output: Annotated[Path | None, typer.Option(help="Also write the tables there, as Markdown.")] = None,
+) -> None:
+    """Print, for each device, shape and dtype, medians and ratios."""
+    console = Console()
+    pages = []
+    for device in ("cpu", *(("cuda",) if torch.cuda.is_available() else ())):
+        named = torch.cuda.get_device_name(0) if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+        for rows, tokens in SHAPES:
+            for label, dtype in DTYPES.items():
+                title = f"{rows} x {tokens}, {label} log-probs; {named}"
+                pages.append(compare(title, rows, tokens, dtype, device, repeats, warmup, console))
+    if output is not None:
+        output.write_text("\n".join(pages))
+
+
+def compare(
+    title: str,
+    rows: int,
+    tokens: int,
+    dtype: torch.dtype,
+    device: str,
+    repeats: int,
+    warmup: int,
+    console: Console,
+) -> str:
+    """One table, printed and as Markdown."""
+    data = tensors(rows, tokens, dtype, device)
+    known = {"vanilla": hosts(data, "vanilla", "token-mean"), "gspo": hosts(data, "gspo", "seq-mean-token-mean")}
+    losses = {name: loss for name, loss in known.items() if loss is not None}
+    if not losses:
+        console.print("verl is not installed: its losses are left out, and there are no ratios")
+    losses |= {name: ours(data, settings) for name, settings in OURS.items()}
+    times: dict[str, list[float]] = {name: [] for name in losses}
+    order, shuffle = list(losses), random.Random(0)
+    for repeat in range(warmup + repeats):
+        shuffle.shuffle(order)
+        for name in order:
+            seconds = step(losses[name], data["log_prob"])
+            if repeat >= warmup:
+                times[name].append(seconds)
+    median = {name: statistics.median(values) for name, values in times.items()}
+    peak = {name: peak_bytes(loss, data["log_prob"]) for name, loss in losses.items()}
+
+    columns = ("loss", "median, ms", "/ vanilla", "/ gspo", "peak, MiB", "/ vanilla", "/ gspo")
+    table = Table(*columns, title=title)
+    lines = [f"{title}:\n", "| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
+    for name in losses:
+        times_ratio, peak_ratio = (
+            [f"{values[name] / values[base]:.2f}" if base in values else "-" for base in known]
+            for values in (median, peak)
+        )
+        row = (name, f"{1e3 * median[name]:.2f}", *times_ratio, f"{peak[name] / 2**20:.1f}", *peak_ratio)
+        table.add_row(*row)
+        lines.append("| " + " | ".join(row) + " |")
+    console.print(table)
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    typer.run(main)
