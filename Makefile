@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q
 READY := $(VENV)/.ready
 
-.PHONY: env quickstart lint types test test-long benchmarks clean
+.PHONY: env quickstart lint types test test-long docs benchmarks clean
 
 env: $(READY)
 
@@ -39,8 +39,14 @@ test: $(READY)
 test-long: $(READY)
 	@$(BIN)/python -m pytest -m long
 
+# The pages and pictures that are made from the mathematics.
+docs: $(READY)
+	@$(BIN)/python docs/divergences.py
+	@$(BIN)/python docs/theory.py
+
 # The figures of docs/benchmarks.md.
 benchmarks: $(READY)
+	@$(BIN)/python benchmarks/loss.py
 	@$(BIN)/python benchmarks/step_time.py
 	@$(BIN)/python benchmarks/import_time.py
 

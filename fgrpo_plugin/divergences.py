@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn import functional
 
-from fgrpo_plugin.registered import check_generator, limit_at, numeric_conjugate, usable_range
+from fgrpo_plugin.registered import EXP_LIMIT, check_generator, limit_at, numeric_conjugate, usable_range
 
 __all__ = ["Divergence", "available_divergences", "get_divergence", "register_divergence"]
 
@@ -27,10 +27,7 @@ Function = Callable[[torch.Tensor], torch.Tensor]
 
 _INF = math.inf
 _LOG2 = math.log(2.0)
-# exp is finite up to 88.7 in float32, and 8 times as far in float64. What is left out is a factor of e^8 for |a| w and
-# for the sum over rows: a batch of rows at the edge still has a finite loss.
-_EXP_LIMIT = 80.0
-_FLOAT64_WIDENING = 8.0
+_FLOAT64_WIDENING = 8.0  # exp is finite 8 times as far in float64
 
 
 @dataclass(frozen=True)
@@ -252,12 +249,12 @@ def _jeffreys_conjugate(s: torch.Tensor) -> torch.Tensor:
     return (torch.expm1(u) + u).to(s.dtype)
 
 
-_E = _EXP_LIMIT
+_E = EXP_LIMIT
 _PEARSON_RATIO = _Link(lambda u: 2 * torch.expm1(u), lambda u: torch.expm1(2 * u), (-_INF, _E / 2))
 _REVERSE_KL = _Link(lambda v: -torch.exp(-v), lambda v: v - 1, (-_E, _INF))
 _JENSEN_SHANNON = _Link(lambda v: _LOG2 - _softplus(-v), lambda v: _softplus(v) - _LOG2)
 _GAN = _Link(lambda v: -_softplus(-v), _softplus)
-_SQUARE_LIMIT = 1e19  # v^2 / 4 overflows float32 at 3.7e19
+_SQUARE_LIMIT = 1e17  # v^2 / 4 overflows float32 at 3.7e19; the rest is room, as in EXP_LIMIT
 
 # Name: f and f*; f'(inf); the variational link (arXiv 1606.00709) and the density-ratio link, each g, f*(g), range.
 # fmt: off
@@ -333,7 +330,7 @@ def _alpha_entry(a: float) -> _Entry:
         return value if a > 1 else torch.where(base < 0, _INF, value)
 
     def edge(k: float) -> float:  # e^{ku} and e^{ku}/k are finite for |u| up to here
-        return (_EXP_LIMIT + min(0.0, math.log(abs(k)))) / abs(k)
+        return (EXP_LIMIT + min(0.0, math.log(abs(k)))) / abs(k)
 
     low = max((-edge(k) for k in (a - 1, a) if k < 0), default=-_INF)
     high = min((edge(k) for k in (a - 1, a) if k > 0), default=_INF)

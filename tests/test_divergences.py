@@ -12,6 +12,7 @@ from scipy.special import wrightomega
 
 from fgrpo_plugin import divergences
 from fgrpo_plugin.divergences import available_divergences, get_divergence, register_divergence
+from fgrpo_plugin.losses import f_grpo_loss
 
 LOG2 = math.log(2)
 ALPHAS = (-1.5, -0.3, 0.3, 0.5, 0.9, 2.0, 3.5)
@@ -114,12 +115,24 @@ def test_jeffreys_conjugate_is_lambert_w(s):
 
 
 @pytest.mark.parametrize(("name", "link", "params"), LINKS)
-def test_conjugate_of_link_is_the_supremum_at_the_link(name, link, params):
+@settings(max_examples=25, deadline=None)
+@given(values=st.lists(st.floats(-4, 4), min_size=1, max_size=4))
+def test_conjugate_of_link_is_the_supremum_at_the_link(name, link, params, values):
     d = get_divergence(name, link, **params)
-    v = torch.linspace(-4, 4, 17, dtype=torch.float64)
+    v = tensor(values)
     expected = [supremum(name, params, s) for s in d.link(v).tolist()]
     torch.testing.assert_close(d.conjugate_of_link(v), tensor(expected), rtol=1e-7, atol=1e-7)
     torch.testing.assert_close(d.conjugate_of_link(v), d.conjugate(d.link(v)), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "link", "params"), LINKS)
+@settings(max_examples=25, deadline=None)
+@given(v=st.floats(-60, 60), step=st.floats(1e-3, 60))
+def test_link_never_decreases_and_stays_in_the_domain(name, link, params, v, step):
+    d = get_divergence(name, link, **params)
+    low, high = d.link(tensor([v, v + step]))
+    assert high >= low
+    assert not torch.isnan(d.conjugate(low)) and d.conjugate_of_link(tensor(v)) > -math.inf
 
 
 @pytest.mark.parametrize(("name", "link", "params"), LINKS)
@@ -181,6 +194,22 @@ def test_finite_in_float32_over_the_range_and_clipped_outside(name, link, params
                 v = tensor([edge, beyond], torch.float32)
                 assert function(v)[0] == function(v)[1]
                 assert gradient(function, v)[1] == 0
+
+
+@pytest.mark.parametrize(("name", "link", "params"), LINKS)
+def test_clipping_leaves_the_inside_of_the_range_alone(name, link, params):
+    d = get_divergence(name, link, **params)
+    v = torch.linspace(max(d.range[0], -60.0), min(d.range[1], 60.0), 101)
+    for clipped, plain in zip((d.link(v), d.conjugate_of_link(v)), d.inside_range(v), strict=True):
+        assert torch.equal(clipped, plain)
+
+
+@pytest.mark.parametrize(("name", "link", "params"), LINKS)
+def test_a_batch_at_the_edge_of_the_range_has_a_finite_loss(name, link, params):
+    d = get_divergence(name, link, **params)
+    edges = tensor([bound for bound in d.range if math.isfinite(bound)] or [60.0], torch.float32).repeat(256)
+    for sign in (3.0, -3.0):  # the largest advantage of a group of ten
+        assert torch.isfinite(f_grpo_loss(edges, torch.full_like(edges, sign), d))
 
 
 def test_declared_ranges():

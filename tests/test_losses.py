@@ -241,6 +241,51 @@ def test_micro_batches_add_up(level, parts):
 
 
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("key", [*LINKS, ("neyman", None), ("kl", "density_ratio")])
+def test_micro_batches_and_order_in_float32(level, key):
+    """f-HAL, both halves with the whole step's counts: 1e-5 of the largest component over the whole gradient."""
+    log_prob, ref, _, mask, advantages, weights = batch(n=48, tokens=64, dtype=torch.float32)
+    advantages, weights, desirable = advantages.float(), weights.float(), advantages > 0
+    d = get_divergence(*key)
+    per_row = mask.sum(-1) if level == "token" else mask.any(-1)
+    denominator, sides = per_row.sum().item(), tuple(per_row[side].sum().item() for side in (desirable, ~desirable))
+
+    def gradient(*parts):
+        leaf = log_prob.clone().requires_grad_()
+        for rows in parts:
+            reward = implicit_reward(leaf[rows], ref[rows], mask[rows], 0.1, level=level)
+            both = dict(response_mask=mask[rows])
+            on = f_grpo_loss(reward, advantages[rows], d, weights[rows], denominator=denominator, **both)
+            off = fdo_loss(reward, desirable[rows], d, denominator=sides, **both)
+            f_hal_loss(off, on, 0.3).backward()
+        return leaf.grad
+
+    whole = gradient(torch.arange(48))
+    shuffled = torch.randperm(48, generator=torch.Generator().manual_seed(1))
+    for parts in (shuffled.split(5), [shuffled], torch.arange(48).split(1)):
+        assert (gradient(*parts) - whole).abs().max() <= 1e-5 * whole.abs().max()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@settings(max_examples=20, deadline=None)
+@given(order=st.permutations(range(7)))
+def test_order_of_rows_changes_nothing(level, order):
+    log_prob, ref, _, mask, advantages, weights = batch()
+    d = get_divergence("squared_hellinger")
+
+    def losses(rows):
+        reward = implicit_reward(log_prob[rows], ref[rows], mask[rows], 0.3, level=level)
+        return torch.stack(
+            [
+                f_grpo_loss(reward, advantages[rows], d, weights[rows], response_mask=mask[rows]),
+                fdo_loss(reward, advantages[rows] > 0, d, response_mask=mask[rows]),
+            ]
+        )
+
+    torch.testing.assert_close(losses(order), losses(list(range(7))), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("level", LEVELS)
 def test_what_does_not_count_gives_zero_with_a_gradient_path(level):
     log_prob, ref, _, mask, advantages, weights = batch()
     d = get_divergence("kl")  # f*(g(0)) is not 0, so an uncounted row would show

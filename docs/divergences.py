@@ -1,0 +1,202 @@
+"""Make docs/divergences.md and its figures from the code:  python docs/divergences.py"""
+
+from pathlib import Path
+
+import torch
+
+from fgrpo_plugin.divergences import Divergence, available_divergences, get_divergence
+
+DOCS = Path(__file__).parent
+ALPHAS = (-1.0, 0.5, 3.0)
+
+# f as the table of divergences has it, and when one would pick it.
+GENERATOR = {
+    "kl": "t log t",
+    "reverse_kl": "-log t",
+    "pearson": "(t - 1)^2",
+    "pearson_restricted": "(t - 1)^2 on t >= 0",
+    "neyman": "(1 - t)^2 / t",
+    "squared_hellinger": "(sqrt t - 1)^2",
+    "jensen_shannon": "t log t - (t + 1) log((t + 1)/2)",
+    "gan": "t log t - (t + 1) log(t + 1)",
+    "total_variation": "abs(t - 1) / 2",
+    "jeffreys": "(t - 1) log t",
+    "alpha": "(t^a - 1 - a (t - 1)) / (a (a - 1))",
+}
+PICK = {
+    "kl": "Gentle on bad rows: what is already unlikely is left alone, what is still likely is pushed hard.",
+    "reverse_kl": "Bad rows are pushed down for ever; good rows matter less and less once they have risen. Watch the "
+    "length and the entropy.",
+    "pearson": "The default. Good rows always count the same; bad rows are pushed down only to r = -2, that is to "
+    "exp(-2/beta) of the reference, and are pulled back from below it.",
+    "pearson_restricted": "As pearson, but bad rows below r = -2 are left where they are.",
+    "neyman": "The lower a bad row lies, the harder it is pushed (variational). Only with `implicit_reward_clip`.",
+    "squared_hellinger": "Both sides limit themselves; a good row that has become unlikely, or a bad one that has "
+    "become likely, gets an exponentially large push. Clean rewards.",
+    "jensen_shannon": "Bounded push, fading smoothly on both sides (logistic): noisy rewards, long runs.",
+    "gan": "The gradient of jensen_shannon; the value differs by 2 log 2.",
+    "total_variation": "Fades on both sides whether a row moves as asked or not, so rows that resist are given up: the "
+    "least sensitive to wrong labels, and the least able to turn a policy round.",
+    "jeffreys": "The sum of kl and reverse_kl: strong on both sides, never fading. Clean rewards, small learning rate.",
+    "alpha": "Moves between neyman (a = -1), hellinger (a = 1/2), kl (a -> 1) and pearson (a = 2): good rows weigh "
+    "exp((a - 1) r), bad rows exp(a r).",
+}
+
+# Published loss; divergence; at which reward; and what L_FDO then is. tests/test_special_cases.py proves each.
+SPECIAL = {
+    "DPO, arXiv 2305.18290": ("jensen_shannon (gan)", "pairs", "2 L_DPO - 2 log 2 (2 L_DPO)"),
+    "IPO, arXiv 2310.12036": ("pearson", "pairs, tau = beta/8", "beta^2/4 L_IPO - 4"),
+    "GPO, exponential, arXiv 2402.05749": ("squared_hellinger", "pairs", "2 L_GPO - 2"),
+    "BCO, arXiv 2404.04656": ("gan (jensen_shannon)", "r - delta", "L_BCO (L_BCO - 2 log 2)"),
+    "KTO, arXiv 2402.01306, both lambdas 1": ("total_variation", "(r - z_0)/2", "L_KTO - 1"),
+    "HDO, the authors' public code": ("squared_hellinger, density_ratio", "r", "L_HDO - 2"),
+    "KLDO, arXiv 2502.00657": ("kl", "r + c, the best constant c", "L_KLDO"),
+}
+
+PAGE = """# Divergences
+
+Made by `python docs/divergences.py`. The formulas of f, f\\*, g and f\\*(g) stand in one place, the table of
+`fgrpo_plugin/divergences.py`; here is what they do to a row.
+
+Minimising the loss moves a good row's implicit reward r = beta log(pi/pi_ref) up with weight g'(r) and a bad row's down with
+weight (f\\*.g)'(r). A weight that goes to 0 lets go of rows that have moved far enough (**fades**), one that grows pulls harder
+the further they are (**grows**).
+
+## What each one does
+
+At r = 0, where training starts, the two **slopes at 0** say how hard either side is pushed; (1, 1) under `scale=unit` is GRPO's
+gradient. **Range**: outside it r is clipped, for float32.
+
+{slopes}
+
+## When to pick which
+
+Reasoned from the weights above, not measured; what was measured stands in [quickstart.md](quickstart.md).
+
+{pick}
+
+The reward at which the loss is smallest, r\\* as a function of the density ratio t = dD+/dD-, is log t for every density-ratio
+link and for the variational links of reverse_kl, jensen_shannon and gan; 1 + log t for kl, 2 log t for neyman, log(t)/2 for
+squared_hellinger, 2 (t - 1) for pearson. A policy that follows it is pi_ref exp(r\\*/beta): pearson's is by far the steepest.
+
+Your own: `register_divergence(name, f, f')` takes a generator and its derivative in torch operations and gets the density-ratio
+link. It counts for the process that calls it, so call it in a module that every worker imports
+(`VERL_USE_EXTERNAL_MODULES=my_module`).
+
+## Known losses that are special cases
+
+L_FDO equals the right column when it is given these rewards. For pairs the reward is that of the ordered pair, z = r_w - r_l, as
+D+, and of the pair read backwards, -z, as D-.
+
+{special}
+
+With sigma the logistic function:
+
+* **DPO.** jensen_shannon has -g(z) = softplus(-z) - log 2 and f\\*(g(-z)) = softplus(-z) - log 2, and softplus(-z) is
+  -log sigma(z).
+* **IPO.** pearson has -g(z) + f\\*(g(-z)) = -2z + z^2/4 = (z - 4)^2/4 - 4; with z = beta h this is beta^2/4 (h - 4/beta)^2 - 4,
+  and 4/beta = 1/(2 tau).
+* **GPO.** squared_hellinger has -g(z) + f\\*(g(-z)) = 2 exp(-z) - 2.
+* **BCO.** gan has -g(r) = softplus(-r) = -log sigma(r) and f\\*(g(r)) = softplus(r) = -log sigma(-r).
+* **KTO.** sigma(x) = 1/2 + tanh(x/2)/2, so 1 - sigma(r - z_0) = 1/2 - g((r - z_0)/2), and 1 - sigma(z_0 - r) = 1/2 + g((r - z_0)/2).
+* **HDO.** The density-ratio link has -g(u) = exp(-u/2) - 1 and f\\*(g(u)) = exp(u/2) - 1.
+* **KLDO.** kl has L_FDO(r + c) = -mean r - c + exp(c - 1) mean exp(r), smallest at c = 1 - log mean exp(r), where it is
+  -mean r + log mean exp(r). `kldo_loss` computes it so, with c a constant of the whole optimiser step; as `divergence` of
+  f-GRPO or f-HAL `kldo` is refused by name, because its logarithm couples all rows.
+
+## Pictures
+
+Weight against implicit reward: good rows blue, bad rows red; solid variational, dashed density ratio.
+
+{figures}
+"""
+
+
+def entries() -> list[tuple[str, Divergence]]:
+    """Every built-in divergence with every link that it has, and what to call it."""
+    found = []
+    for name in available_divergences():
+        for alpha in ALPHAS if name == "alpha" else (None,):
+            for link in ("variational", "density_ratio"):
+                params = {} if alpha is None else {"alpha": alpha}
+                try:
+                    found.append((name, get_divergence(name, link, **params)))
+                except ValueError:
+                    continue  # no such link
+    return found
+
+
+def weights(d: Divergence, r: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """g'(r) and (f*.g)'(r)."""
+    r = r.double().requires_grad_()
+    good, bad = (torch.autograd.grad(function(r).sum(), r)[0] for function in (d.link, d.conjugate_of_link))
+    return good, bad
+
+
+def tendency(near: float, far: float) -> str:
+    """What a weight does on the way to its side: from r = 8 to r = 16 in that direction."""
+    if abs(far) < 0.6 * abs(near) or far == 0:
+        return "fades"
+    if abs(far) > 1.4 * abs(near):
+        return "grows" if far > 0 else "pulls back"
+    return "constant"
+
+
+def slopes_table() -> str:
+    """One row for every divergence and link."""
+    lines = [
+        "| divergence | f(t) | link | slopes at 0 | good row, r rising | falling | bad row, r falling | rising | range |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, d in entries():
+        good, bad = weights(d, torch.tensor([-16.0, -8.0, 8.0, 16.0]))
+        slopes = ", ".join(f"{slope:.3g}" for slope in d.slopes)
+        parameter = "" if d.alpha is None else f", a = {d.alpha:g}"
+        low, high = (f"{bound:g}" for bound in d.range)
+        moves = [
+            tendency(*map(float, (values[near], values[far])))
+            for values, near, far in ((good, 2, 3), (good, 1, 0), (bad, 1, 0), (bad, 2, 3))
+        ]
+        cells = (name + parameter, GENERATOR[name], d.link_name, f"({slopes})", *moves, f"[{low}, {high}]")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def page() -> str:
+    """The text of docs/divergences.md."""
+    pick = "\n".join(["| divergence | |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in PICK.items())])
+    figures = "\n".join(f"![{name}](figures/divergence_{name}.png)" for name in GENERATOR)
+    head = "| published loss | divergence of FDO | at the reward | L_FDO is |\n| --- | --- | --- | --- |\n"
+    special = head + "\n".join(f"| {name} | {' | '.join(cells)} |" for name, cells in SPECIAL.items())
+    return PAGE.format(slopes=slopes_table(), pick=pick, special=special, figures=figures)
+
+
+def draw() -> None:
+    """One figure per divergence."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    r = torch.linspace(-4, 4, 401)
+    for name in GENERATOR:
+        figure, axes = plt.subplots(figsize=(5, 3), dpi=90)
+        for _, d in (entry for entry in entries() if entry[0] == name):
+            good, bad = weights(d, r)
+            style = "-" if d.link_name == "variational" or name == "alpha" else "--"
+            shade = 1.0 if d.alpha is None else 0.35 + 0.3 * ALPHAS.index(d.alpha)
+            suffix = d.link_name.replace("_", " ") if d.alpha is None else f"a = {d.alpha:g}"
+            axes.plot(r, good, style, color="tab:blue", alpha=shade, label=f"good, {suffix}")
+            axes.plot(r, bad, style, color="tab:red", alpha=shade, label=f"bad, {suffix}")
+        axes.axhline(0, color="0.8", linewidth=0.8)
+        axes.axvline(0, color="0.8", linewidth=0.8)
+        axes.set(ylim=(-1.2, 4), xlabel="implicit reward r", ylabel="weight of a row", title=name)
+        axes.legend(fontsize=7)
+        figure.tight_layout()
+        figure.savefig(DOCS / "figures" / f"divergence_{name}.png", metadata={"Software": None})
+        plt.close(figure)
+
+
+if __name__ == "__main__":
+    (DOCS / "divergences.md").write_text(page())
+    draw()

@@ -1,0 +1,287 @@
+"""Make docs/theory.md and its figure from `fgrpo_plugin.theory`:  python docs/theory.py"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from fgrpo_plugin.divergences import Divergence, get_divergence
+from fgrpo_plugin.theory import (
+    alignment_sides,
+    expected_reward,
+    fit_policy,
+    grpo_iterate,
+    iterate,
+    optimal_reward,
+    population_fdo,
+)
+
+DOCS = Path(__file__).parent
+NAMES = ("kl", "reverse_kl", "pearson", "neyman", "squared_hellinger", "jensen_shannon", "total_variation")
+EPS = (0.0, 1e-4, 1e-2, 0.1, 0.3)
+
+PAGE = """# The theorems, executed
+
+Made by `python docs/theory.py`. Everything here is exact and in float64: one prompt, six responses, a policy as a table of
+probabilities (`fgrpo_plugin/theory.py`). Random rewards in [0, 2], 50 random references and starts. The same statements are tests,
+for every divergence and link (`tests/test_theory.py`). The paper's text is not at hand; what is *assumed* is marked so in the code.
+
+```python
+from fgrpo_plugin.divergences import get_divergence
+from fgrpo_plugin.theory import alignment_sides, expected_reward, iterate
+
+d = get_divergence("jensen_shannon")
+for _ in range(100):
+    aligned, unaligned = alignment_sides(policy, rewards)  # D+ ~ 1{{R > mu}} exp(R), D- ~ 1{{R < mu}} exp(-R)
+    policy = iterate(reference, aligned, unaligned, d, beta=0.1)  # pi_ref exp(g^-1(f'(dD+/dD-)) / beta)
+```
+
+## 1. Variational estimate
+
+Minimising L_FDO over all tables of rewards gives -D_f(D+ || D-), at r\\* = g^-1(f'(dD+/dD-)). One prompt, smoothed sides, eps = 0.3:
+
+{estimate}
+
+total_variation has no minimiser: the infimum is the limit of r\\* growing without bound, of which only the sign is learned.
+
+## 2. Alignment consistency
+
+For disjoint sides the iterate is pi_ref restricted to the above-average set, at every beta and for every entry. Three things are worth
+knowing before it is taken for what a trained policy does:
+
+* **The reward has a constant of the prompt.** The minimiser over policies is the iterate pi_ref exp(r\\*/beta)/Z if r = beta
+  log(pi/pi_ref) + c with c free for each prompt. With c = 0, as it is trained, r is bound to sum pi_ref exp(r/beta) = 1, which r\\* does not
+  obey, and the minimiser is another policy. KLDO does not see constants, so for it the two agree. beta = 1, eps = 0.3:
+
+{consistency}
+
+* **The smoothed iterate tends to the restriction where D+ is proportional to pi_t above the mean** (groups without weights), and for
+  total_variation. With the paper's weights D+ ~ exp(R), so dD+/dD- still varies over the above-average set however small eps is, and the
+  limit is pi_ref times that variation to the power 1/beta, on the same set. No mass is left below the mean in any case.
+* **Small beta sharpens it**: at beta = 0.1 that power is 10, and one response takes nearly all.
+
+## 3. Reward improvement
+
+Starts out of 50 on which the expected reward falls at least once in 100 iterations, by more than 1e-12. eps = 0 is the paper's
+disjoint case.
+
+{improvement}
+
+Never for disjoint sides. For smoothed ones it holds at the paper's beta = 0.1; at beta = 1 it stops holding as eps grows: the iterate
+starts anew from pi_ref each time, and one weak tilt of it can be worse than a policy that is already good.
+
+With preferences that agree with the reward (f-HAL's mixture, lambda = 0.9, preferences made from the reference's own average), and
+with the sides swapped as a control, beta = 0.1:
+
+{mixed}
+
+Preferences are a fixed threshold; a policy that has left it behind is pulled back when they outvote the on-policy half, most of all
+under total_variation, which sees signs only.
+
+![Expected reward and mass below the mean along the iteration](figures/theory.png)
+
+## 4. The contrast with GRPO
+
+GRPO's fixed point is pi_ref exp((R - mu)/(beta sigma)), normalised. Mass below its own mean, median of 50 starts, and on how many of them
+it is 0 (less than 1e-12):
+
+{grpo}
+
+Without the division by the standard deviation mass stays below the mean at every beta. With it the fixed point has such mass only if
+beta is large enough: as the policy concentrates sigma shrinks, and the penalty beta sigma with it, until one response has everything.
+f-GRPO's iterate has none at any beta.
+"""
+
+
+def tables(prompts: int = 50, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Reference, start and rewards, (prompts, 6)."""
+    draw = torch.Generator().manual_seed(seed)
+    reference, start = (torch.rand(prompts, 6, generator=draw, dtype=torch.float64).square() + 0.01 for _ in range(2))
+    rewards = 2 * torch.rand(prompts, 6, generator=draw, dtype=torch.float64)
+    return reference / reference.sum(-1, keepdim=True), start / start.sum(-1, keepdim=True), rewards
+
+
+def walk(step: Callable[[torch.Tensor], torch.Tensor], policy: torch.Tensor, steps: int = 100) -> torch.Tensor:
+    """The policies along an iteration, (steps + 1, prompts, 6)."""
+    path = [policy]
+    for _ in range(steps):
+        path.append(step(path[-1]))
+    return torch.stack(path)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+
+
+def _small(value: float) -> str:
+    return f"{value:.3f}" if value >= 1e-3 else "< 0.001"
+
+
+def estimate() -> str:
+    """Theorem 1."""
+    reference, rewards = (t[0] for t in tables(1, seed=3)[::2])
+    aligned, unaligned = alignment_sides(reference, rewards, eps=0.3)
+    rows = []
+    for name in NAMES:
+        d = get_divergence(name)
+        best = optimal_reward(aligned, unaligned, d).clamp(-20, 20)  # total_variation: tanh(20) is 1
+        loss = population_fdo(best, aligned, unaligned, d)
+        exact = d.exact(aligned, unaligned) - d.estimate_offset
+        rows.append([name, f"{exact:.6f}", f"{loss:.6f}", "< 1e-9" if abs(loss + exact) < 1e-9 else "!"])
+    return _table(["divergence", "D_f(D+ \\|\\| D-)", "L_FDO at r\\*", "difference"], rows)
+
+
+def consistency() -> str:
+    """Theorem 2: the minimiser over policies, with and without a free constant, against the iterate."""
+    reference, rewards = (t[0] for t in tables(1, seed=3)[::2])
+    mean = expected_reward(reference, rewards)
+    aligned, unaligned = alignment_sides(reference, rewards, eps=0.3)
+
+    def described(policy: torch.Tensor) -> list[str]:
+        return [f"{expected_reward(policy, rewards):.3f}", f"{(policy * (rewards < mean)).sum():.3f}"]
+
+    rows = []
+    for name in NAMES[:-1]:
+        d = get_divergence(name)
+        target = iterate(reference, aligned, unaligned, d, beta=1.0)
+
+        def loss(r: torch.Tensor, d: Divergence = d) -> torch.Tensor:
+            return population_fdo(r, aligned, unaligned, d)
+
+        free, bound = (fit_policy(reference, 1.0, loss, free_constant=free) for free in (True, False))
+        apart = ["< 1e-5" if (free - target).abs().max() < 1e-5 else "!", f"{(bound - target).abs().max():.3f}"]
+        rows.append([name, *apart, *described(target), *described(bound)])
+
+    def donsker_varadhan(r: torch.Tensor) -> torch.Tensor:
+        return -(aligned * r).sum() + (unaligned.log() + r).logsumexp(-1)
+
+    target = iterate(reference, aligned, unaligned, get_divergence("kl", "density_ratio"), beta=1.0)
+    bound = fit_policy(reference, 1.0, donsker_varadhan)
+    rows.append(
+        ["KLDO", "", "< 1e-5" if (bound - target).abs().max() < 1e-5 else "!", *described(target), *described(bound)]
+    )
+    head = [
+        "",
+        "free c: largest difference",
+        "c = 0: largest difference",
+        "E R, iterate",
+        "below mean",
+        "E R, c = 0",
+        "below mean",
+    ]
+    return (
+        _table(head, rows)
+        + f"\n\n  (The reference has E R = {mean:.3f}, and {(reference * (rewards < mean)).sum():.3f} below it.)"
+    )
+
+
+def _falls(path: torch.Tensor, rewards: torch.Tensor) -> int:
+    return int((expected_reward(path, rewards).diff(dim=0) < -1e-12).any(dim=0).sum())
+
+
+def improvement() -> str:
+    """Theorem 3: how many of the starts ever decrease."""
+    reference, start, rewards = tables()
+    rows = []
+    for name in NAMES:
+        d = get_divergence(name)
+        row = [name]
+        for beta in (0.1, 1.0):
+            for eps in EPS:
+                path = walk(
+                    lambda p, d=d, e=eps, b=beta: iterate(reference, *alignment_sides(p, rewards, e), d, b), start
+                )
+                row.append(str(_falls(path, rewards)))
+        rows.append(row)
+    return _table(["", *(f"beta {beta}, eps {eps:g}" for beta in (0.1, 1) for eps in EPS)], rows)
+
+
+def mixed() -> str:
+    """Theorem 3 for f-HAL, and its control."""
+    reference, start, rewards = tables()
+    rows = []
+    for name in NAMES:
+        d = get_divergence(name)
+        row = [name]
+        for eps in (0.0, 1e-4, 1e-2):
+            preferences = alignment_sides(reference, rewards, eps)
+
+            def step(policy: torch.Tensor, d: Divergence = d, eps: float = eps, p: tuple = preferences) -> torch.Tensor:
+                sides = alignment_sides(policy, rewards, eps)
+                return iterate(reference, *(0.9 * a + 0.1 * b for a, b in zip(p, sides, strict=True)), d, 0.1)
+
+            row.append(str(_falls(walk(step, start), rewards)))
+        swapped = walk(lambda p, d=d: iterate(reference, *reversed(alignment_sides(p, rewards)), d, 0.1), start)
+        lower = expected_reward(swapped[-1], rewards) < expected_reward(start, rewards)
+        row.append(str(int(lower.sum())))
+        rows.append(row)
+    head = [
+        "",
+        *(f"mixed, eps {eps:g}: starts that ever fall" for eps in (0.0, 1e-4, 1e-2)),
+        "swapped: starts that end lower",
+    ]
+    return _table(head, rows)
+
+
+def grpo() -> str:
+    """Theorem 4."""
+    reference, start, rewards = tables()
+    rows = []
+    for label, settings in (("GRPO without std", {"normalize_by_std": False}), ("GRPO", {})):
+        row = [label]
+        for beta in (0.1, 0.5, 1.0, 2.0, 3.0):
+            policy = start
+            for _ in range(2000):
+                policy = 0.5 * policy + 0.5 * grpo_iterate(reference, policy, rewards, beta, **settings)
+            below = (policy * (rewards < expected_reward(policy, rewards).unsqueeze(-1))).sum(-1)
+            row.append(f"{_small(below.median().item())}; {int((below < 1e-12).sum())} of 50")
+        rows.append(row)
+    d = get_divergence("jensen_shannon")
+    row = ["f-GRPO, jensen_shannon"]
+    for beta in (0.1, 0.5, 1.0, 2.0, 3.0):
+        policy = walk(lambda p, b=beta: iterate(reference, *alignment_sides(p, rewards), d, b), start)[-1]
+        below = (policy * (rewards < expected_reward(policy, rewards).unsqueeze(-1) - 1e-9)).sum(-1)
+        row.append(f"{_small(below.median().item())}; {int((below < 1e-12).sum())} of 50")
+    return _table(["", *(f"beta {beta:g}" for beta in (0.1, 0.5, 1.0, 2.0, 3.0))], [*rows, row])
+
+
+def page() -> str:
+    """The text of docs/theory.md."""
+    return PAGE.format(
+        estimate=estimate(), consistency=consistency(), improvement=improvement(), mixed=mixed(), grpo=grpo()
+    )
+
+
+def draw() -> None:
+    """Reward and mass below the mean along the iteration, mean of 50 starts, beta = 1."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    reference, start, rewards = tables()
+    d = get_divergence("jensen_shannon")
+    curves = {
+        "f-GRPO, disjoint": lambda p: iterate(reference, *alignment_sides(p, rewards), d, 1.0),
+        "f-GRPO, smoothed, eps 0.01": lambda p: iterate(reference, *alignment_sides(p, rewards, 0.01), d, 1.0),
+        "GRPO": lambda p: grpo_iterate(reference, p, rewards, 1.0),
+        "control: sides swapped": lambda p: iterate(reference, *reversed(alignment_sides(p, rewards)), d, 1.0),
+    }
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), dpi=90)
+    for label, step in curves.items():
+        path = walk(step, start, steps=20)
+        mean = expected_reward(path, rewards)
+        below = (path * (rewards < mean.unsqueeze(-1) - 1e-9)).sum(-1)
+        left.plot(mean.mean(-1), marker=".", label=label)
+        right.plot(below.mean(-1), marker=".", label=label)
+    left.set(xlabel="iteration", ylabel="expected reward", ylim=(0, 2))
+    right.set(xlabel="iteration", ylabel="mass below the policy's own mean", ylim=(-0.02, 0.7))
+    left.legend(fontsize=7)
+    figure.suptitle("jensen_shannon, beta = 1, mean of 50 starts", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(DOCS / "figures" / "theory.png", metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    (DOCS / "theory.md").write_text(page())
+    draw()
