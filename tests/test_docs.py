@@ -19,6 +19,14 @@ def test_made_page_is_current(name):
     assert "!" not in re.sub(r"!\[", "[", text)  # the sign with which a table marks a statement that does not hold
 
 
+def test_the_readmes_example_runs():
+    (example,) = re.findall(r"```python\n(.*?)```", (DOCS.parent / "README.md").read_text(), flags=re.DOTALL)
+    names: dict = {}
+    exec(example, names)
+    gradient = names["log_prob"].grad
+    assert gradient[1].sum() < 0 < gradient[0].sum()  # the good row goes up, the bad one down
+
+
 @pytest.mark.parametrize("page", [*DOCS.glob("*.md"), DOCS.parent / "README.md"], ids=lambda page: page.name)
 def test_links_and_pictures_exist(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
