@@ -7,21 +7,21 @@ with a note. Runs on the CPU, and on a CUDA device too where there is one. Time:
 and in an order shuffled each time. Peak memory: bytes allocated in the call beyond its inputs.
 """
 
+import argparse
 import os
+import platform
 import random
 import statistics
 import time
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any
+from typing import Any
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes two lines for each measurement
 
 import torch
-import typer
-from rich.console import Console
-from rich.table import Table
 
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.policy_loss import f_grpo_policy_loss
@@ -141,40 +141,32 @@ def _wait(tensor: torch.Tensor) -> None:
         torch.cuda.synchronize()
 
 
-def main(
-    repeats: int = 15,
-    warmup: int = 3,
-    output: Annotated[Path | None, typer.Option(help="Also write the tables there, as Markdown.")] = None,
-) -> None:
+def main() -> None:
     """Print, for each device, shape and dtype, medians and ratios."""
-    console = Console()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--output", type=Path, help="also write the tables there")
+    options = parser.parse_args()
     pages = []
     for device in ("cpu", *(("cuda",) if torch.cuda.is_available() else ())):
-        named = torch.cuda.get_device_name(0) if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+        cores = f"{len(os.sched_getaffinity(0))} CPU cores ({platform.machine()}), {torch.get_num_threads()} threads"
+        named = torch.cuda.get_device_name(0) if device == "cuda" else cores
         for rows, tokens in SHAPES:
             for label, dtype in DTYPES.items():
-                title = f"{rows} x {tokens}, {label} log-probs; {named}"
-                pages.append(compare(title, rows, tokens, dtype, device, repeats, warmup, console))
-    if output is not None:
-        output.write_text("\n".join(pages))
+                title = f"{rows} x {tokens}, {label} log-probs; {named}, torch {torch.__version__}, {date.today()}"
+                pages.append(compare(title, rows, tokens, dtype, device, options.repeats, options.warmup))
+                print(pages[-1], flush=True)
+    if options.output is not None:
+        options.output.write_text("\n".join(pages))
 
 
-def compare(
-    title: str,
-    rows: int,
-    tokens: int,
-    dtype: torch.dtype,
-    device: str,
-    repeats: int,
-    warmup: int,
-    console: Console,
-) -> str:
-    """One table, printed and as Markdown."""
+def compare(title: str, rows: int, tokens: int, dtype: torch.dtype, device: str, repeats: int, warmup: int) -> str:
+    """One table, as Markdown."""
     data = tensors(rows, tokens, dtype, device)
     known = {"vanilla": hosts(data, "vanilla", "token-mean"), "gspo": hosts(data, "gspo", "seq-mean-token-mean")}
     losses = {name: loss for name, loss in known.items() if loss is not None}
-    if not losses:
-        console.print("verl is not installed: its losses are left out, and there are no ratios")
+    note = "" if losses else "\n\nverl is not installed: its losses are left out, and there are no ratios."
     losses |= {name: ours(data, settings) for name, settings in OURS.items()}
     times: dict[str, list[float]] = {name: [] for name in losses}
     order, shuffle = list(losses), random.Random(0)
@@ -188,19 +180,16 @@ def compare(
     peak = {name: peak_bytes(loss, data["log_prob"]) for name, loss in losses.items()}
 
     columns = ("loss", "median, ms", "/ vanilla", "/ gspo", "peak, MiB", "/ vanilla", "/ gspo")
-    table = Table(*columns, title=title)
-    lines = [f"{title}:\n", "| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
+    lines = [f"{title}:{note}\n", "| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
     for name in losses:
         times_ratio, peak_ratio = (
             [f"{values[name] / values[base]:.2f}" if base in values else "-" for base in known]
             for values in (median, peak)
         )
         row = (name, f"{1e3 * median[name]:.2f}", *times_ratio, f"{peak[name] / 2**20:.1f}", *peak_ratio)
-        table.add_row(*row)
         lines.append("| " + " | ".join(row) + " |")
-    console.print(table)
     return "\n".join([*lines, ""])
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()

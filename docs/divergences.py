@@ -30,7 +30,7 @@ PICK = {
     "pearson": "The default. Good rows always count the same; bad rows are pushed down only to r = -2, that is to "
     "exp(-2/beta) of the reference, and are pulled back from below it.",
     "pearson_restricted": "As pearson, but bad rows below r = -2 are left where they are.",
-    "neyman": "The lower a bad row lies, the harder it is pushed (variational). Only with `implicit_reward_clip`.",
+    "neyman": "The lower a bad row lies, the harder it is pushed. Only with `implicit_reward_clip`.",
     "squared_hellinger": "Both sides limit themselves; a good row that has become unlikely, or a bad one that has "
     "become likely, gets an exponentially large push. Clean rewards.",
     "jensen_shannon": "Bounded push, fading smoothly on both sides (logistic): noisy rewards, long runs.",
@@ -48,8 +48,8 @@ SPECIAL = {
     "IPO, arXiv 2310.12036": ("pearson", "pairs, tau = beta/8", "beta^2/4 L_IPO - 4"),
     "GPO, exponential, arXiv 2402.05749": ("squared_hellinger", "pairs", "2 L_GPO - 2"),
     "BCO, arXiv 2404.04656": ("gan (jensen_shannon)", "r - delta", "L_BCO (L_BCO - 2 log 2)"),
-    "KTO, arXiv 2402.01306, both lambdas 1": ("total_variation", "(r - z_0)/2", "L_KTO - 1"),
-    "HDO, the authors' public code": ("squared_hellinger, density_ratio", "r", "L_HDO - 2"),
+    "KTO, arXiv 2402.01306, lambda_D = n/n_D, lambda_U = n/n_U": ("total_variation", "(r - z_0)/2", "L_KTO - 1"),
+    "HDO, the authors' public code, sides of equal size": ("squared_hellinger, density_ratio", "r", "2 L_HDO - 2"),
     "KLDO, arXiv 2502.00657": ("kl", "r + c, the best constant c", "L_KLDO"),
 }
 
@@ -64,8 +64,11 @@ the further they are (**grows**).
 
 ## What each one does
 
-At r = 0, where training starts, the two **slopes at 0** say how hard either side is pushed; (1, 1) under `scale=unit` is GRPO's
-gradient. **Range**: outside it r is clipped, for float32.
+At r = 0, where training starts, the two **slopes at 0** say how hard either side is pushed; with (1, 1), `scale=unit` and
+`weighting=none` the first gradient is that of GRPO under `loss_agg_mode=seq-mean-token-sum`. **Range**: outside it r is clipped, so
+that values and gradients of a row are finite in float32. A weight that grows exponentially can still be large enough there for the
+norm of the whole gradient to overflow, and the host then skips the update: with such an entry set `implicit_reward_clip`, to 20 for
+example.
 
 {slopes}
 
@@ -85,7 +88,8 @@ link. It counts for the process that calls it, so call it in a module that every
 
 ## Known losses that are special cases
 
-L_FDO equals the right column when it is given these rewards. For pairs the reward is that of the ordered pair, z = r_w - r_l, as
+L_FDO equals the right column when it is given these rewards. KTO's z_0 and BCO's delta are constants that those methods estimate
+from the batch, without gradient; KTO and HDO take one mean over all rows, FDO one over each side. For pairs the reward is that of the ordered pair, z = r_w - r_l, as
 D+, and of the pair read backwards, -z, as D-.
 
 {special}
@@ -171,7 +175,7 @@ def page() -> str:
     return PAGE.format(slopes=slopes_table(), pick=pick, special=special, figures=figures)
 
 
-def draw() -> None:
+def draw(folder: Path) -> None:
     """One figure per divergence."""
     import matplotlib
 
@@ -193,10 +197,10 @@ def draw() -> None:
         axes.set(ylim=(-1.2, 4), xlabel="implicit reward r", ylabel="weight of a row", title=name)
         axes.legend(fontsize=7)
         figure.tight_layout()
-        figure.savefig(DOCS / "figures" / f"divergence_{name}.png", metadata={"Software": None})
+        figure.savefig(folder / f"divergence_{name}.png", metadata={"Software": None})
         plt.close(figure)
 
 
 if __name__ == "__main__":
     (DOCS / "divergences.md").write_text(page())
-    draw()
+    draw(DOCS / "figures")

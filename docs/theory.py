@@ -10,9 +10,12 @@ from fgrpo_plugin.theory import (
     alignment_sides,
     expected_reward,
     fit_policy,
+    grpo_fixed_point,
     grpo_iterate,
     iterate,
+    mass_below_mean,
     optimal_reward,
+    population_f_grpo,
     population_fdo,
 )
 
@@ -23,8 +26,9 @@ EPS = (0.0, 1e-4, 1e-2, 0.1, 0.3)
 PAGE = """# The theorems, executed
 
 Made by `python docs/theory.py`. Everything here is exact and in float64: one prompt, six responses, a policy as a table of
-probabilities (`fgrpo_plugin/theory.py`). Random rewards in [0, 2], 50 random references and starts. The same statements are tests,
-for every divergence and link (`tests/test_theory.py`). The paper's text is not at hand; what is *assumed* is marked so in the code.
+probabilities (`fgrpo_plugin/theory.py`). Random rewards in [0, 2], 50 random references and starts. `tests/test_theory.py` proves the
+statements for every divergence and link that they hold for. The paper's text is not at hand; what is *assumed* is marked so in the
+code.
 
 ```python
 from fgrpo_plugin.divergences import get_divergence
@@ -46,8 +50,8 @@ total_variation has no minimiser: the infimum is the limit of r\\* growing witho
 
 ## 2. Alignment consistency
 
-For disjoint sides the iterate is pi_ref restricted to the above-average set, at every beta and for every entry. Three things are worth
-knowing before it is taken for what a trained policy does:
+For disjoint sides the iterate is pi_ref restricted to the above-average set, at every beta and for every entry. It is not what a
+loss that is trained arrives at:
 
 * **The reward has a constant of the prompt.** The minimiser over policies is the iterate pi_ref exp(r\\*/beta)/Z if r = beta
   log(pi/pi_ref) + c with c free for each prompt. With c = 0, as it is trained, r is bound to sum pi_ref exp(r/beta) = 1, which r\\* does not
@@ -55,10 +59,17 @@ knowing before it is taken for what a trained policy does:
 
 {consistency}
 
+* **On disjoint sides the trained minimiser is near D+ (L_FDO), or near D+ weighted by the advantage (L_fGRPO)**, exactly so for kl: r cannot
+  grow without bound there, because the policy has only so much mass. Pearson stops pushing a bad response at r = -2 and leaves it exp(-2/beta) of the reference. Where f(0) is
+  infinite (reverse_kl, neyman, jeffreys, alpha < 0) there is no minimiser: bad responses are pushed for ever. One prompt:
+
+{trained}
+
 * **The smoothed iterate tends to the restriction where D+ is proportional to pi_t above the mean** (groups without weights), and for
-  total_variation. With the paper's weights D+ ~ exp(R), so dD+/dD- still varies over the above-average set however small eps is, and the
-  limit is pi_ref times that variation to the power 1/beta, on the same set. No mass is left below the mean in any case.
-* **Small beta sharpens it**: at beta = 0.1 that power is 10, and one response takes nearly all.
+  total_variation. With the paper's weights D+ ~ exp(R), so dD+/dD- still varies over the above-average set however small eps is. The
+  limit is pi_ref (exp(R)/pi_t)^(k/beta) on that set: k is 1 for kl, reverse_kl, jensen_shannon, gan and every density-ratio link, 2 for neyman,
+  1/2 for squared_hellinger; under pearson one response takes all. No mass is left below the mean in any case.
+* **A small beta sharpens it**: at beta = 0.1 and k = 1 that is the tenth power, and one response takes nearly all.
 
 ## 3. Reward improvement
 
@@ -82,14 +93,14 @@ under total_variation, which sees signs only.
 
 ## 4. The contrast with GRPO
 
-GRPO's fixed point is pi_ref exp((R - mu)/(beta sigma)), normalised. Mass below its own mean, median of 50 starts, and on how many of them
-it is 0 (less than 1e-12):
+GRPO's fixed point is pi_ref exp((R - mu)/(beta sigma)), normalised. Mass below the policy's own mean, median of 50 starts, and on how
+many of them it is 0 (less than 1e-12); f-GRPO's row is its iterate of section 2:
 
 {grpo}
 
 Without the division by the standard deviation mass stays below the mean at every beta. With it the fixed point has such mass only if
 beta is large enough: as the policy concentrates sigma shrinks, and the penalty beta sigma with it, until one response has everything.
-f-GRPO's iterate has none at any beta.
+f-GRPO's iterate has none at any beta; of a policy trained to the minimum of the loss the table of section 2 says what is left.
 """
 
 
@@ -175,6 +186,29 @@ def consistency() -> str:
     )
 
 
+def trained() -> str:
+    """The minimisers of both losses over policies, disjoint sides, against the restriction."""
+    reference, rewards = (t[0] for t in tables(1, seed=3)[::2])
+    mean = expected_reward(reference, rewards)
+    aligned, unaligned = alignment_sides(reference, rewards)
+    order = rewards.argsort()
+
+    def cells(policy: torch.Tensor) -> list[str]:
+        return [*(f"{p:.3f}" for p in policy[order]), f"{(policy * (rewards < mean)).sum():.4f}"]
+
+    rows = [["reference", "", *cells(reference)], ["D+", "", *cells(aligned)]]
+    restricted = iterate(reference, aligned, unaligned, get_divergence("kl"), beta=1.0)
+    rows.append(["iterate", "every", *cells(restricted)])
+    for name in ("kl", "jensen_shannon", "pearson", "total_variation"):
+        d = get_divergence(name)
+        for beta in (0.1, 1.0):
+            fdo = fit_policy(reference, beta, lambda r, d=d: population_fdo(r, aligned, unaligned, d))
+            rows.append([f"L_FDO, {name}", f"{beta:g}", *cells(fdo)])
+            f_grpo = fit_policy(reference, beta, lambda r, d=d: population_f_grpo(r, reference, rewards, d))
+            rows.append([f"L_fGRPO, {name}", f"{beta:g}", *cells(f_grpo)])
+    return _table(["", "beta", *(f"R = {reward:.2f}" for reward in rewards[order]), "below mean"], rows)
+
+
 def _falls(path: torch.Tensor, rewards: torch.Tensor) -> int:
     return int((expected_reward(path, rewards).diff(dim=0) < -1e-12).any(dim=0).sum())
 
@@ -230,17 +264,14 @@ def grpo() -> str:
     for label, settings in (("GRPO without std", {"normalize_by_std": False}), ("GRPO", {})):
         row = [label]
         for beta in (0.1, 0.5, 1.0, 2.0, 3.0):
-            policy = start
-            for _ in range(2000):
-                policy = 0.5 * policy + 0.5 * grpo_iterate(reference, policy, rewards, beta, **settings)
-            below = (policy * (rewards < expected_reward(policy, rewards).unsqueeze(-1))).sum(-1)
+            below = mass_below_mean(grpo_fixed_point(reference, start, rewards, beta, **settings), rewards)
             row.append(f"{_small(below.median().item())}; {int((below < 1e-12).sum())} of 50")
         rows.append(row)
     d = get_divergence("jensen_shannon")
     row = ["f-GRPO, jensen_shannon"]
     for beta in (0.1, 0.5, 1.0, 2.0, 3.0):
         policy = walk(lambda p, b=beta: iterate(reference, *alignment_sides(p, rewards), d, b), start)[-1]
-        below = (policy * (rewards < expected_reward(policy, rewards).unsqueeze(-1) - 1e-9)).sum(-1)
+        below = mass_below_mean(policy, rewards)
         row.append(f"{_small(below.median().item())}; {int((below < 1e-12).sum())} of 50")
     return _table(["", *(f"beta {beta:g}" for beta in (0.1, 0.5, 1.0, 2.0, 3.0))], [*rows, row])
 
@@ -248,11 +279,16 @@ def grpo() -> str:
 def page() -> str:
     """The text of docs/theory.md."""
     return PAGE.format(
-        estimate=estimate(), consistency=consistency(), improvement=improvement(), mixed=mixed(), grpo=grpo()
+        estimate=estimate(),
+        consistency=consistency(),
+        trained=trained(),
+        improvement=improvement(),
+        mixed=mixed(),
+        grpo=grpo(),
     )
 
 
-def draw() -> None:
+def draw(folder: Path) -> None:
     """Reward and mass below the mean along the iteration, mean of 50 starts, beta = 1."""
     import matplotlib
 
@@ -270,18 +306,16 @@ def draw() -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), dpi=90)
     for label, step in curves.items():
         path = walk(step, start, steps=20)
-        mean = expected_reward(path, rewards)
-        below = (path * (rewards < mean.unsqueeze(-1) - 1e-9)).sum(-1)
-        left.plot(mean.mean(-1), marker=".", label=label)
-        right.plot(below.mean(-1), marker=".", label=label)
+        left.plot(expected_reward(path, rewards).mean(-1), marker=".", label=label)
+        right.plot(mass_below_mean(path, rewards).mean(-1), marker=".", label=label)
     left.set(xlabel="iteration", ylabel="expected reward", ylim=(0, 2))
     right.set(xlabel="iteration", ylabel="mass below the policy's own mean", ylim=(-0.02, 0.7))
     left.legend(fontsize=7)
     figure.suptitle("jensen_shannon, beta = 1, mean of 50 starts", fontsize=9)
     figure.tight_layout()
-    figure.savefig(DOCS / "figures" / "theory.png", metadata={"Software": None})
+    figure.savefig(folder / "theory.png", metadata={"Software": None})
 
 
 if __name__ == "__main__":
     (DOCS / "theory.md").write_text(page())
-    draw()
+    draw(DOCS / "figures")

@@ -254,7 +254,7 @@ _PEARSON_RATIO = _Link(lambda u: 2 * torch.expm1(u), lambda u: torch.expm1(2 * u
 _REVERSE_KL = _Link(lambda v: -torch.exp(-v), lambda v: v - 1, (-_E, _INF))
 _JENSEN_SHANNON = _Link(lambda v: _LOG2 - _softplus(-v), lambda v: _softplus(v) - _LOG2)
 _GAN = _Link(lambda v: -_softplus(-v), _softplus)
-_SQUARE_LIMIT = 1e17  # v^2 / 4 overflows float32 at 3.7e19; the rest is room, as in EXP_LIMIT
+_SQUARE_LIMIT = 1e19  # v^2 / 4 overflows float32 at 3.7e19
 
 # Name: f and f*; f'(inf); the variational link (arXiv 1606.00709) and the density-ratio link, each g, f*(g), range.
 # fmt: off

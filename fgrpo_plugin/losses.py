@@ -112,9 +112,10 @@ def clip_implicit_reward(
             raise ValueError(f"limit={limit} must be positive, or None")
         low, high = max(low, -limit), min(high, limit)
     r = r.to(_compute_dtype(r))
-    _require_finite("implicit_reward", r)
-    inside = r.numel() == 0 or bool(torch.stack([r.detach().amin() >= low, r.detach().amax() <= high]).all())
-    if inside:  # the rule; it saves a copy of r and of its gradient
+    smallest, largest = torch.stack(r.detach().aminmax()).tolist() if r.numel() else (low, high)
+    if not (math.isfinite(smallest) and math.isfinite(largest)):
+        _require_finite("implicit_reward", r)
+    if low <= smallest and largest <= high:  # the rule; it saves a copy of r and of its gradient
         return r, torch.zeros((), dtype=torch.bool, device=r.device).expand(r.shape)
     clipped = r.clamp(low, high)
     return clipped, clipped.detach() != r.detach()
@@ -155,7 +156,7 @@ def f_grpo_loss(
         f-GRPO loss, arXiv 2602.05946.
     """
     rows = f_grpo_row_losses(implicit_reward, advantages, divergence, weights, response_mask=response_mask)
-    return _divide(rows.sum(), _counted(implicit_reward, response_mask).sum(), denominator)
+    return _mean(rows, _counted(implicit_reward, response_mask).sum(), denominator)
 
 
 def f_grpo_row_losses(
@@ -340,7 +341,7 @@ def _side_means(
         raise ValueError(f"denominator={denominator} must be a pair (D+ count, D- count), or None")
     counts = counted.sum(dim=-1) if counted.dim() == 2 else counted
     aligned, unaligned = (
-        _divide(torch.where(side, rows, 0.0).sum(), torch.where(side, counts, 0).sum(), given)
+        _mean(torch.where(side, rows, 0.0), torch.where(side, counts, 0).sum(), given)
         for side, given in zip((desirable, ~desirable), denominators, strict=True)
     )
     return aligned + unaligned
@@ -362,14 +363,15 @@ def _counted(reward: torch.Tensor, response_mask: torch.Tensor | None) -> torch.
     return response_mask.bool().any(dim=-1)
 
 
-def _divide(total: torch.Tensor, count: torch.Tensor, denominator: Denominator | None) -> torch.Tensor:
+def _mean(rows: torch.Tensor, count: torch.Tensor, denominator: Denominator | None) -> torch.Tensor:
+    """sum(rows) / denominator, divided first: near the edge of a range two rows can be more than float32 holds."""
     if denominator is None:
-        return total / count.clamp(min=1)
+        return (rows / count.clamp(min=1)).sum()
     if not denominator > 0:
         if denominator == 0 and not count.any():
-            return total
+            return rows.sum()
         raise ValueError(f"denominator={float(denominator)} must be positive where there are rows to count")
-    return total / denominator
+    return (rows / denominator).sum()
 
 
 def _compute_dtype(tensor: torch.Tensor) -> torch.dtype:

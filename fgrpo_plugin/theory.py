@@ -1,4 +1,4 @@
-"""The paper's theorems made executable: one prompt, a finite set of Y responses, everything exact and in float64.
+"""The paper's theorems made executable: one prompt, a finite set of Y responses, everything exact. Give it float64.
 
 A policy, and each of D+ and D-, is a vector of probabilities over the responses, shape (Y,) or (..., Y): leading
 dimensions are independent prompts. `docs/theory.md` shows what comes out; tests/test_theory.py proves it.
@@ -16,8 +16,10 @@ __all__ = [
     "alignment_sides",
     "expected_reward",
     "fit_policy",
+    "grpo_fixed_point",
     "grpo_iterate",
     "iterate",
+    "mass_below_mean",
     "optimal_reward",
     "population_f_grpo",
     "population_fdo",
@@ -49,8 +51,8 @@ def alignment_sides(policy: Table, rewards: Table, eps: float = 0.0, mode: str =
 
         D+_t(y) ~ 1{R(y) > mu_t} exp(R(y)),    D-_t(y) ~ 1{R(y) < mu_t} exp(-R(y)),    mu_t = E_{pi_t} R     (assumed)
 
-    With eps > 0 the smoothed pair (1 - eps) D+- + eps pi_t, whose supports overlap. A side without a response (where a
-    policy gives responses of one reward only) is pi_t itself.
+    With eps > 0 the smoothed pair (1 - eps) D+- + eps pi_t, whose supports overlap. Where no response lies above mu_t,
+    or none below it, that side is pi_t itself.
 
     Args:
         policy: pi_t, (..., Y).
@@ -61,13 +63,22 @@ def alignment_sides(policy: Table, rewards: Table, eps: float = 0.0, mode: str =
 
     Returns:
         D+ and D-, (..., Y).
+
+    Raises:
+        ValueError: eps out of range or an unknown mode.
     """
-    # R(y) - mu_t as a sum of differences, so that it is exactly 0, or of the right sign, where a policy is peaked.
-    above_mean = (policy.unsqueeze(-2) * (rewards.unsqueeze(-1) - rewards.unsqueeze(-2))).sum(-1)
+    if not 0 <= eps < 1:
+        raise ValueError(f"eps={eps} must lie in [0, 1)")
+    if mode not in ("none", "softmax", "softmax_is"):
+        raise ValueError(f"unknown mode={mode!r}; choose 'none', 'softmax' or 'softmax_is'")
+    centred = _above_mean(policy, rewards)
     sides = []
-    for side, sign in ((above_mean > 0, 1.0), (above_mean < 0, -1.0)):
-        density = torch.where(side, _log_density(policy, rewards, sign, mode), -torch.inf).softmax(-1)
-        density = torch.where(density.isnan(), policy, density)
+    for side, sign in ((centred > 0, 1.0), (centred < 0, -1.0)):
+        score = sign * rewards if mode != "none" else torch.zeros_like(rewards)
+        score = score if mode == "softmax_is" else score + policy.log()
+        score = torch.where(side, score, -torch.inf)
+        empty = (score == -torch.inf).all(-1, keepdim=True)
+        density = torch.where(empty, policy, torch.where(empty, 0.0, score).softmax(-1))
         sides.append((1 - eps) * density + eps * policy)
     return sides[0], sides[1]
 
@@ -87,8 +98,8 @@ def optimal_reward(aligned: Table, unaligned: Table, divergence: Divergence) -> 
 
 def population_fdo(reward: Table, aligned: Table, unaligned: Table, divergence: Divergence) -> Table:
     """L_FDO of infinitely many rows: - E_{D+} g(r) + E_{D-} f*(g(r)); (..., Y) -> (...)."""
-    gain = (aligned * divergence.link(reward)).sum(-1)
-    return -gain + (unaligned * divergence.conjugate_of_link(reward)).sum(-1)
+    gain = _expectation(aligned, divergence.link(reward))
+    return -gain + _expectation(unaligned, divergence.conjugate_of_link(reward))
 
 
 def population_f_grpo(
@@ -100,6 +111,7 @@ def population_f_grpo(
             = - P(a > 0) E_{D+} |a| g(r) + P(a < 0) E_{D-} |a| f*(g(r))
 
     since w, of mean 1 on its side, tends to P(side) D+-(y) / pi(y): it takes the mean over samples from pi to D+-.
+    0 where all rewards that the policy meets are equal.
 
     Args:
         reward: the implicit reward r, (..., Y); gradient flows.
@@ -110,18 +122,18 @@ def population_f_grpo(
 
     Returns:
         (...).
+
+    Raises:
+        ValueError: an unknown mode.
     """
-    centred = rewards - expected_reward(policy, rewards).unsqueeze(-1)
-    advantage = centred / (policy * centred.square()).sum(-1, keepdim=True).sqrt()
-    loss = torch.zeros_like(reward)
-    for side, sign, value in (
-        (advantage > 0, 1.0, -divergence.link(reward)),
-        (advantage < 0, -1.0, divergence.conjugate_of_link(reward)),
-    ):
-        density = torch.where(side, _log_density(policy, rewards, sign, mode), -torch.inf).softmax(-1)
-        share = (policy * side).sum(-1, keepdim=True)
-        loss = loss + torch.where(side, share * density * advantage.abs() * value, 0.0)
-    return loss.sum(-1)
+    centred = _above_mean(policy, rewards)
+    sigma = (policy * centred.square()).sum(-1, keepdim=True).sqrt()
+    advantage = torch.where(sigma > 0, centred / torch.where(sigma > 0, sigma, 1.0), 0.0)
+    aligned, unaligned = alignment_sides(policy, rewards, mode=mode)
+    above, below = (
+        (policy * side).sum(-1, keepdim=True) * side * advantage.abs() for side in (advantage > 0, advantage < 0)
+    )
+    return population_fdo(reward, above * aligned, below * unaligned, divergence)
 
 
 def iterate(reference: Table, aligned: Table, unaligned: Table, divergence: Divergence, beta: float) -> Table:
@@ -132,32 +144,44 @@ def iterate(reference: Table, aligned: Table, unaligned: Table, divergence: Dive
     """
     best = optimal_reward(aligned, unaligned, divergence)
     infinite = best == torch.inf
-    restricted = reference * infinite
-    tilted = torch.where(infinite, 0.0, reference.log() + best / beta).softmax(-1)
-    return torch.where(
-        infinite.any(-1, keepdim=True), restricted / restricted.sum(-1, keepdim=True).clamp(min=1e-300), tilted
-    )
+    limited = infinite.any(-1, keepdim=True)
+    log_weight = torch.where(limited, torch.where(infinite, 0.0, -torch.inf), best / beta)
+    return (reference.log() + log_weight).softmax(-1)
 
 
 def grpo_iterate(
     reference: Table, policy: Table, rewards: Table, beta: float, *, normalize_by_std: bool = True
 ) -> Table:
-    """What unclipped GRPO with a KL penalty moves to from pi_t; where it returns pi_t, its fixed point. Theorem 4.
+    """What unclipped GRPO with a KL penalty moves to from pi_t.
 
         pi ~ pi_ref exp((R - mu_t) / (beta sigma_t)),    the maximiser of E_pi a - beta KL(pi || pi_ref)
 
     sigma_t is the standard deviation of R under pi_t, or 1 without `normalize_by_std`.
     """
-    centred = rewards - expected_reward(policy, rewards).unsqueeze(-1)
+    centred = _above_mean(policy, rewards)
     sigma = (policy * centred.square()).sum(-1, keepdim=True).sqrt() if normalize_by_std else torch.ones(())
     return (reference.log() + centred / (beta * sigma.clamp(min=1e-12))).softmax(-1)
 
 
-def _log_density(policy: Table, rewards: Table, sign: float, mode: str) -> Table:
-    """log of pi(y) w(y), up to a constant, on the side of the given sign."""
-    if mode == "none":
-        return policy.log()
-    return sign * rewards + (policy.log() if mode == "softmax" else 0.0)
+def grpo_fixed_point(
+    reference: Table, policy: Table, rewards: Table, beta: float, *, normalize_by_std: bool = True
+) -> Table:
+    """The policy that `grpo_iterate` leaves alone, found from `policy` by damped iteration (the plain one may cycle).
+
+    Raises:
+        RuntimeError: it is not reached to 1e-9 in 3000 iterations.
+    """
+    for _ in range(3000):
+        target = grpo_iterate(reference, policy, rewards, beta, normalize_by_std=normalize_by_std)
+        policy = 0.5 * policy + 0.5 * target
+    if not bool(((target - policy).abs() <= 1e-9).all()):
+        raise RuntimeError(f"no fixed point: the last step moved a probability by {(target - policy).abs().max():.1e}")
+    return policy
+
+
+def mass_below_mean(policy: Table, rewards: Table) -> Table:
+    """Probability of responses whose reward is below E_pi R: (..., Y), (..., Y) -> (...)."""
+    return (policy * (_above_mean(policy, rewards) < 0)).sum(-1)
 
 
 def fit_policy(
@@ -195,3 +219,13 @@ def fit_policy(
 
     optimizer.step(closure)
     return logits.detach().softmax(-1)
+
+
+def _above_mean(policy: Table, rewards: Table) -> Table:
+    """R(y) - mu as a sum of differences, so that it is exactly 0, or of the right sign, where a policy is peaked."""
+    return (policy.unsqueeze(-2) * (rewards.unsqueeze(-1) - rewards.unsqueeze(-2))).sum(-1)
+
+
+def _expectation(density: Table, values: Table) -> Table:
+    """sum_y density(y) values(y), where no value counts that has no density: it may be infinite."""
+    return (density * torch.where(density > 0, values, 0.0)).sum(-1)

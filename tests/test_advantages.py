@@ -282,3 +282,8 @@ def test_hundred_thousand_rows_take_no_loop_over_rows(one_thread):
     # About 5 and 12 ms of one core.
     assert fastest(lambda: group_advantages(rewards, ids)) < 0.05
     assert fastest(lambda: group_weights(rewards, ids, "softmax", weight_cap=2.0)) < 0.05
+    # As the host has them: names of prompts in an array of objects, and log-probs.
+    names = np.array([f"prompt-{i}" for i in ids.tolist()], dtype=object)
+    log_prob, mask = -torch.rand(n, 8, generator=generator), torch.ones(n, 8, dtype=torch.int64)
+    assert fastest(lambda: group_advantages(rewards, names)) < 0.05
+    assert fastest(lambda: group_weights(rewards, names, "softmax_is", log_prob, mask, weight_cap=2.0)) < 0.1

@@ -77,25 +77,32 @@ def test_bco_is_gan_at_shifted_reward(rows, delta):
     assert fdo(get_divergence("jensen_shannon"), *shifted) == pytest.approx(bco - 2 * LOG2)
 
 
+SIDES = st.tuples(
+    st.lists(st.floats(-8, 8), min_size=1, max_size=5), st.lists(st.floats(-8, 8), min_size=1, max_size=5)
+)
+
+
 @settings(deadline=None)
-@given(REWARDS, SHIFTS)
-def test_kto_is_total_variation_at_half_the_shifted_reward(rows, z0):
-    # Ethayarajh et al., arXiv 2402.01306, with lambda_D = lambda_U = 1: 1 - v, v = sigmoid(+-(r - z0)).
-    chosen, rejected = zip(*rows, strict=True)
-    kto = statistics.fmean(1 - sigmoid(r - z0) for r in chosen) + statistics.fmean(
-        1 - sigmoid(z0 - r) for r in rejected
+@given(SIDES, SHIFTS)
+def test_kto_is_total_variation_at_half_the_shifted_reward(sides, z0):
+    # Ethayarajh et al., arXiv 2402.01306: the mean over all rows of lambda_y - v, v = lambda_y sigmoid(+-(r - z0)).
+    chosen, rejected = sides
+    n = len(chosen) + len(rejected)
+    lambda_d, lambda_u = n / len(chosen), n / len(rejected)
+    kto = sum(lambda_d * (1 - sigmoid(r - z0)) for r in chosen) + sum(
+        lambda_u * (1 - sigmoid(z0 - r)) for r in rejected
     )
     halved = [(r - z0) / 2 for r in chosen], [(r - z0) / 2 for r in rejected]
-    assert fdo(get_divergence("total_variation"), *halved) == pytest.approx(kto - 1)
+    assert fdo(get_divergence("total_variation"), *halved) == pytest.approx(kto / n - 1)
 
 
 @settings(deadline=None)
 @given(REWARDS)
-def test_hdo_is_density_ratio_hellinger(rows):
-    # The Hellinger trainer of the authors' public code: exp(-r/2) of the desirable, exp(r/2) of the others.
+def test_hdo_is_density_ratio_hellinger_for_sides_of_equal_size(rows):
+    # The Hellinger trainer of the authors' public code: the mean over all rows of exp(-r/2) or exp(r/2).
     chosen, rejected = zip(*rows, strict=True)
-    hdo = statistics.fmean(math.exp(-r / 2) for r in chosen) + statistics.fmean(math.exp(r / 2) for r in rejected)
-    assert fdo(get_divergence("squared_hellinger", "density_ratio"), *(chosen, rejected)) == pytest.approx(hdo - 2)
+    hdo = statistics.fmean([*(math.exp(-r / 2) for r in chosen), *(math.exp(r / 2) for r in rejected)])
+    assert fdo(get_divergence("squared_hellinger", "density_ratio"), *(chosen, rejected)) == pytest.approx(2 * hdo - 2)
 
 
 def donsker_varadhan(chosen, rejected):
@@ -154,6 +161,36 @@ def test_kldo_micro_batches_add_up_given_the_whole_steps_constant(level):
         torch.testing.assert_close(split, whole, rtol=0, atol=1e-12)
         (expected,) = torch.autograd.grad(whole, rewards, retain_graph=True)
         torch.testing.assert_close(torch.autograd.grad(split, rewards)[0], expected, rtol=0, atol=1e-12)
+
+
+def test_kldo_ignores_masked_garbage_and_upcasts():
+    rewards, sides = torch.tensor([0.5, -1.0, 2.0, 0.25]), torch.tensor([True, False, False, True])
+    mask = torch.tensor([[1, 1], [1, 0], [0, 0], [1, 1]])
+    clean = kldo_loss(rewards[[0, 1, 3]], sides[[0, 1, 3]])
+    for garbage in (math.nan, math.inf, -math.inf):
+        dirty = torch.where(mask.any(-1), rewards, garbage).requires_grad_()
+        loss = kldo_loss(dirty, sides, response_mask=mask)
+        assert torch.equal(loss, clean) and torch.autograd.grad(loss, dirty)[0][2] == 0
+    short = kldo_loss(rewards.bfloat16(), sides)
+    assert short.dtype == torch.float32 and torch.equal(short, kldo_loss(rewards, sides))
+
+
+def test_kldo_splits_in_float32_and_in_any_order():
+    draw = torch.Generator().manual_seed(0)
+    rewards, sides = torch.randn(64, generator=draw), torch.rand(64, generator=draw) < 0.4
+    constant = rewards[~sides].logsumexp(0) - math.log((~sides).sum())
+    counts = (int(sides.sum()), int((~sides).sum()))
+
+    def gradient(*parts):
+        leaf = rewards.clone().requires_grad_()
+        for rows in parts:
+            kldo_loss(leaf[rows], sides[rows], denominator=counts, log_mean_exp=constant).backward()
+        return leaf.grad
+
+    leaf = rewards.clone().requires_grad_()
+    (whole,) = torch.autograd.grad(kldo_loss(leaf, sides), leaf)
+    for parts in (torch.arange(64).split(7), torch.randperm(64, generator=draw).split(10)):
+        assert (gradient(*parts) - whole).abs().max() <= 1e-5 * whole.abs().max()
 
 
 def test_kldo_with_one_side_in_float32_and_at_large_rewards():

@@ -13,8 +13,9 @@ from fgrpo_plugin.theory import (
     alignment_sides,
     expected_reward,
     fit_policy,
-    grpo_iterate,
+    grpo_fixed_point,
     iterate,
+    mass_below_mean,
     optimal_reward,
     population_f_grpo,
     population_fdo,
@@ -123,6 +124,11 @@ def test_total_variation_tends_to_its_infimum_and_learns_the_sign():
     exact = d.exact(aligned, unaligned).item()
     sign = torch.sign(optimal_reward(aligned, unaligned, d))
     assert torch.equal(sign, torch.sign(aligned - unaligned))
+    free = torch.zeros(6, dtype=torch.float64, requires_grad=True)  # what descent finds by itself
+    for _ in range(20):
+        (gradient,) = torch.autograd.grad(population_fdo(free, aligned, unaligned, d), free)
+        free = (free - gradient).detach().requires_grad_()
+    assert torch.equal(torch.sign(free), sign)
     losses = [population_fdo(scale * sign, aligned, unaligned, d).item() for scale in (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)]
     assert losses == sorted(losses, reverse=True) and losses[-2] > -exact
     assert losses[-1] == pytest.approx(-exact, abs=1e-12)
@@ -205,21 +211,33 @@ def test_smoothed_iterate_tends_to_the_restriction_where_the_aligned_side_is_pro
     assert distances[2] < 1e-6 and (distances[2] < 1e-3 * distances[0] or distances[0] < 1e-3)
 
 
-def test_smoothed_iterate_with_importance_weights_tends_to_a_tilted_restriction():
-    """D+ ~ exp(R) is not proportional to pi_t, and r* = log of their ratio keeps that difference for every eps."""
+EXPONENTS = {"reverse_kl": 1.0, "kl": 1.0, "jensen_shannon": 1.0, "neyman": 2.0, "squared_hellinger": 0.5}
+
+
+@pytest.mark.parametrize("name", EXPONENTS)
+def test_smoothed_iterate_with_importance_weights_tends_to_a_tilted_restriction(name):
+    """D+ ~ exp(R) is not proportional to pi_t, and r* = k log of their ratio keeps that difference for every eps."""
     reference, start, rewards = tables(50)
     above = rewards > expected_reward(start, rewards).unsqueeze(-1)
-    tilted = torch.where(above, reference * rewards.exp() / start, 0.0)
+    tilted = torch.where(above, reference * (rewards.exp() / start) ** EXPONENTS[name], 0.0)
     tilted = tilted / tilted.sum(-1, keepdim=True)
-    d = get_divergence("jensen_shannon")
-    limit = iterate(reference, *alignment_sides(start, rewards, 1e-9), d, 1.0)
-    torch.testing.assert_close(limit, tilted, rtol=0, atol=1e-6)
+    limit = iterate(reference, *alignment_sides(start, rewards, 1e-12), get_divergence(name), 1.0)
+    torch.testing.assert_close(limit, tilted, rtol=0, atol=1e-4)
     restricted = reference * above / (reference * above).sum(-1, keepdim=True)
-    assert ((limit - restricted).abs().amax(-1) > 0.05).float().mean() > 0.8
+    assert ((limit - restricted).abs().amax(-1) > 0.03).float().mean() > 0.8
+
+
+def test_smoothed_iterate_of_pearson_and_total_variation():
+    reference, start, rewards = tables(50)
+    above = rewards > expected_reward(start, rewards).unsqueeze(-1)
+    sides = alignment_sides(start, rewards, 1e-9)
+    # 2 (t - 1) grows with 1/eps itself: the response with the largest ratio takes all.
+    largest = torch.where(above, rewards.exp() / start, 0.0).argmax(-1)
+    pearson = iterate(reference, *sides, get_divergence("pearson"), 1.0)
+    assert torch.equal(pearson.argmax(-1), largest) and (pearson.amax(-1) > 1 - 1e-9).all()
     # total_variation sees only on which side a response is.
-    torch.testing.assert_close(
-        iterate(reference, *alignment_sides(start, rewards, 1e-9), get_divergence("total_variation"), 1.0), restricted
-    )
+    restricted = reference * above / (reference * above).sum(-1, keepdim=True)
+    torch.testing.assert_close(iterate(reference, *sides, get_divergence("total_variation"), 1.0), restricted)
 
 
 # Theorem 3: reward improvement.
@@ -294,31 +312,23 @@ def test_where_the_smoothed_and_the_mixed_form_stop_improving():
 # Theorem 4: the contrast with GRPO.
 
 
-def grpo_fixed_point(reference, start, rewards, beta, **settings):
-    policy = start
-    for _ in range(2000):  # damped, because the plain map may cycle
-        policy = 0.5 * policy + 0.5 * grpo_iterate(reference, policy, rewards, beta, **settings)
-    torch.testing.assert_close(grpo_iterate(reference, policy, rewards, beta, **settings), policy, rtol=0, atol=1e-9)
-    return policy
-
-
 @pytest.mark.parametrize("beta", [PAPER_BETA, 1.0, 3.0])
-def test_f_grpo_ends_with_no_mass_below_the_mean(beta):
+@pytest.mark.parametrize("key", EVERY, ids=str)
+def test_f_grpo_iterate_ends_with_no_mass_below_the_mean(key, beta):
     reference, start, rewards = tables(50)
     policy = start
     for _ in range(100):
-        policy = iterate(reference, *alignment_sides(policy, rewards), get_divergence("jensen_shannon"), beta)
-    assert (policy * (rewards < rewards.amax(-1, keepdim=True))).sum() == 0
+        policy = iterate(reference, *alignment_sides(policy, rewards), divergence(key), beta)
+    assert (policy * (rewards < rewards.amax(-1, keepdim=True))).sum() == 0 == mass_below_mean(policy, rewards).sum()
 
 
-@pytest.mark.parametrize("beta", [PAPER_BETA, 1.0, 3.0])
+@pytest.mark.parametrize("beta", [PAPER_BETA, 0.5, 1.0, 2.0, 3.0])
 def test_grpo_without_std_keeps_mass_below_the_mean(beta):
     reference, start, rewards = tables(50)
     policy = grpo_fixed_point(reference, start, rewards, beta, normalize_by_std=False)
     tilted = reference * (rewards / beta).exp()
     torch.testing.assert_close(policy, tilted / tilted.sum(-1, keepdim=True))
-    below = rewards < expected_reward(policy, rewards).unsqueeze(-1)
-    assert ((policy * below).sum(-1) > 1e-4).all()
+    assert (mass_below_mean(policy, rewards) > 1e-4).all()
 
 
 def test_grpo_with_std_keeps_mass_below_the_mean_if_beta_is_large_enough():
@@ -328,10 +338,58 @@ def test_grpo_with_std_keeps_mass_below_the_mean_if_beta_is_large_enough():
     sigma = (policy * (rewards - mean).square()).sum(-1, keepdim=True).sqrt()
     tilted = reference * ((rewards - mean) / (3.0 * sigma)).exp()
     torch.testing.assert_close(policy, tilted / tilted.sum(-1, keepdim=True), rtol=1e-6, atol=1e-9)
-    assert ((policy * (rewards < mean)).sum(-1) > 0.05).all()
+    assert (mass_below_mean(policy, rewards) > 0.05).all()
     # A small beta has no such fixed point: as the policy concentrates sigma shrinks, and with it the penalty.
-    collapsed = grpo_fixed_point(reference, start, rewards, PAPER_BETA)
-    assert (collapsed.amax(-1) > 1 - 1e-9).all()
+    assert (grpo_fixed_point(reference, start, rewards, PAPER_BETA).amax(-1) > 1 - 1e-9).all()
+
+
+# What is trained: the minimiser of the losses over policies, with r bound to the policy.
+
+
+@pytest.mark.parametrize("beta", [PAPER_BETA, 1.0])
+def test_trained_minimiser_for_disjoint_sides_is_not_the_restriction(beta):
+    """kl on disjoint sides: -E_{D+} log pi is all that is left once the bad rows are gone, so FDO gives D+ itself."""
+    reference, rewards = prompt()
+    aligned, unaligned = alignment_sides(reference, rewards)
+    below = unaligned > 0
+    kl = get_divergence("kl")
+    fdo = fit_policy(reference, beta, lambda r: population_fdo(r, aligned, unaligned, kl))
+    assert (fdo * below).sum() < 1e-3 + 2 * math.exp(-1 / beta)
+    torch.testing.assert_close(fdo * ~below / (fdo * ~below).sum(), aligned, rtol=0, atol=1e-3)
+    # f-GRPO weighs each response by its advantage too.
+    trained = fit_policy(reference, beta, lambda r: population_f_grpo(r, reference, rewards, kl))
+    centred = rewards - expected_reward(reference, rewards)
+    weighted = aligned * centred.clamp(min=0)
+    torch.testing.assert_close(
+        trained * ~below / (trained * ~below).sum(), weighted / weighted.sum(), rtol=0, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("key", EVERY, ids=str)
+def test_trained_minimiser_improves_the_reward_and_empties_the_bad_side(key):
+    reference, rewards = prompt()
+    d = divergence(key)
+    if d.generator(torch.zeros(())) == math.inf:  # no minimiser: D_f of disjoint sides is infinite
+        low = population_f_grpo(torch.where(rewards < 1, -50.0, 0.0), reference, rewards, d)
+        assert low < population_f_grpo(torch.where(rewards < 1, -25.0, 0.0), reference, rewards, d) < -1
+        return
+    trained = fit_policy(reference, 1.0, lambda r: population_f_grpo(r, reference, rewards, d))
+    assert expected_reward(trained, rewards) > expected_reward(reference, rewards)
+    below = rewards < expected_reward(reference, rewards)
+    assert (trained * below).sum() < 0.2 * (reference * below).sum()
+
+
+def test_pearson_leaves_a_floor_on_bad_responses():
+    """Its weight on a bad row is 0 at r = -2, so such a response keeps about exp(-2/beta) of the reference."""
+    reference, rewards = prompt()
+    below = rewards < expected_reward(reference, rewards)
+
+    def left(name):
+        loss = lambda r: population_f_grpo(r, reference, rewards, get_divergence(name))  # noqa: E731
+        return (fit_policy(reference, 1.0, loss) * below / reference)[below]
+
+    assert (left("pearson") > 0.5 * math.exp(-2)).all() and (left("pearson") < 1.01 * math.exp(-2)).all()
+    assert (left("kl") < 0.1 * left("pearson")).all()
 
 
 # The losses of the package are these, for a group large enough.
@@ -354,3 +412,36 @@ def test_population_loss_is_the_limit_of_the_loss_of_a_group(key, mode):
     torch.testing.assert_close(loss, expected, rtol=2e-4, atol=0)  # std over n - 1 against n: 1e-4
     gradients = (torch.autograd.grad(value, reward)[0] for value in (loss, expected))
     torch.testing.assert_close(*gradients, rtol=2e-4, atol=0)
+
+
+@pytest.mark.parametrize("policy", [[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.2, 0.3, 0.5]])
+@pytest.mark.parametrize("rewards", [[0.0, 1.0, 2.0], [1.0, 1.0, 1.0]])
+@pytest.mark.parametrize("mode", ["none", "softmax", "softmax_is"])
+def test_degenerate_policies_give_numbers(policy, rewards, mode):
+    policy, rewards = torch.tensor(policy).double(), torch.tensor(rewards).double()
+    reward = torch.tensor([0.3, -0.2, 0.1]).double().requires_grad_()
+    d = get_divergence("jensen_shannon")
+    loss = population_f_grpo(reward, policy, rewards, d, mode=mode)
+    (gradient,) = torch.autograd.grad(loss, reward)
+    assert torch.isfinite(loss) and torch.isfinite(gradient).all()
+    if (policy * (rewards - rewards.mean())).abs().max() == 0 or policy.max() == 1:
+        assert loss == 0 and gradient.eq(0).all()  # all rewards that the policy meets are equal
+    for side in alignment_sides(policy, rewards, mode=mode):
+        assert side.sum().item() == pytest.approx(1.0)
+
+
+def test_disjoint_sides_have_their_divergence():
+    aligned, unaligned = torch.tensor([[0.4, 0.6, 0.0], [0.0, 0.0, 1.0]]).double()
+    d = get_divergence("jensen_shannon")
+    best = optimal_reward(aligned, unaligned, d)
+    assert best.tolist() == [math.inf, math.inf, -math.inf]
+    assert population_fdo(best, aligned, unaligned, d).item() == pytest.approx(-2 * math.log(2))
+    assert d.exact(aligned, unaligned).item() == pytest.approx(2 * math.log(2))
+
+
+def test_refusals():
+    policy = torch.ones(3).double() / 3
+    with pytest.raises(ValueError, match="unknown mode='typo'"):
+        alignment_sides(policy, policy, mode="typo")
+    with pytest.raises(ValueError, match=r"eps=1\.0 must lie in"):
+        alignment_sides(policy, policy, 1.0)

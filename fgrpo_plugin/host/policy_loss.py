@@ -148,8 +148,8 @@ def _block_sums(
     actor, engine = (torch.where(compared, values, 0.0).float() for values in (log_prob, rollout))
     rollout_gap = (actor - engine).abs_()
     # p - 1 in place of p: it is 0 where masked, and small where p is near 1, where a correlation loses its digits.
-    actor.exp_().sub_(1)
-    engine.exp_().sub_(1)
+    actor.expm1_()
+    engine.expm1_()
     difference = actor - engine
     sums = {
         "tokens": mask,
