@@ -1,8 +1,10 @@
-"""The command line: ``fgrpo doctor`` and ``fgrpo quickstart``."""
+"""The command line: ``fgrpo doctor``, ``fgrpo quickstart`` and ``fgrpo prefs``."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -53,6 +55,82 @@ def quickstart(
     except QuickstartError as error:
         print(f"fgrpo quickstart: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
+
+
+prefs = typer.Typer(help="Look at preference data, and convert them.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(prefs, name="prefs")
+
+Files = Annotated[list[str], typer.Argument(help="Files, folders or dataset names, in any format that is known.")]
+Split = Annotated[str, typer.Option(help="Split of a named or saved dataset.")]
+
+
+@prefs.command()
+def check(
+    files: Files,
+    split: Split = "train",
+    model: Annotated[Path | None, typer.Option(help="Folder whose tokenizer measures and renders the rows.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the rows that are shown.")] = 0,
+) -> None:
+    """Say what is in preference data: format, sides, lengths, duplicates; exit code 1 if a row cannot be used."""
+    from rich.console import Console
+
+    from fgrpo_plugin.preference.files import read_preferences
+    from fgrpo_plugin.preference.report import print_report
+
+    with _one_sentence("fgrpo prefs check"):
+        found = read_preferences(files, split=split, on_bad_row="skip")
+        print_report(found, Console(), tokenizer=_tokenizer(model), seed=seed)
+    if found.skipped:
+        raise typer.Exit(1)
+
+
+@prefs.command()
+def convert(
+    files: Files,
+    output: Annotated[Path, typer.Option(help="The .parquet file to write.")],
+    split: Split = "train",
+    on_bad_row: Annotated[str, typer.Option(help="error, or skip (counted).")] = "error",
+) -> None:
+    """Write preference data of any format as one parquet file of rows: prompt, response, desirable, pair, source."""
+    from rich.console import Console
+
+    from fgrpo_plugin.preference.files import read_preferences, write_preferences
+
+    with _one_sentence("fgrpo prefs convert"):
+        found = read_preferences(files, split=split, on_bad_row=on_bad_row)
+        write_preferences(found.rows, output)
+    console = Console()
+    for reason, count in found.skipped.most_common():
+        console.print(f"left out: {count} x {reason} (first: {found.first_skipped[reason]})")
+    if found.at_mean:
+        console.print(f"left out: {found.at_mean} responses at the mean of their scores")
+    console.print(f"{len(found.rows)} rows of {found.examples} examples to {output}")
+
+
+@contextlib.contextmanager
+def _one_sentence(command: str) -> Iterator[None]:
+    """Bad input ends a command with its sentence and exit code 2, without a traceback."""
+    try:
+        yield
+    except ValueError as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
+def _tokenizer(model: Path | None) -> Any:
+    if model is None:
+        return None
+    from transformers import AutoTokenizer
+
+    from fgrpo_plugin.preflight import check_model
+
+    check_model(str(model), "--model")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"--model={model}: its tokenizer has no chat template; set tokenizer.chat_template and save it."
+        )
+    return tokenizer
 
 
 if __name__ == "__main__":

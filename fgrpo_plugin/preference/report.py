@@ -1,0 +1,102 @@
+"""`fgrpo prefs check`: what is in preference data, before anything is trained on them."""
+
+import random
+import statistics
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fgrpo_plugin.preference.files import Preferences
+from fgrpo_plugin.preference.tokens import encode_row, template_problem
+
+SHOWN_ROWS = 10
+SHOWN_CHARACTERS = 200
+
+
+def print_report(
+    found: Preferences,
+    console: Console,
+    *,
+    tokenizer: Any = None,
+    template: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> None:
+    """Counts, sides, lengths, duplicates, template problems, and ten random rows.
+
+    Args:
+        found: from `read_preferences`, with bad rows skipped, so that all of them are counted.
+        console: where it goes.
+        tokenizer: the model's; without it lengths are in characters and the template is not looked at.
+        template: further arguments of the chat template.
+        seed: of the random rows.
+    """
+    for file, name in found.formats.items():
+        console.print(f"{file}: format [bold]{name}[/bold]")
+    console.print(_counts(found))
+    console.print(_lengths(found, tokenizer, template))
+    if tokenizer is not None:
+        problems = Counter(template_problem(row, tokenizer, template) for row in found.rows)
+        for problem, count in problems.items():
+            if problem is not None:
+                console.print(f"[yellow]template: {problem}: {count} of {len(found.rows)} rows[/yellow]")
+    for reason, count in found.skipped.most_common():
+        console.print(f"[red]cannot be used: {count} x {reason} (first: {found.first_skipped[reason]})[/red]")
+    console.print(_examples(found, seed))
+
+
+def _counts(found: Preferences) -> Table:
+    rows = found.rows
+    desirable = sum(row.desirable for row in rows)
+    prompts = {row.prompt for row in rows}
+    both = Counter((row.prompt, row.response, row.desirable) for row in rows)
+    sides: dict[tuple, set[bool]] = {}
+    for row in rows:
+        sides.setdefault((row.prompt, row.response), set()).add(row.desirable)
+    table = Table("", "count", title="preference data")
+    for name, count in (
+        ("examples", found.examples),
+        ("examples that cannot be used", sum(found.skipped.values())),
+        ("responses at the mean of their scores, left out", found.at_mean),
+        ("rows", len(rows)),
+        ("desirable (D+)", desirable),
+        ("undesirable (D-)", len(rows) - desirable),
+        ("pairs", len({row.pair for row in rows if row.pair is not None})),
+        ("different prompts", len(prompts)),
+        ("duplicate rows", sum(count - 1 for count in both.values())),
+        ("responses on both sides", sum(len(both_sides) == 2 for both_sides in sides.values())),
+    ):
+        table.add_row(name, str(count))
+    return table
+
+
+def _lengths(found: Preferences, tokenizer: Any, template: Mapping[str, Any] | None) -> Table:
+    unit = "characters" if tokenizer is None else "tokens"
+    lengths: dict[str, list[int]] = {"prompt": [], "desirable response": [], "undesirable response": []}
+    for row in found.rows:
+        if tokenizer is None:
+            prompt, response = sum(len(content) for _, content in row.prompt), len(row.response)
+        else:
+            encoded = encode_row(row, tokenizer, template)
+            prompt, response = len(encoded.prompt_ids), len(encoded.response_ids)
+        lengths["prompt"].append(prompt)
+        lengths["desirable response" if row.desirable else "undesirable response"].append(response)
+    table = Table("", "median", "95 %", "longest", title=f"lengths in {unit}")
+    for name, values in lengths.items():
+        if values:
+            ordered = sorted(values)
+            nearly_all = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
+            table.add_row(name, f"{statistics.median(ordered):g}", str(nearly_all), str(ordered[-1]))
+    return table
+
+
+def _examples(found: Preferences, seed: int) -> Table:
+    table = Table("side", "prompt, its end", "response", "from", title="random rows", show_lines=True)
+    for row in random.Random(seed).sample(found.rows, min(SHOWN_ROWS, len(found.rows))):
+        prompt = row.prompt[-1][1]
+        table.add_row(
+            "D+" if row.desirable else "D-", prompt[-SHOWN_CHARACTERS:], row.response[:SHOWN_CHARACTERS], row.source
+        )
+    return table

@@ -1,0 +1,138 @@
+"""Rows of text -> token ids, as the host's rollouts have them."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fgrpo_plugin.preference.formats import PreferenceRow
+
+ON_TOO_LONG = ("error", "drop", "truncate")
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """A preference row in tokens: `prompt_ids` end where the assistant's answer begins, `response_ids` with its end."""
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+    desirable: bool
+    pair: str | None
+    source: str
+
+
+@dataclass
+class Encoded:
+    """Token rows, and how many were too long: "dropped", "partner dropped" (of a dropped row), "truncated"."""
+
+    rows: list[TokenRow] = field(default_factory=list)
+    too_long: Counter[str] = field(default_factory=Counter)
+
+
+def encode_row(row: PreferenceRow, tokenizer: Any, template: Mapping[str, Any] | None = None) -> TokenRow:
+    """One row in tokens.
+
+    The prompt goes through the chat template with the generation prompt, as a rollout's does. The response is encoded
+    by itself and ends with the tokenizer's end-of-sequence token, where a rollout stops.
+
+    Args:
+        row: text.
+        tokenizer: a Hugging Face tokenizer with a chat template.
+        template: further arguments of the template, the host's `data.apply_chat_template_kwargs`.
+    """
+    rendered = tokenizer.apply_chat_template(
+        row.messages, add_generation_prompt=True, tokenize=True, return_dict=True, **(template or {})
+    )
+    response = tokenizer(row.response, add_special_tokens=False)["input_ids"]
+    if not response or response[-1] != tokenizer.eos_token_id:
+        response = [*response, tokenizer.eos_token_id]
+    return TokenRow(list(rendered["input_ids"]), response, row.desirable, row.pair, row.source)
+
+
+def encode(
+    rows: Sequence[PreferenceRow],
+    tokenizer: Any,
+    *,
+    max_prompt_length: int,
+    max_response_length: int,
+    on_too_long: str = "error",
+    template: Mapping[str, Any] | None = None,
+) -> Encoded:
+    """All rows in tokens, within the host's lengths.
+
+    Args:
+        rows: text.
+        tokenizer: as `encode_row`.
+        max_prompt_length: tokens; the host's `data.max_prompt_length`.
+        max_response_length: tokens, the end of sequence among them; the host's `data.max_response_length`.
+        on_too_long: "error"; "drop" leaves the row out, and its partner; "truncate" cuts a response's end off, the end
+            of sequence with it, and a prompt's beginning.
+        template: as `encode_row`.
+
+    Raises:
+        ValueError: an unknown setting, a tokenizer without template or end of sequence, or a row that is too long where
+            that is an error (it is named).
+    """
+    if on_too_long not in ON_TOO_LONG:
+        raise ValueError(f"on_too_long={on_too_long!r} must be one of {', '.join(ON_TOO_LONG)}.")
+    if tokenizer.chat_template is None:
+        raise ValueError("the model's tokenizer has no chat template; set tokenizer.chat_template and save it.")
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the model's tokenizer has no end-of-sequence token; set tokenizer.eos_token and save it.")
+    found = Encoded()
+    dropped: set[str] = set()
+    for row in rows:
+        encoded = encode_row(row, tokenizer, template)
+        prompt, response = len(encoded.prompt_ids), len(encoded.response_ids)
+        if prompt <= max_prompt_length and response <= max_response_length:
+            found.rows.append(encoded)
+        elif on_too_long == "error":
+            raise ValueError(
+                f"{row.source}: prompt of {prompt} and response of {response} tokens, at most {max_prompt_length} and "
+                f"{max_response_length} fit; raise data.max_prompt_length or data.max_response_length, or set "
+                "data.preference.on_too_long to drop or truncate."
+            )
+        elif on_too_long == "drop":
+            found.too_long["dropped"] += 1
+            if row.pair is not None:
+                dropped.add(row.pair)
+        else:
+            found.too_long["truncated"] += 1
+            found.rows.append(
+                TokenRow(
+                    encoded.prompt_ids[-max_prompt_length:],
+                    encoded.response_ids[:max_response_length],
+                    row.desirable,
+                    row.pair,
+                    row.source,
+                )
+            )
+    kept = [row for row in found.rows if row.pair is None or row.pair not in dropped]
+    if partners := len(found.rows) - len(kept):
+        found.too_long["partner dropped"] = partners
+    found.rows = kept
+    return found
+
+
+def template_problem(row: PreferenceRow, tokenizer: Any, template: Mapping[str, Any] | None = None) -> str | None:
+    """What differs between a row's tokens and the template's rendering of the whole conversation, or None.
+
+    A template that trims an answer, puts something before it or ends it with another token makes preference rows unlike
+    what the model has been trained on.
+    """
+    encoded = encode_row(row, tokenizer, template)
+    whole = tokenizer.apply_chat_template(
+        [*row.messages, {"role": "assistant", "content": row.response}],
+        add_generation_prompt=False,
+        tokenize=True,
+        return_dict=True,
+        **(template or {}),
+    )["input_ids"]
+    ours = encoded.prompt_ids + encoded.response_ids
+    if whole[: len(ours)] == ours:
+        return None
+    if whole[: len(encoded.prompt_ids)] != encoded.prompt_ids:
+        return "the template renders the prompt otherwise where an answer follows"
+    if whole[: len(ours) - 1] == ours[:-1]:
+        return "the template does not end an answer with the tokenizer's end-of-sequence token"
+    return "the template changes the answer"

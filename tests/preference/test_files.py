@@ -1,0 +1,166 @@
+"""Files of every kind give the same rows; what cannot be used is named or counted."""
+
+import json
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from fgrpo_plugin.cli import app
+from fgrpo_plugin.preference.files import read_preferences, write_preferences
+from fgrpo_plugin.preference.report import print_report
+from fgrpo_plugin.quickstart.model import build_tokenizer
+
+PAIRS = [{"prompt": f"{i}+1=", "chosen": str(i + 1), "rejected": str(i)} for i in range(5)]
+BAD = {"prompt": "p", "chosen": "same", "rejected": "same"}
+
+
+@pytest.fixture(autouse=True)
+def _library_cache(tmp_path_factory, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+def lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def sides(found):
+    return [(row.prompt[0][1], row.response, row.desirable) for row in found.rows]
+
+
+EXPECTED = [(p["prompt"], p[c], c == "chosen") for p in PAIRS for c in ("chosen", "rejected")]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet", "saved", "saved splits", "folder", "arrow"])
+def test_every_kind_of_file(kind, tmp_path):
+    import datasets
+
+    data = datasets.Dataset.from_list(PAIRS)
+    path = tmp_path / f"prefs.{kind}"
+    if kind == "jsonl":
+        lines(path, PAIRS)
+    elif kind == "json":
+        path.write_text(json.dumps(PAIRS))
+    elif kind == "parquet":
+        data.to_parquet(path)
+    elif kind == "saved":
+        data.save_to_disk(path)
+    elif kind == "saved splits":
+        datasets.DatasetDict(train=data, test=data.select([0])).save_to_disk(path)
+    elif kind == "folder":
+        path.mkdir()
+        lines(path / "a.jsonl", PAIRS[:2])
+        lines(path / "b.jsonl", PAIRS[2:])
+    else:
+        data.save_to_disk(tmp_path / "saved")
+        path = next((tmp_path / "saved").glob("*.arrow"))
+    found = read_preferences([path])
+    assert sides(found) == EXPECTED
+    assert found.examples == 5 and list(found.formats.values()) == ["paired"]
+    assert found.rows[2].source == f"{path}: row 1" == found.rows[2].pair
+
+
+def test_several_files_of_different_formats(tmp_path):
+    first = lines(tmp_path / "a.jsonl", PAIRS)
+    second = lines(tmp_path / "b.jsonl", [{"prompt": "q", "completion": "r", "label": False}])
+    found = read_preferences([first, second])
+    assert sides(found) == [*EXPECTED, ("q", "r", False)]
+    assert found.formats == {first: "paired", second: "unpaired"} and found.examples == 6
+
+
+def test_bad_rows_are_an_error_or_counted(tmp_path):
+    file = lines(tmp_path / "a.jsonl", [PAIRS[0], BAD, PAIRS[1], BAD])
+    with pytest.raises(
+        ValueError, match=r"a.jsonl: row 1: chosen and rejected are the same; correct it, or set .*skip"
+    ):
+        read_preferences([file])
+    found = read_preferences([file], on_bad_row="skip")
+    assert sides(found) == EXPECTED[:4] and found.examples == 4
+    assert found.skipped == {"chosen and rejected are the same": 2}
+    assert found.first_skipped == {"chosen and rejected are the same": f"{file}: row 1"}
+
+
+def test_scores_at_the_mean_are_counted(tmp_path):
+    row = {"prompt": "p", "responses": list("abc"), "scores": [1.0, 0.0, 0.5]}
+    found = read_preferences(lines(tmp_path / "a.jsonl", [row, row]))
+    assert found.at_mean == 2 and len(found.rows) == 4
+
+
+def test_converting_keeps_everything(tmp_path):
+    mixed = [
+        lines(tmp_path / "a.jsonl", PAIRS),
+        lines(tmp_path / "b.jsonl", [{"prompt": "q", "completion": "r", "label": 0}]),
+    ]
+    found = read_preferences(mixed)
+    write_preferences(found.rows, tmp_path / "out" / "rows.parquet")
+    again = read_preferences([tmp_path / "out" / "rows.parquet"])
+    assert again.rows == found.rows and list(again.formats.values()) == ["canonical"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: [], "files is empty"),
+        (lambda folder: ["./nowhere.jsonl"], r"\./nowhere.jsonl: cannot be read \(there is no such file or folder\)"),
+        (lambda folder: [lines(folder / "a.csv", PAIRS)], r"the ending '\.csv' is none of"),
+        (lambda folder: [lines(folder / "a.jsonl", [{"text": "x"}])], "no preference format has the columns text"),
+        (lambda folder: [lines(folder / "a.jsonl", [BAD])], "row 0: chosen and rejected are the same"),
+        (lambda folder: [folder], "the folder holds no data files"),
+    ],
+)
+def test_what_cannot_be_read(make, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        read_preferences(make(tmp_path))
+
+
+def test_unknown_split_and_no_usable_row(tmp_path):
+    import datasets
+
+    datasets.DatasetDict(train=datasets.Dataset.from_list(PAIRS)).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"it has the splits train, not 'test'; set data\.preference\.split"):
+        read_preferences([tmp_path / "saved"], split="test")
+    with pytest.raises(ValueError, match=r"no row can be used \(chosen and rejected are the same: 1\)"):
+        read_preferences(lines(tmp_path / "a.jsonl", [BAD]), on_bad_row="skip")
+    with pytest.raises(ValueError, match="on_bad_row='drop' must be one of error, skip"):
+        read_preferences(["x"], on_bad_row="drop")
+
+
+def test_report_counts_by_hand(tmp_path):
+    rows = [*PAIRS, PAIRS[0], {**PAIRS[1], "chosen": PAIRS[1]["rejected"], "rejected": PAIRS[1]["chosen"]}, BAD]
+    found = read_preferences(lines(tmp_path / "a.jsonl", rows), on_bad_row="skip")
+    console = Console(record=True, width=200, file=open("/dev/null", "w"))  # noqa: SIM115
+    print_report(found, console, tokenizer=build_tokenizer())
+    text = " ".join(console.export_text().replace("│", " ").split())
+    for words in (
+        "format paired",
+        "examples 8",
+        "examples that cannot be used 1",
+        "rows 14",
+        "desirable (D+) 7",
+        "undesirable (D-) 7",
+        "pairs 7",
+        "different prompts 5",
+        "duplicate rows 2",
+        "responses on both sides 2",
+        "lengths in tokens",
+        "cannot be used: 1 x chosen and rejected are the same",
+    ):
+        assert words in text, words
+    assert text.count(" D+ ") + text.count(" D- ") == 10
+
+
+def test_command_line(tmp_path):
+    run = CliRunner().invoke
+    good, bad = lines(tmp_path / "good.jsonl", PAIRS), lines(tmp_path / "bad.jsonl", [*PAIRS, BAD])
+    assert run(app, ["prefs", "check", good]).exit_code == 0
+    assert run(app, ["prefs", "check", bad]).exit_code == 1
+    result = run(app, ["prefs", "check", str(tmp_path / "none.jsonl")])
+    assert result.exit_code == 2 and "there is no such file" in result.output
+    output = tmp_path / "rows.parquet"
+    assert run(app, ["prefs", "convert", bad, "--output", str(output)]).exit_code == 2 and not output.exists()
+    result = run(app, ["prefs", "convert", bad, "--output", str(output), "--on-bad-row", "skip"])
+    assert result.exit_code == 0 and "10 rows of 6 examples" in result.output
+    assert sides(read_preferences([output])) == EXPECTED
