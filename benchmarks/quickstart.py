@@ -1,12 +1,14 @@
 """Every quick-start figure of the documentation: three divergences and GRPO on three seeds each, and a control.
 
-    python benchmarks/quickstart.py [--folder runs/matrix] [--only pearson,kl] [--report-only]
+    python benchmarks/quickstart.py [--only grpo-seed1,kl-seed0] [--report-only]
 
-Runs that are complete in the folder are kept, so an interrupted matrix goes on where it stopped. Writes
-docs/quickstart.md, docs/figures/quickstart.png and the table in README.md.
+What a run gave is kept in benchmarks/results/quickstart.json with its commit and date, the latest of each run;
+docs/quickstart.md, docs/figures/quickstart.png and the table in README.md are made from that. A run that is complete in
+runs/matrix-<commit> is not made again, so an interrupted matrix goes on where it stopped.
 """
 
 import json
+import os
 import platform
 import re
 import statistics
@@ -21,12 +23,13 @@ import typer
 from rich.console import Console
 
 from fgrpo_plugin.quickstart.run import QuickstartOptions, run_quickstart
-from fgrpo_plugin.quickstart.summary import draw
+from fgrpo_plugin.quickstart.summary import draw, read_metrics, rewards
 
 ROOT = Path(__file__).parents[1]
 DIVERGENCES = ("pearson", "jensen_shannon", "kl")
 SEEDS = (0, 1, 2)
 CONTROL_STEPS = 25
+RESULTS = Path(__file__).parent / "results" / "quickstart.json"
 
 
 @dataclass(frozen=True)
@@ -60,40 +63,62 @@ def cells() -> list[Cell]:
     return [*trained[: len(DIVERGENCES) * len(SEEDS)], Cell("control", 0), *trained[len(DIVERGENCES) * len(SEEDS) :]]
 
 
+def commit() -> str:
+    """The commit that is measured."""
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def default_folder() -> Path:
+    """Runs of one commit lie together, so that none is taken for another's."""
+    return ROOT / "runs" / f"matrix-{commit()}"
+
+
 def run_matrix(folder: Path, wanted: Iterable[Cell], console: Console) -> dict[Cell, dict]:
-    """Make the missing runs, one at a time, and return every summary.
+    """Make the missing runs, one at a time, record each, and return every summary.
 
     The warmed-up model depends on the seed alone, so each seed's first run makes it and the others take it as MODEL.
     """
     summaries = {}
+    folder.mkdir(parents=True, exist_ok=True)
     for cell in wanted:
         run = folder / cell.folder
         summary = run / "summary.json"
         if not summary.is_file():
             if run.exists():  # an interrupted run
                 run.rename(folder / f"{cell.folder}.incomplete-{len(list(folder.iterdir()))}")
-            model = folder / f"{DIVERGENCES[0]}-seed{cell.seed}" / "model"
-            run_quickstart(cell.options(run, model if model.is_dir() and model.parent != run else None), console)
+            made = [path for path in sorted(folder.glob(f"*-seed{cell.seed}/model")) if path.parent != run]
+            run_quickstart(cell.options(run, made[0] if made else None), console)
         summaries[cell] = json.loads(summary.read_text())
+        record(cell, summaries[cell], rewards(read_metrics(run / "metrics.jsonl")))
     return summaries
 
 
+def record(cell: Cell, summary: dict, curve: list[float]) -> None:
+    """Keep a run's summary and rewards in the results, in place of an earlier one of the same cell."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    results[cell.folder] = summary | {"rewards": curve, "commit": commit(), "date": str(date.today())}
+    RESULTS.parent.mkdir(exist_ok=True)
+    lines = [f"{json.dumps(name)}: {json.dumps(results[name])}" for name in sorted(results)]
+    RESULTS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
 def main(
-    folder: Path = ROOT / "runs" / "matrix",
-    report_only: Annotated[bool, typer.Option("--report-only", help="Use the runs that are there.")] = False,
-    only: Annotated[str, typer.Option(help="Names to run, with commas between, and no report.")] = "",
+    report_only: Annotated[bool, typer.Option("--report-only", help="Make the documents from the results.")] = False,
+    only: Annotated[str, typer.Option(help="Runs to make, such as grpo-seed1, with commas between.")] = "",
+    folder: Annotated[Path | None, typer.Option(help="In place of runs/matrix-<commit>.")] = None,
 ) -> None:
     """Make the runs and the documents."""
-    console = Console()
-    if only:
-        run_matrix(folder, [cell for cell in cells() if cell.name in only.split(",")], console)
-        return
-    wanted = [cell for cell in cells() if not report_only or (folder / cell.folder / "summary.json").is_file()]
-    write_report(folder, run_matrix(folder, wanted, console))
+    if not report_only:
+        wanted = [cell for cell in cells() if not only or cell.folder in only.split(",")]
+        run_matrix(folder or default_folder(), wanted, Console())
+    write_report()
 
 
-def write_report(folder: Path, summaries: dict[Cell, dict]) -> None:
-    """docs/quickstart.md, the picture, and the README's table."""
+def write_report() -> None:
+    """docs/quickstart.md, the picture, and the README's table, from the results."""
+    results = json.loads(RESULTS.read_text())
+    summaries = {cell: results[cell.folder] for cell in cells() if cell.folder in results}
     names = [name for name in (*DIVERGENCES, "grpo", "control") if any(cell.name == name for cell in summaries)]
     label = {"grpo": "GRPO (the host's)", "control": "control: learning rate 0"}
     head = "| | sampled reward, first 10 steps | last 10 steps | held-out accuracy before | after |"
@@ -109,20 +134,21 @@ def write_report(folder: Path, summaries: dict[Cell, dict]) -> None:
         for run in runs:
             values = " | ".join(f"{run[key]:.3f}" for key in keys)
             seconds = f"{run['steps']} | {run['seconds_per_step_median']:.2f} | {run['seconds_total']:.0f}"
-            seed_rows.append(f"| {title}, seed {run['seed']} | {values} | {seconds} |")
+            made = f"{run['commit']}, {run['date']}"
+            seed_rows.append(f"| {title}, seed {run['seed']} | {values} | {seconds} | {made} |")
 
     table = "\n".join([head, rule, *mean_rows])
     per_seed = "\n".join(
-        [head + " steps | s a step | s in all |", rule + " --- | --- | --- |", *seed_rows],
+        [head + " steps | s a step | s in all | measured |", rule + " --- | --- | --- | --- |", *seed_rows],
     )
-    figure = ROOT / "docs" / "figures" / "quickstart.png"
-    figure.parent.mkdir(parents=True, exist_ok=True)
-    curves = {
-        label.get(name, name): [folder / cell.folder / "metrics.jsonl" for cell in summaries if cell.name == name]
-        for name in names
-        if name != "control"
-    }
-    draw(curves, figure, title="quick start: mean of the seeds, each seed faint")
+    trained = [(cell, run) for cell, run in summaries.items() if cell.name != "control"]
+    if all(run["rewards"] for _, run in trained):
+        curves: dict[str, list] = {}
+        for cell, run in trained:
+            curves.setdefault(label.get(cell.name, cell.name), []).append(run["rewards"])
+        draw(curves, ROOT / "docs" / "figures" / "quickstart.png", "quick start: mean of the seeds, each seed faint")
+    else:  # runs from before the results held curves
+        print("docs/figures/quickstart.png is left as it is: some results have no curve; make those runs anew")
     (ROOT / "docs" / "quickstart.md").write_text(PAGE.format(where=_where(), table=table, per_seed=per_seed))
     readme = ROOT / "README.md"
     block = r"(<!-- quickstart -->\n).*?(\n<!-- /quickstart -->)"
@@ -130,11 +156,7 @@ def write_report(folder: Path, summaries: dict[Cell, dict]) -> None:
 
 
 def _where() -> str:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    import os
-
-    cores = len(os.sched_getaffinity(0))
-    return f"{date.today()}, commit {commit.stdout.strip()}, {cores} CPU cores ({platform.machine()}), no GPU"
+    return f"{len(os.sched_getaffinity(0))} CPU cores ({platform.machine()}), no GPU"
 
 
 PAGE = """# Quick start: measured
@@ -143,9 +165,10 @@ Two-digit addition, a 0.4 M parameter model warmed up with half of the labels wr
 through the stock host (Ray, FSDP2, vLLM, weights sent every step). One setting for every row:
 `fgrpo_plugin/conf/fgrpo/quickstart.yaml`. Held-out accuracy is greedy, on operand pairs never trained on. The warmed-up
 model depends on the seed alone and is made once a seed; "s in all" of the other runs is without it. Seconds depend on
-what else the machine does; `make quickstart` from a fresh clone is timed in [testing.md](testing.md).
+the machine and on what else it does; `make quickstart` from a fresh clone is timed in [testing.md](testing.md). A run without a
+curve in benchmarks/results/quickstart.json is drawn in the picture as it was at e04ed31, where all of them were made.
 
-Made by `python benchmarks/quickstart.py`; report of {where}.
+Made by `python benchmarks/quickstart.py` on {where}; the commit and the day of each run stand beside it.
 
 ![Sampled reward against training step](figures/quickstart.png)
 

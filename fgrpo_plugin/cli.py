@@ -120,17 +120,10 @@ def _one_sentence(command: str) -> Iterator[None]:
 def _tokenizer(model: Path | None) -> Any:
     if model is None:
         return None
-    from transformers import AutoTokenizer
+    from fgrpo_plugin.preflight import check_model, load_tokenizer
 
-    from fgrpo_plugin.preflight import check_model
-
-    check_model(str(model), "--model")
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    if tokenizer.chat_template is None:
-        raise ValueError(
-            f"--model={model}: its tokenizer has no chat template; set tokenizer.chat_template and save it."
-        )
-    return tokenizer
+    check_model(str(model.absolute()), "--model")
+    return load_tokenizer(model, "--model")
 
 
 if __name__ == "__main__":

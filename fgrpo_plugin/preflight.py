@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -31,9 +32,9 @@ def check_data_file(path: str | Path, columns: Iterable[str], setting: str) -> N
         raise ValueError(f"{setting}={path}: cannot be read ({str(error).splitlines()[0]}).") from error
     missing = [column for column in columns if column not in found]
     if missing:
+        remedy = "rename one" + (" or name it in data.prompt_key" if "prompt" in missing else ", or add it")
         raise ValueError(
-            f"{setting}={path}: column {', '.join(missing)} is missing (found: {', '.join(found)}); "
-            "rename the column or name it in data.prompt_key."
+            f"{setting}={path}: column {', '.join(missing)} is missing (found: {', '.join(found)}); {remedy}."
         )
 
 
@@ -79,3 +80,23 @@ def check_model(path: str, setting: str, *, tokenizer: bool = True) -> None:
             f"{setting}={path}: the model has no tokenizer; save it there with tokenizer.save_pretrained, "
             "or name its folder in actor_rollout_ref.model.tokenizer_path."
         )
+
+
+def load_tokenizer(model: Path, setting: str) -> Any:
+    """The Hugging Face tokenizer of a local folder.
+
+    Raises:
+        ValueError: it cannot be loaded, or has no chat template.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{setting}={model}: its tokenizer cannot be loaded ({reason:.200}).") from None
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"{setting}={model}: its tokenizer has no chat template; set tokenizer.chat_template and save it."
+        )
+    return tokenizer

@@ -41,6 +41,27 @@ def report_vllm() -> None:
     print(PREFIX + json.dumps(vllm.__version__))
 
 
+def check_overrides(overrides: list[str]) -> None:
+    """Compose the host's configuration with these overrides and complete it as ``main_ppo`` would.
+
+    Raises:
+        ValueError: one sentence, the composition's or ours.
+    """
+    import verl  # noqa: F401  (loads the plugin, which offers the config groups)
+    from hydra import compose, initialize_config_module
+    from hydra.errors import HydraException
+
+    from fgrpo_plugin.host.validate import complete, is_f_divergence
+
+    try:
+        with initialize_config_module("verl.trainer.config", version_base=None):
+            config = compose("ppo_trainer", overrides=overrides)
+    except HydraException as error:
+        raise ValueError(" ".join(str(error).split())[:300]) from None
+    if is_f_divergence(config):
+        complete(config)
+
+
 def has_default_reward(data_source: str) -> bool:
     """Whether verl's own reward function knows this data source; where it does not, it fails in a worker."""
     from verl.utils.reward_score import default_compute_score

@@ -3,6 +3,7 @@
 Everything that is set is printed, everything that is refused ends in one sentence, before Ray starts.
 """
 
+import importlib
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from typing import Any
@@ -24,7 +25,7 @@ ACTOR_SETTINGS = {
     "loss_agg_mode, loss_scale_factor": "ignored by f-GRPO's loss (own row counts); used by KL and entropy terms",
     "entropy_coeff": "honoured: added to the loss",
     "use_kl_loss, kl_loss_coef": "honoured: added to the loss, beside f-GRPO's own reference term",
-    "ppo_epochs": "honoured: rows are repeated; the reference term alone bounds the step",
+    "ppo_epochs": "honoured: rows are repeated; above 1 the rollout's log-probs are not compared with the actor's",
     "ppo_mini_batch_size": "honoured: a loss is normalised within its mini-batch",
     "shuffle": "refused: the driver must know each row's mini-batch",
     "algorithm.rollout_correction.rollout_is, rollout_rs": "refused: they correct a ratio that f-GRPO does not use",
@@ -75,6 +76,7 @@ def complete(config: DictConfig) -> None:
             f"{LOSS} asks for f-GRPO but algorithm.adv_estimator={config.algorithm.adv_estimator}; "
             "set algorithm.adv_estimator=f_grpo, or remove the policy_loss settings."
         )
+    importlib.import_module("verl.trainer.ppo.v1")  # the host does so in its task runner alone, too late to refuse
     if REFUSED:
         raise ValueError(" ".join(REFUSED.values()))
     _refuse_contradictions(config)
@@ -142,6 +144,12 @@ def _refuse_contradictions(config: DictConfig) -> None:
             select(f"{actor}.use_prefix_grouper"),
             f"{actor}.use_prefix_grouper=true",
             "f_grpo has not been tried with it; set it to false",
+        ),
+        (
+            select("trainer.v1.sampler.custom_sampler.name") == "FastPollReplayBuffer"
+            and (select("algorithm.filter_groups.enable") or select("trainer.v1.trainer_mode") != "sync"),
+            "+fgrpo=cpu with algorithm.filter_groups.enable or trainer.v1.trainer_mode other than sync",
+            "its replay buffer does neither; set trainer.v1.sampler.custom_sampler.path and .name to null",
         ),
         (
             str(select(f"{LOSS}.loss_mode", "vanilla")) not in ("vanilla", *ESTIMATORS),

@@ -103,6 +103,7 @@ def build_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen2ForCausal
 def save_model(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
     """Save model and tokenizer as one ordinary Hugging Face folder."""
     folder.mkdir(parents=True, exist_ok=True)
+    model.config.fgrpo_quickstart = True  # by this it is known again as MODEL=
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

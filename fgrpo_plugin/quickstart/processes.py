@@ -5,9 +5,11 @@ value and not by their names, and nobody else's are touched.
 """
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ import psutil
 
 MARKER = "FGRPO_RUN_ID"
 SHARED_MEMORY = Path("/dev/shm")
+OURS = ("verl", "psm_", "sem.", "torch_", "ray", "plasma")  # how what Ray, vLLM, torch and the host leave there begins
 GRACE_SECONDS = 10.0
 
 
@@ -38,6 +41,28 @@ def other_runs() -> list[psutil.Process]:
             if MARKER in process.environ() and process.pid != os.getpid() and _runs(process):
                 found.append(process)
     return found
+
+
+@contextlib.contextmanager
+def only_run(lock: Path | None = None) -> Iterator[bool]:
+    """Whether this is the machine's only quick start; it is, for any other one, until the block ends.
+
+    A file in the temporary folder is locked, not merely written: the lock goes with the process that holds it.
+    """
+    lock = lock or Path(tempfile.gettempdir()) / "fgrpo-quickstart.lock"
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError:  # another user's, who may lock it and does not let us
+            yield not other_runs()
+            return
+        stack.callback(os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield not other_runs()
 
 
 def _family(run_id: str, known: set[psutil.Process]) -> set[psutil.Process]:
@@ -100,13 +125,14 @@ def _in_use() -> set[str]:
 
 
 def remove_segments(segments: set[Path]) -> list[Path]:
-    """Remove the given shared-memory segments that are ours and that no running process uses any more."""
+    """Remove those of the given files that bear a name as a run makes it, are ours, and are used by no process."""
     removed = []
+    segments = {segment for segment in segments if segment.name.startswith(OURS)}
     used = _in_use() if segments else set()
     for segment in sorted(segments):
         with contextlib.suppress(OSError):
-            if segment.stat().st_uid == os.getuid() and str(segment) not in used:
-                shutil.rmtree(segment) if segment.is_dir() else segment.unlink()
+            if segment.is_file() and segment.stat().st_uid == os.getuid() and str(segment) not in used:
+                segment.unlink()
                 removed.append(segment)
     return removed
 

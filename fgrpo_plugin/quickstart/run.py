@@ -20,17 +20,27 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from fgrpo_plugin.divergences import available_divergences
-from fgrpo_plugin.preflight import check_model
+from fgrpo_plugin.preflight import check_model, load_tokenizer
 from fgrpo_plugin.quickstart import task
-from fgrpo_plugin.quickstart.processes import MARKER, cleaned_up, other_runs
-from fgrpo_plugin.quickstart.summary import draw, read_metrics, summarize
-from fgrpo_plugin.quickstart.user_data import prepare_user_data
+from fgrpo_plugin.quickstart.processes import MARKER, cleaned_up, only_run
+from fgrpo_plugin.quickstart.summary import draw, heldout_accuracies, read_metrics, rewards, summarize
+from fgrpo_plugin.quickstart.user_data import UserData, prepare_user_data
 
 ALGORITHMS = ("f_grpo", "grpo")
 DEFAULT_STEPS = 50
 MAX_STEPS = 100_000
 PATIENCE_SECONDS = 600.0
-"""Without a new line of metrics for so long, the host is taken for dead."""
+"""Without a new line of metrics for so long, the host is taken for dead; a model of the user's own has six times it."""
+MODEL_LEARNING_RATE = 1e-6
+MODEL_OVERRIDES = tuple(
+    f"actor_rollout_ref.{key}=8"
+    for key in (
+        "actor.ppo_micro_batch_size_per_gpu",
+        "ref.log_prob_micro_batch_size_per_gpu",
+        "rollout.log_prob_micro_batch_size_per_gpu",
+    )
+)
+"""For MODEL=, a model of unknown size that was pretrained: what `conf/fgrpo/quickstart.yaml` has suits the tiny one."""
 
 
 class QuickstartError(ValueError):
@@ -59,6 +69,11 @@ class QuickstartOptions:
         """
         if self.algo not in ALGORITHMS:
             raise QuickstartError(f"ALGO={self.algo} is not known; choose f_grpo or grpo.")
+        if self.divergence == "alpha":
+            raise QuickstartError(
+                "DIVERGENCE=alpha needs its order, for which the quick start has no option; use verl.trainer.main_ppo "
+                "with policy_loss.f_divergence.alpha."
+            )
         names = [name for name in available_divergences() if name != "alpha"]
         if self.divergence not in names:
             raise QuickstartError(f"DIVERGENCE={self.divergence} is not known; choose one of {', '.join(names)}.")
@@ -68,11 +83,15 @@ class QuickstartOptions:
             raise QuickstartError(f"--learning-rate={self.learning_rate} must lie in [0, 1).")
         if self.seed < 0:
             raise QuickstartError(f"SEED={self.seed} must be 0 or more.")
-        if self.run_dir is not None and self.run_dir.exists() and any(self.run_dir.iterdir()):
-            raise QuickstartError(f"RUN={self.run_dir} is not empty; name a new folder or remove this one.")
+        if self.run_dir is not None and self.run_dir.exists():
+            if not self.run_dir.is_dir():
+                raise QuickstartError(f"RUN={self.run_dir} is a file; name a new folder.")
+            if any(self.run_dir.iterdir()):
+                raise QuickstartError(f"RUN={self.run_dir} is not empty; name a new folder or remove this one.")
         if self.model is not None:
             try:
                 check_model(str(self.model.absolute()), "MODEL")
+                load_tokenizer(self.model, "MODEL")
             except ValueError as error:
                 raise QuickstartError(str(error)) from None
 
@@ -101,24 +120,32 @@ def run_quickstart(options: QuickstartOptions, console: Console | None = None) -
         QuickstartError: bad input, or the host failed; the last words of its log are in the text.
     """
     options.check()
-    if running := other_runs():
-        # The host names its weight-transfer socket by Ray's job id, which every local cluster starts at 1.
-        raise QuickstartError(
-            f"another quick start is running on this machine (process {running[0].pid}), and the host would send its "
-            "weights to the wrong one; wait for it to end, or stop it."
-        )
-    console = console or Console()
+    try:
+        user_data = None if options.data is None else prepare_user_data(options.data, options.model, options.overrides)
+    except ValueError as error:
+        raise QuickstartError(str(error)) from None
+    with only_run() as alone:
+        if not alone:
+            # The host names its weight-transfer socket by Ray's job id, which every local cluster starts at 1.
+            raise QuickstartError(
+                "another quick start is running on this machine, and the host would send its weights to the wrong one; "
+                "wait for it to end, or stop it."
+            )
+        return _run(options, user_data, console or Console())
+
+
+def _run(options: QuickstartOptions, user_data: UserData | None, console: Console) -> Path:
     started = time.monotonic()
     steps = options.steps or DEFAULT_STEPS
     name = f"{options.algo}-{options.divergence}" if options.algo == "f_grpo" else options.algo
     run = options.run_dir or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}-seed{options.seed}"
     run = run.absolute()
-    try:
-        user_data = None if options.data is None else prepare_user_data(options.data, options.model, options.overrides)
-    except ValueError as error:
-        raise QuickstartError(str(error)) from None
     (run / "logs").mkdir(parents=True, exist_ok=True)
     console.print(f"everything goes to {run}")
+    if _is_users_own(options.model) and options.learning_rate is None:
+        console.print(f"MODEL: learning rate {MODEL_LEARNING_RATE:g}; set another with ARGS='--learning-rate=...'")
+    if options.overrides:
+        _check_overrides(run, options, steps)
 
     with _progress(console) as progress, _interruptible():
         model = options.model.absolute() if options.model else _warm_model(run, options.seed, progress)
@@ -134,9 +161,28 @@ def run_quickstart(options: QuickstartOptions, console: Console | None = None) -
         seconds_total=time.monotonic() - started,
     )
     (run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    draw({name: [run / "metrics.jsonl"]}, run / "reward_curve.png", title=f"{name}, seed {options.seed}")
+    rows = read_metrics(run / "metrics.jsonl")
+    draw({name: [rewards(rows)]}, run / "reward_curve.png", f"{name}, seed {options.seed}", heldout_accuracies(rows))
     _report(summary, run, console)
     return run
+
+
+def _is_users_own(model: Path | None) -> bool:
+    """Whether it is another model than the quick start's own from an earlier run."""
+    return model is not None and "fgrpo_quickstart" not in json.loads((model / "config.json").read_text())
+
+
+def _check_overrides(run: Path, options: QuickstartOptions, steps: int) -> None:
+    """Compose and complete the configuration as the host will, before the warm-up: a user's key may be mistyped."""
+    inputs = _Inputs(model=Path("model"), train=Path("*.parquet"), heldout=Path("*.parquet"), overrides=())
+    words = [word for word in host_command(run, options, steps, inputs, run / "ray")[3:] if "hydra." not in word]
+    program = "from fgrpo_plugin.host.probe import check_overrides; import sys; check_overrides(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], env=host_environment(run, ""), capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise QuickstartError(f"--override: {reason.removeprefix('ValueError: ')}")
 
 
 def _warm_model(run: Path, seed: int, progress: Progress) -> Path:
@@ -200,6 +246,8 @@ def host_command(run: Path, options: QuickstartOptions, steps: int, inputs: _Inp
         f"+ray_kwargs.ray_init._temp_dir={ray_folder}",
         *inputs.overrides,
     ]
+    if _is_users_own(options.model):
+        overrides += [*MODEL_OVERRIDES, f"actor_rollout_ref.actor.optim.lr={MODEL_LEARNING_RATE}"]
     if options.algo == "f_grpo":
         overrides.append(f"+actor_rollout_ref.actor.policy_loss.f_divergence.divergence={options.divergence}")
     if options.learning_rate is not None:
@@ -238,13 +286,15 @@ def _train(run: Path, options: QuickstartOptions, steps: int, inputs: _Inputs, p
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             env=host_environment(run, run_id),
-            cwd=run,
             start_new_session=True,  # a Ctrl-C comes to us alone, and the run is then ended in order
         )
-        _follow(process, run / "metrics.jsonl", log, steps, progress)
+        patience = PATIENCE_SECONDS * (6 if _is_users_own(options.model) else 1)
+        _follow(process, run / "metrics.jsonl", log, steps, progress, patience)
 
 
-def _follow(process: subprocess.Popen, metrics: Path, log: Path, steps: int, progress: Progress) -> None:
+def _follow(
+    process: subprocess.Popen, metrics: Path, log: Path, steps: int, progress: Progress, patience: float
+) -> None:
     """Show the host's progress until it ends."""
     bar = progress.add_task("starting Ray, vLLM and the engines", total=None, reward="")
     last_news, seen = time.monotonic(), -1
@@ -258,8 +308,8 @@ def _follow(process: subprocess.Popen, metrics: Path, log: Path, steps: int, pro
             progress.update(bar, description="training", total=steps, completed=seen, reward=shown)
         if code is not None:
             break
-        if time.monotonic() - last_news > PATIENCE_SECONDS:
-            raise QuickstartError(f"the host has said nothing for {PATIENCE_SECONDS:.0f} s; its log is {log}.")
+        if time.monotonic() - last_news > patience:
+            raise QuickstartError(f"the host has finished no step for {patience:.0f} s; its log is {log}.")
         time.sleep(0.5)
     if code != 0 or seen < steps:
         raise QuickstartError(f"the host ended with exit code {code} after step {max(seen, 0)} of {steps}: {_why(log)}")

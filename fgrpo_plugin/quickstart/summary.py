@@ -66,13 +66,19 @@ def summarize(
     }
 
 
-def draw(runs: Mapping[str, Sequence[Path]], target: Path, title: str) -> Path:
+def draw(
+    runs: Mapping[str, Sequence[Sequence[float]]],
+    target: Path,
+    title: str,
+    heldout: Sequence[tuple[int, float]] = (),
+) -> Path:
     """Reward against step: each run faint, the mean over a name's runs, smoothed over ten steps, in full colour.
 
     Args:
-        runs: name -> metrics files (one a seed).
+        runs: name -> one list of rewards, step by step, for each seed.
         target: the PNG.
         title: above the picture.
+        heldout: (step, greedy accuracy) points.
     """
     import matplotlib
 
@@ -80,19 +86,15 @@ def draw(runs: Mapping[str, Sequence[Path]], target: Path, title: str) -> Path:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7.2, 4.2), dpi=150, layout="constrained")
-    for index, (name, files) in enumerate(runs.items()):
+    for index, (name, curves) in enumerate(runs.items()):
         colour = f"C{index}"
-        logs = [read_metrics(file) for file in files]
-        curves = [rewards(rows) for rows in logs]
         for curve in curves:
             axes.plot(range(1, len(curve) + 1), curve, color=colour, alpha=0.25, linewidth=0.8)
         mean = [statistics.fmean(values) for values in zip(*curves, strict=False)]
         smooth = [statistics.fmean(mean[max(0, i - WINDOW + 1) : i + 1]) for i in range(len(mean))]
         axes.plot(range(1, len(smooth) + 1), smooth, color=colour, linewidth=2, label=name)
-        for rows in logs:
-            held = heldout_accuracies(rows)
-            axes.plot([s for s, _ in held], [a for _, a in held], "o", color=colour, markersize=4, alpha=0.7)
-    axes.plot([], [], "o", color="grey", markersize=4, label="held-out accuracy, greedy")
+    if heldout:
+        axes.plot(*zip(*heldout, strict=True), "o", color="grey", markersize=4, label="held-out accuracy, greedy")
     axes.set(xlabel="training step", ylabel="sampled reward", ylim=(0, 1.02), title=title)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

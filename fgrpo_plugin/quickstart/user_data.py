@@ -1,11 +1,12 @@
 """``DATA=file``: the user's own prompts and ground truths in verl's data format."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fgrpo_plugin.preflight import check_data_file
+from fgrpo_plugin.preflight import check_data_file, load_tokenizer
 
 COLUMNS = ("prompt", "data_source", "reward_model")
 BATCH = 32
@@ -57,23 +58,27 @@ def prepare_user_data(path: Path, model: Path | None, overrides: Sequence[str] =
             f"data.max_response_length={RESPONSE_TOKENS}",
             f"actor_rollout_ref.rollout.max_model_len={prompt_tokens + RESPONSE_TOKENS}",
             f"actor_rollout_ref.rollout.max_num_batched_tokens={max(8192, prompt_tokens + RESPONSE_TOKENS)}",
-            # A model of unknown size: small micro-batches, whatever fills a laptop's memory least.
-            "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
-            "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=8",
-            "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=8",
         ),
     )
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if path.suffix == ".parquet":
-        return pq.read_table(path).to_pylist()
-    import pandas as pd
-
-    records = pd.read_json(path, lines=path.suffix == ".jsonl").to_dict(orient="records")
-    return [{str(name): value for name, value in row.items()} for row in records]
+    try:
+        if path.suffix == ".parquet":
+            return pq.read_table(path).to_pylist()
+        text = path.read_text()
+        try:
+            found = json.loads(text)
+            rows = found if isinstance(found, list) else [found]
+        except ValueError:
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        pa.Table.from_pylist(rows)  # what the host reads is one type a column
+        return rows
+    except (ValueError, OSError, AttributeError, pa.ArrowException) as error:
+        raise ValueError(f"DATA={path}: cannot be read ({str(error).splitlines()[0]}); correct that row.") from None
 
 
 def _check_row(row: Mapping[str, Any], where: str) -> None:
@@ -98,16 +103,12 @@ def _check_default_reward(path: Path, sources: set[str]) -> None:
 
 
 def _longest_prompt(rows: Sequence[Mapping[str, Any]], model: Path | None) -> int:
-    from transformers import AutoTokenizer
-
     if model is None:
         from fgrpo_plugin.quickstart.model import build_tokenizer
 
         tokenizer: Any = build_tokenizer()
     else:
-        tokenizer = AutoTokenizer.from_pretrained(model)
-    if tokenizer.chat_template is None:
-        raise ValueError(f"MODEL={model}: its tokenizer has no chat template; set tokenizer.chat_template and save it.")
+        tokenizer = load_tokenizer(model, "MODEL")
     texts = [tokenizer.apply_chat_template(r["prompt"], tokenize=False, add_generation_prompt=True) for r in rows]
     longest = max(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
     if model is None and longest + RESPONSE_TOKENS > tokenizer.model_max_length:

@@ -16,6 +16,7 @@ from fgrpo_plugin.quickstart.processes import (
     cleaned_up,
     end_run,
     marked_processes,
+    only_run,
     remove_segments,
     shared_memory_segments,
 )
@@ -53,6 +54,16 @@ def test_a_tree_of_processes_ends_and_another_runs_tree_does_not():
         second.wait()
 
 
+def test_a_second_quick_start_is_refused_before_the_first_has_started_its_host(tmp_path):
+    with only_run() as first:
+        assert first
+        with pytest.raises(QuickstartError, match="another quick start is running"):
+            run_quickstart(QuickstartOptions(run_dir=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+    with only_run() as again:
+        assert again
+
+
 def test_a_second_quick_start_is_refused_while_one_runs(tmp_path):
     run_id = uuid.uuid4().hex
     process = _start(run_id)
@@ -84,7 +95,7 @@ def test_cleaning_up_happens_after_an_interrupt_too(tmp_path):
     run_id = uuid.uuid4().hex
     folder = tmp_path / "ray"
     folder.mkdir()
-    name = Path("/dev/shm") / f"fgrpo-test-{run_id}"
+    name = Path("/dev/shm") / f"verl_test_{run_id}"
     with pytest.raises(KeyboardInterrupt), cleaned_up(run_id, folder):
         process = _start(run_id)
         name.write_bytes(b"x")
@@ -96,10 +107,22 @@ def test_cleaning_up_happens_after_an_interrupt_too(tmp_path):
 
 
 def test_a_segment_in_use_stays(tmp_path):
-    name = Path("/dev/shm") / f"fgrpo-test-{uuid.uuid4().hex}"
+    name = Path("/dev/shm") / f"psm_{uuid.uuid4().hex}"
     before = shared_memory_segments()
     with name.open("wb") as held:
         assert remove_segments(shared_memory_segments() - before) == []
         held.write(b"x")
     assert name in remove_segments({name})
     assert not name.exists()
+
+
+def test_what_a_run_does_not_make_stays():
+    data, folder = (Path("/dev/shm") / f"{kind}-{uuid.uuid4().hex}" for kind in ("mydata", "psm_folder"))
+    data.write_bytes(b"x")
+    folder.mkdir()
+    try:
+        assert remove_segments({data, folder}) == []
+        assert data.exists() and folder.exists()
+    finally:
+        data.unlink()
+        folder.rmdir()
