@@ -165,10 +165,10 @@ Two-digit addition, a 0.4 M parameter model warmed up with half of the labels wr
 through the stock host (Ray, FSDP2, vLLM, weights sent every step). One setting for every row:
 `fgrpo_plugin/conf/fgrpo/quickstart.yaml`. Held-out accuracy is greedy, on operand pairs never trained on. The warmed-up
 model depends on the seed alone and is made once a seed; "s in all" of the other runs is without it. Seconds depend on
-the machine and on what else it does; `make quickstart` from a fresh clone is timed in [testing.md](testing.md). A run without a
-curve in benchmarks/results/quickstart.json is drawn in the picture as it was at e04ed31, where all of them were made.
+the machine and on what else it does; `make quickstart` from a fresh clone is timed in [testing.md](testing.md). The
+picture is drawn where every run of benchmarks/results/quickstart.json has its curve; until then it is that of e04ed31.
 
-Made by `python benchmarks/quickstart.py` on {where}; the commit and the day of each run stand beside it.
+Made by `python benchmarks/quickstart.py` on {where}; each run's commit and day stand beside it.
 
 ![Sampled reward against training step](figures/quickstart.png)
 
