@@ -1,12 +1,19 @@
 """The mathematics imports torch and nothing of the host, so it can be read, tested and used without it."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FORBIDDEN = ("verl", "ray", "vllm", "transformers", "hydra")
-MATHEMATICS = ("fgrpo_plugin", "fgrpo_plugin.divergences", "fgrpo_plugin.advantages", "fgrpo_plugin.losses")
+MATHEMATICS = (
+    "fgrpo_plugin",
+    "fgrpo_plugin.divergences",
+    "fgrpo_plugin.advantages",
+    "fgrpo_plugin.losses",
+    "fgrpo_plugin.theory",
+)
 
 
 def imported_hosts(modules, *paths):
@@ -22,6 +29,14 @@ def imported_hosts(modules, *paths):
 
 def test_mathematics_imports_no_host():
     assert imported_hosts(MATHEMATICS, ROOT) == []
+
+
+def test_only_the_hosts_folder_names_the_host():
+    """Elsewhere not even inside a function, so that one folder is to be looked through for a new version of it."""
+    pattern = re.compile(r"^\s*(?:from|import) (?:verl|ray|vllm)\b", flags=re.MULTILINE)
+    files = [path for path in (ROOT / "fgrpo_plugin").rglob("*.py") if "host" not in path.parts]
+    assert [path.name for path in files if pattern.search(path.read_text())] == []
+    assert pattern.search("def f():\n    import verl.utils\n")
 
 
 def test_the_check_can_fail(tmp_path):

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from fgrpo_plugin.preflight import check_data_file, load_tokenizer
 
 COLUMNS = ("prompt", "data_source", "reward_model")
@@ -39,6 +42,11 @@ def prepare_user_data(path: Path, model: Path | None, overrides: Sequence[str] =
     rows = _read(path)
     for number, row in enumerate(rows):
         _check_row(row, f"DATA={path}: row {number}")
+    try:
+        pa.Table.from_pylist(rows)
+    except pa.ArrowException as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"DATA={path}: rows differ in the type of a column ({reason}); make it one type.") from None
     if len(rows) < 4:
         raise ValueError(f"DATA={path}: {len(rows)} rows are too few to train on and hold some out; give at least 4.")
     heldout = rows[::HELDOUT_ONE_IN][:HELDOUT_MOST]
@@ -46,7 +54,7 @@ def prepare_user_data(path: Path, model: Path | None, overrides: Sequence[str] =
         row for number, row in enumerate(rows) if number % HELDOUT_ONE_IN or number // HELDOUT_ONE_IN >= HELDOUT_MOST
     ]
     if not any("custom_reward_function.path" in override for override in overrides):
-        _check_default_reward(path, {str(row["data_source"]) for row in rows})
+        _check_default_reward(path, {str(row.get("data_source")) for row in rows})
 
     prompt_tokens = _longest_prompt(rows, model)
     return UserData(
@@ -63,9 +71,6 @@ def prepare_user_data(path: Path, model: Path | None, overrides: Sequence[str] =
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         if path.suffix == ".parquet":
             return pq.read_table(path).to_pylist()
@@ -75,18 +80,19 @@ def _read(path: Path) -> list[dict[str, Any]]:
             rows = found if isinstance(found, list) else [found]
         except ValueError:
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        pa.Table.from_pylist(rows)  # what the host reads is one type a column
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError("a row is not an object")
         return rows
-    except (ValueError, OSError, AttributeError, pa.ArrowException) as error:
+    except (ValueError, OSError, pa.ArrowException) as error:
         raise ValueError(f"DATA={path}: cannot be read ({str(error).splitlines()[0]}); correct that row.") from None
 
 
 def _check_row(row: Mapping[str, Any], where: str) -> None:
-    prompt = row["prompt"]
-    messages = isinstance(prompt, list) and prompt and all(isinstance(m, Mapping) for m in prompt)
-    if not messages or not all(isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in prompt):
+    prompt = row.get("prompt")
+    messages = prompt if isinstance(prompt, list) and all(isinstance(m, Mapping) for m in prompt) else []
+    if not messages or not all(isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages):
         raise ValueError(f"{where}: 'prompt' must be a list of messages with 'role' and 'content', not {prompt!r:.80}.")
-    reward = row["reward_model"]
+    reward = row.get("reward_model")
     if not isinstance(reward, Mapping) or reward.get("ground_truth") is None:
         raise ValueError(f"{where}: 'reward_model' must be a mapping with 'ground_truth', not {reward!r:.80}.")
 

@@ -33,6 +33,7 @@ def _jsonl(path: Path, rows: list) -> Path:
         (dict(learning_rate=2.0), "learning-rate=2.0"),
         (dict(model=Path("/nowhere/model")), "MODEL=/nowhere/model: there is no such folder"),
         (dict(data=Path("/nowhere/rows.jsonl")), "DATA=/nowhere/rows.jsonl: there is no such file"),
+        (dict(divergence="alpha"), "DIVERGENCE=alpha needs its order"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_written(tmp_path, options, words):
@@ -48,6 +49,8 @@ def test_bad_options_are_refused_before_anything_is_written(tmp_path, options, w
         ([{k: v for k, v in ROW.items() if k != "prompt"}] * 8, "column prompt is missing (found: data_source"),
         ([*[ROW] * 7, {**ROW, "prompt": "1+1="}], "row 7: 'prompt' must be a list of messages"),
         ([*[ROW] * 7, {**ROW, "reward_model": {"style": "rule"}}], "row 7: 'reward_model' must be a mapping"),
+        ([*[ROW] * 7, {k: v for k, v in ROW.items() if k != "prompt"}], "row 7: 'prompt' must be a list of messages"),
+        ([*[ROW] * 7, {**ROW, "reward_model": {"ground_truth": 2}}], "rows differ in the type of a column"),
         ([ROW] * 2, "2 rows are too few"),
         ([{**ROW, "data_source": "mine"}] * 8, "no default reward for data_source='mine'"),
         ([{**ROW, "prompt": [{"role": "user", "content": "x" * 600}]}] * 8, "too many for the tiny model"),
@@ -59,6 +62,45 @@ def test_bad_data_is_refused_by_row_and_column(tmp_path, rows, words):
         run_quickstart(QuickstartOptions(run_dir=tmp_path / "run", data=data))
     assert words in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_broken_line_names_the_file(tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text(4 * (json.dumps(ROW) + "\n") + "{broken\n")
+    with pytest.raises(QuickstartError, match=r"DATA=.*rows.jsonl: cannot be read \(.*\); correct that row"):
+        run_quickstart(QuickstartOptions(run_dir=tmp_path / "run", data=data))
+
+
+def test_one_object_a_line_is_read_from_a_json_file_too(tmp_path):
+    from fgrpo_plugin.quickstart.user_data import prepare_user_data
+
+    assert len(prepare_user_data(_jsonl(tmp_path / "rows.json", [ROW] * 5), None).train) == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("actor_rollout_ref.rollout.n=1", "a group needs at least 2 answers"),
+        ("actor_rollout_ref.rollout.nn=4", "nn"),
+    ],
+)
+def test_an_override_is_refused_before_the_warm_up(tmp_path, override, words):
+    with pytest.raises(QuickstartError, match="--override: ") as error:
+        run_quickstart(QuickstartOptions(run_dir=tmp_path / "run", overrides=(override,)))
+    assert words in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_model_of_the_users_own_gets_careful_settings_and_the_quick_starts_own_does_not(tmp_path):
+    inputs = _Inputs(tmp_path, tmp_path / "a.parquet", tmp_path / "b.parquet", ())
+    for config, careful in (({}, True), ({"fgrpo_quickstart": True}, False)):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        command = host_command(tmp_path, QuickstartOptions(model=tmp_path), 7, inputs, tmp_path)
+        assert ("actor_rollout_ref.actor.optim.lr=1e-06" in command) == careful
+        assert ("actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8" in command) == careful
+    (tmp_path / "config.json").write_text("{}")
+    chosen = host_command(tmp_path, QuickstartOptions(model=tmp_path, learning_rate=1e-5), 7, inputs, tmp_path)
+    assert [word for word in chosen if "optim.lr=" in word][-1].endswith("=1e-05")  # the last one counts
 
 
 def test_a_model_without_tokenizer_and_a_used_folder_are_refused(tmp_path):
