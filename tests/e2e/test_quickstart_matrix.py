@@ -24,15 +24,8 @@ def test_f_grpo_lifts_reward_and_heldout_accuracy(summaries, cell):
     assert run["algorithm"] == "f_grpo" and run["divergence"] == cell.name and run["seed"] == cell.seed
     assert run["reward_first10"] <= 0.45
     assert run["reward_last10"] >= 0.70
-    assert run["heldout_accuracy_after"] > run["heldout_accuracy_before"]
+    assert run["heldout_accuracy_after"] > run["heldout_accuracy_before"] + 0.05
     assert run["seconds_total"] < 12 * 60
-
-
-@pytest.mark.parametrize("name", DIVERGENCES)
-def test_heldout_accuracy_rises_by_five_points_over_the_seeds(summaries, name):
-    runs = [run for cell, run in summaries.items() if cell.name == name]
-    rises = [run["heldout_accuracy_after"] - run["heldout_accuracy_before"] for run in runs]
-    assert sum(rises) / len(rises) > 0.05
 
 
 def test_without_learning_rate_nothing_is_learned(summaries):
