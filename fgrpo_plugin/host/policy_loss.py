@@ -143,6 +143,7 @@ def _token_sums(
 def _block_sums(
     log_prob: torch.Tensor, ref_log_prob: torch.Tensor, rollout: torch.Tensor, mask: torch.Tensor, fresh: torch.Tensor
 ) -> dict[str, torch.Tensor]:
+    """The sums of one block: log-probs in nats and mask (n, T), fresh (n,) bool -> name -> float64 scalar."""
     compared = mask & fresh.unsqueeze(-1)
     reference_gap = torch.where(mask, log_prob.float() - ref_log_prob, 0.0).abs_()
     actor, engine = (torch.where(compared, values, 0.0).float() for values in (log_prob, rollout))

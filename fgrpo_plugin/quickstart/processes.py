@@ -44,12 +44,12 @@ def other_runs() -> list[psutil.Process]:
 
 
 @contextlib.contextmanager
-def only_run(lock: Path | None = None) -> Iterator[bool]:
+def only_run() -> Iterator[bool]:
     """Whether this is the machine's only quick start; it is, for any other one, until the block ends.
 
     A file in the temporary folder is locked, not merely written: the lock goes with the process that holds it.
     """
-    lock = lock or Path(tempfile.gettempdir()) / "fgrpo-quickstart.lock"
+    lock = Path(tempfile.gettempdir()) / "fgrpo-quickstart.lock"
     with contextlib.ExitStack() as stack:
         try:
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
