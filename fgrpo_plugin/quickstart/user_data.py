@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from fgrpo_plugin.preflight import check_data_file, load_tokenizer
 
 COLUMNS = ("prompt", "data_source", "reward_model")
-BATCH = 32
+BATCH, GROUP, MICRO_BATCH = 24, 8, 64  # as in conf/fgrpo/quickstart.yaml; a step's rows must be whole micro-batches
+MICRO_BATCHED = ("actor.ppo", "ref.log_prob", "rollout.log_prob")
 HELDOUT_ONE_IN = 10
 HELDOUT_MOST = 256
 RESPONSE_TOKENS = 64
@@ -57,11 +58,14 @@ def prepare_user_data(path: Path, model: Path | None, overrides: Sequence[str] =
         _check_default_reward(path, {str(row.get("data_source")) for row in rows})
 
     prompt_tokens = _longest_prompt(rows, model)
+    batch = min(BATCH, len(train))
+    micro_batch = GROUP * max(part for part in range(1, MICRO_BATCH // GROUP + 1) if batch % part == 0)
     return UserData(
         train=train,
         heldout=heldout,
         overrides=(
-            f"data.train_batch_size={min(BATCH, len(train))}",
+            f"data.train_batch_size={batch}",
+            *(f"actor_rollout_ref.{name}_micro_batch_size_per_gpu={micro_batch}" for name in MICRO_BATCHED),
             f"data.max_prompt_length={prompt_tokens}",
             f"data.max_response_length={RESPONSE_TOKENS}",
             f"actor_rollout_ref.rollout.max_model_len={prompt_tokens + RESPONSE_TOKENS}",

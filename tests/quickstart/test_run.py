@@ -127,6 +127,7 @@ def test_user_data_is_split_and_nothing_vanishes(tmp_path):
     assert sorted(answers, key=int) == [str(i) for i in range(25)]
     assert [row["reward_model"]["ground_truth"] for row in data.heldout] == ["0", "10", "20"]
     assert "data.train_batch_size=22" in data.overrides
+    assert "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16" in data.overrides  # 22 x 8 rows are 11 of them
 
 
 @pytest.mark.parametrize("algo", ["f_grpo", "grpo"])
