@@ -27,7 +27,7 @@ from fgrpo_plugin.quickstart.summary import draw, heldout_accuracies, read_metri
 from fgrpo_plugin.quickstart.user_data import UserData, prepare_user_data
 
 ALGORITHMS = ("f_grpo", "grpo")
-DEFAULT_STEPS = 45
+DEFAULT_STEPS = 50
 MAX_STEPS = 100_000
 PATIENCE_SECONDS = 600.0
 """Without a new line of metrics for so long, the host is taken for dead; a model of the user's own has six times it."""
