@@ -1,7 +1,8 @@
 """Every hyper-parameter of f-GRPO and f-HAL, typed and checked when it is constructed. Knows nothing of the host."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from fgrpo_plugin.divergences import Divergence, get_divergence
@@ -12,6 +13,7 @@ WEIGHTINGS = ("none", "softmax", "softmax_is")
 WEIGHT_LEVELS = ("token_mean", "sequence")
 SCALES = ("unit", "paper")
 OLD_LOG_PROBS = ("current", "recomputed")
+SCHEDULES = ("linear", "cosine", "step")
 
 
 @dataclass
@@ -51,8 +53,12 @@ class FDivergenceConfig:
     """(s_all, s_on): ``unit`` = (1/(beta+gamma), 1), ``paper`` = (1, 1/(1+1/beta)), or two positive numbers."""
     implicit_reward_clip: float | None = None
     """Clips the implicit reward to [-c, c] before the link, inside the divergence's own float32 range."""
-    lam: float = 0.0
-    """Weight of the off-policy half (f-HAL); f-GRPO is lam = 0."""
+    lam: Any = 0.0
+    """lambda, the weight of the off-policy half (f-HAL), in [0, 1]; f-GRPO is lam = 0. Or a schedule:
+    ``{schedule: linear | cosine, start: 0.8, end: 0.2, steps: null}`` (null: the whole run), or
+    ``{schedule: step, values: [[1, 0.8], [100, 0.5]]}`` (from step 1, from step 100)."""
+    preference_gamma: float = 0.0
+    """gamma of preference rows, whose pi_old is the current policy at the beginning of the update."""
     old_log_prob: str = "current"
     """Where log pi_old of the gamma term comes from: the detached ``current`` log-prob (exact for one optimiser step
     on fresh rollouts) or ``recomputed`` by the actor. Filled in by the host's validation."""
@@ -69,8 +75,13 @@ class FDivergenceConfig:
         _positive("weight_temperature", self.weight_temperature)
         if not _is_number(self.gamma) or self.gamma < 0:
             raise ValueError(f"gamma={self.gamma!r} must be a number >= 0; 0 is the paper's definition.")
-        if not _is_number(self.lam) or not 0 <= self.lam <= 1:
-            raise ValueError(f"lam={self.lam!r} must lie in [0, 1]; 0 is f-GRPO, 1 uses preference data alone.")
+        if not _is_number(self.preference_gamma) or self.preference_gamma < 0:
+            raise ValueError(f"preference_gamma={self.preference_gamma!r} must be a number >= 0.")
+        if isinstance(self.lam, Mapping):
+            self.lam = dict(self.lam)
+            LambdaSchedule(**self.lam)
+        else:
+            _share("lam", self.lam)
         if self.implicit_reward_clip is not None:
             _positive("implicit_reward_clip", self.implicit_reward_clip)
         if self.weight_cap is not None and (not _is_number(self.weight_cap) or self.weight_cap < 1):
@@ -90,6 +101,22 @@ class FDivergenceConfig:
         params = {} if self.alpha is None else {"alpha": self.alpha}
         return get_divergence(self.divergence, self.link, **params)
 
+    @property
+    def constant_lam(self) -> float | None:
+        """lambda where it is constant, None where it is scheduled."""
+        return None if isinstance(self.lam, Mapping) else float(self.lam)
+
+    def lam_at(self, step: int, total_steps: int) -> float:
+        """lambda of a training step.
+
+        Args:
+            step: from 1.
+            total_steps: of the whole run; > 0.
+        """
+        if isinstance(self.lam, Mapping):
+            return LambdaSchedule(**self.lam).at(step, total_steps)
+        return float(self.lam)
+
     def scales(self) -> tuple[float, float]:
         """(s_all, s_on) of the minimised loss s_all * (lam * L_FDO + (1 - lam) * s_on * L_fGRPO)."""
         assert self.gamma is not None
@@ -99,6 +126,105 @@ class FDivergenceConfig:
             return 1.0, 1.0 / (1.0 + 1.0 / self.beta)  # assumed place of the paper's constant
         s_all, s_on = self.scale
         return float(s_all), float(s_on)
+
+
+@dataclass
+class LambdaSchedule:
+    """lambda as a function of the training step. Both halves stay in every update, also where lambda is 0 or 1.
+
+    Raises:
+        ValueError: a value out of its range; the message names the setting, the value and the remedy.
+    """
+
+    schedule: str
+    """``linear`` or ``cosine`` from ``start`` to ``end`` over ``steps``, or ``step`` through ``values``."""
+    start: float | None = None
+    """lambda at step 1."""
+    end: float | None = None
+    """lambda from step ``steps`` on."""
+    steps: int | None = None
+    """Training steps from ``start`` to ``end``; None takes the whole run."""
+    values: Any = None
+    """[[first step, lambda], ...] of ``schedule=step``, by rising step, the first of them 1."""
+
+    def __post_init__(self) -> None:
+        _one_of("lam.schedule", self.schedule, SCHEDULES)
+        if self.schedule != "step":
+            _share("lam.start", self.start)
+            _share("lam.end", self.end)
+            if self.steps is not None and (not isinstance(self.steps, int) or self.steps < 2):
+                raise ValueError(f"lam.steps={self.steps!r} must be a whole number >= 2, or null for the whole run.")
+            return
+        try:
+            first_steps = [int(first) for first, _ in self.values]
+        except (TypeError, ValueError):
+            first_steps = []
+        if not first_steps or first_steps[0] != 1 or sorted(set(first_steps)) != first_steps:
+            raise ValueError(f"lam.values={self.values!r} must be [[1, lambda], [step, lambda], ...] by rising step.")
+        for _, value in self.values:
+            _share("lam.values", value)
+
+    def at(self, step: int, total_steps: int) -> float:
+        """lambda of ``step`` (from 1) in a run of ``total_steps``."""
+        if self.schedule == "step":
+            return float([value for first, value in self.values if first <= step][-1])
+        assert self.start is not None and self.end is not None
+        done = min(max(step - 1, 0) / max((self.steps or total_steps) - 1, 1), 1.0)
+        if self.schedule == "cosine":
+            done = (1 - math.cos(math.pi * done)) / 2
+        return self.start + (self.end - self.start) * done
+
+
+@dataclass
+class PreferenceConfig:
+    """Where preference rows come from and how they are drawn: the host's section ``data.preference``.
+
+    Raises:
+        ValueError: a value out of its range; the message names the setting, the value and the remedy.
+    """
+
+    files: list[str] = field(default_factory=list)
+    """Files, folders or dataset names; see ``fgrpo prefs check``."""
+    val_files: list[str] = field(default_factory=list)
+    """Held-out preference data; their accuracy is reported whenever the host validates."""
+    split: str = "train"
+    """Split of a named or saved dataset."""
+    val_split: str = "test"
+    """Split of named or saved datasets among ``val_files``."""
+    batch_size: int | None = None
+    """Preference rows in an optimiser step, half of them D+; None takes as many as it has on-policy rows."""
+    keep_pairs: bool = False
+    """Draw whole pairs; False draws each side by itself."""
+    seed: int = 0
+    """Of the order in which rows are drawn."""
+    on_bad_row: str = "error"
+    """``error``, or ``skip`` (counted and reported)."""
+    on_too_long: str = "error"
+    """``error``, ``drop`` or ``truncate`` (counted and reported), against the host's prompt and response lengths."""
+    cache_dir: str | None = None
+    """Folder of the reference log-probs; None takes ``~/.cache/fgrpo/reference``."""
+    keep_rollout: bool = False
+    """With lam = 1: start the rollout engine all the same, for validation by generation."""
+
+    def __post_init__(self) -> None:
+        for name in ("files", "val_files"):
+            value = getattr(self, name)
+            setattr(self, name, [value] if isinstance(value, str) else list(value or []))
+        if not self.files:
+            raise ValueError("files is empty; name at least one file or dataset, +data.preference.files=[...].")
+        if both := sorted(set(self.files) & set(self.val_files)):
+            raise ValueError(f"val_files={both} are trained on too; name held-out data.")
+        _one_of("on_bad_row", self.on_bad_row, ("error", "skip"))
+        _one_of("on_too_long", self.on_too_long, ("error", "drop", "truncate"))
+        if self.batch_size is not None and (not isinstance(self.batch_size, int) or self.batch_size < 2):
+            raise ValueError(f"batch_size={self.batch_size!r} must be an even number >= 2, half of it for each side.")
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"seed={self.seed!r} must be a whole number >= 0.")
+
+
+def _share(name: str, value: object) -> None:
+    if not _is_number(value) or not 0 <= value <= 1:  # type: ignore[operator]
+        raise ValueError(f"{name}={value!r} must lie in [0, 1]; 0 is f-GRPO, 1 uses preference data alone.")
 
 
 def _is_number(value: object) -> bool:

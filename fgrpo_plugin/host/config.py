@@ -9,7 +9,7 @@ from verl.workers.config import PolicyLossConfig
 
 from fgrpo_plugin.config import FDivergenceConfig
 
-LOSS_MODES = ("f_grpo",)
+LOSS_MODES = ("f_grpo", "f_hal")
 
 
 @dataclass
@@ -28,7 +28,7 @@ class FDivergencePolicyLossConfig(PolicyLossConfig):
             object.__setattr__(self, "f_divergence", read_settings(self.f_divergence))
         if self.loss_mode not in LOSS_MODES:
             raise ValueError(
-                f"actor.policy_loss.loss_mode={self.loss_mode!r} has replaced 'f_grpo' after validation; "
+                f"actor.policy_loss.loss_mode={self.loss_mode!r} has replaced ours after validation; "
                 "remove the setting that overwrote it."
             )
 

@@ -15,13 +15,16 @@ from fgrpo_plugin.host.shims import apply_checked, refuse
 
 def _advantage_and_loss(core_algos: ModuleType) -> None:
     from fgrpo_plugin.host.advantage import f_grpo_advantage
-    from fgrpo_plugin.host.policy_loss import f_grpo_policy_loss
+    from fgrpo_plugin.host.policy_loss import POLICY_LOSSES
 
-    taken = core_algos.POLICY_LOSS_REGISTRY.get("f_grpo", f_grpo_policy_loss)
-    if taken is not f_grpo_policy_loss:  # the host would overwrite it silently
-        raise RuntimeError(f"a policy loss named 'f_grpo' is already registered ({taken}); unregister one of the two.")
-    core_algos.register_adv_est("f_grpo")(f_grpo_advantage)
-    core_algos.register_policy_loss("f_grpo")(f_grpo_policy_loss)
+    for name, loss in POLICY_LOSSES.items():
+        taken = core_algos.POLICY_LOSS_REGISTRY.get(name, loss)
+        if taken is not loss:  # the host would overwrite it silently
+            raise RuntimeError(
+                f"a policy loss named {name!r} is already registered ({taken}); unregister one of the two."
+            )
+        core_algos.register_adv_est(name)(f_grpo_advantage)
+        core_algos.register_policy_loss(name)(loss)
 
 
 def _config_groups(plugins: ModuleType) -> None:

@@ -1,38 +1,94 @@
-"""The driver's part of an update: verl's v1 trainers with the numbers that f-GRPO attaches to each row.
+"""The driver's part of an update: verl's v1 trainers with the numbers that f-GRPO attaches to each row, and with the
+preference rows of f-HAL.
 
 ``shims/trainer_mode.py`` mixes it in front of each stock trainer. Other algorithms still get the stock class.
 """
 
+import contextlib
 import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import wrapt
 
 from fgrpo_plugin.advantages import group_advantages, group_weights
-from fgrpo_plugin.divergences import Divergence
+from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.config import LOSS_MODES, read_settings
-from fgrpo_plugin.host.policy_loss import PREFIX, ROW_FIELDS, SUMS
-from fgrpo_plugin.host.validate import require_validated
+from fgrpo_plugin.host.policy_loss import DISTANCE_EDGES, PREFERENCE_FIELDS, PREFIX, ROW_FIELDS, SUMS
+from fgrpo_plugin.host.preferences import (
+    ENGINE_FIELDS,
+    PreferenceRows,
+    as_host_rows,
+    held_out_metrics,
+    joined_order,
+    log_prob_multiple,
+    new_keys,
+    on_policy_fields,
+    preference_numbers,
+)
+from fgrpo_plugin.host.validate import is_offline, joins_preferences, require_validated
+from fgrpo_plugin.preference.tokens import TokenRow
 
 ROLLOUT_DIFFERENCE_WARNING = 0.05
 """Mean |p_actor - p_rollout| above which the rollouts are probably not from the current weights."""
 
 
 class FDivergenceTrainer:
-    """Mixed in front of a verl v1 trainer: attaches a_i, w_i and denominators before the actor update."""
+    """Mixed in front of a verl v1 trainer: attaches a_i, w_i and denominators before the actor update, and joins the
+    preference rows of f-HAL to the batch that the actor update alone sees."""
 
     stock: type
+    offline: type
     config: Any
+    tokenizer: Any
     global_steps: int
+    total_training_steps: int
+    timing_raw: dict
     actor_rollout_wg: Any
+    preferences: PreferenceRows | None = None
 
     def __new__(cls, config: Any, *args: Any, **kwargs: Any):
         if config.algorithm.adv_estimator in LOSS_MODES:
             require_validated(config.algorithm)
+            if is_offline(config) and "offline" in vars(cls):
+                return super().__new__(cls.offline)
         elif "stock" in vars(cls):  # a user's subclass of it stays what it is
             return cls.stock(config, *args, **kwargs)
         return super().__new__(cls)
+
+    @property
+    def f_divergence(self) -> FDivergenceConfig:
+        return read_settings(self.config.actor_rollout_ref.actor.policy_loss.f_divergence)
+
+    def _init_dataloader(self) -> None:
+        # Before any worker starts: a row that cannot be used must end the run here.
+        if joins_preferences(self.config):
+            self.preferences = PreferenceRows(self.config, self.tokenizer)
+        super()._init_dataloader()  # type: ignore[misc]
+
+    def _load_checkpoint(self) -> None:
+        super()._load_checkpoint()  # type: ignore[misc]
+        if self.preferences is None or self.global_steps == 0:
+            return
+        trainer = self.config.trainer
+        by_path = trainer.resume_mode == "resume_path"
+        self.preferences.load(Path(trainer.resume_from_path) if by_path else self._checkpoint_folder())
+
+    def _save_checkpoint(self) -> None:
+        # Before the host's own: its tracker file, written last, then never names a checkpoint without this state.
+        if self.preferences is not None:
+            self.preferences.save(self._checkpoint_folder())
+        super()._save_checkpoint()  # type: ignore[misc]
+
+    def _checkpoint_folder(self) -> Path:
+        return Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
+
+    def _validate(self) -> dict[str, float]:
+        metrics = super()._validate()  # type: ignore[misc]
+        return metrics | self._held_out_preferences()
 
     def _update_actor(self, batch: Any, metrics: dict) -> Any:
         if self.config.algorithm.adv_estimator not in LOSS_MODES:
@@ -40,7 +96,7 @@ class FDivergenceTrainer:
         import transfer_queue as tq
         from tensordict import TensorDict
 
-        settings = read_settings(self.config.actor_rollout_ref.actor.policy_loss.f_divergence)
+        settings = self.f_divergence
         refuse_several_outputs(batch.keys)
         fields = ["uid", "response_mask", "rm_scores"]
         if settings.weighting == "softmax_is":
@@ -54,7 +110,7 @@ class FDivergenceTrainer:
         minibatch = minibatch_of_row(
             rows=len(batch),
             rows_per_minibatch=actor.ppo_mini_batch_size * self.config.actor_rollout_ref.rollout.n,
-            dp_size=max(self.actor_rollout_wg._dispatch_info["actor"]) + 1,
+            dp_size=self._dp_size(),
         )
         rows, row_metrics = row_numbers(
             rewards=data["rm_scores"].sum(dim=-1),
@@ -66,17 +122,20 @@ class FDivergenceTrainer:
             settings=settings,
             normalize_by_std=bool(self.config.algorithm.get("norm_adv_by_std_in_grpo", True)),
         )
+        if self.preferences is not None:
+            rows |= on_policy_fields(len(batch), self._lam(settings))
         # The returned meta names every field; keep the host's extra_info, which put does not carry over.
         updated = tq.kv_batch_put(
             keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(rows, batch_size=len(batch))
         )
         batch.fields = updated.fields
 
-        batch = super()._update_actor(batch, metrics)  # type: ignore[misc]
+        with self._joining(int(minibatch.max()) + 1, metrics):
+            batch = super()._update_actor(batch, metrics)  # type: ignore[misc]
         metrics.update(row_metrics)
         # Where the actor recomputes the old log-probs, the host makes this comparison itself.
         compare = actor.ppo_epochs == 1 and bool(self.config.algorithm.rollout_correction.bypass_mode)
-        metrics.update(divide_sums(metrics, settings.build_divergence(), compare_rollout=compare))
+        metrics.update(divide_sums(metrics, settings, compare_rollout=compare))
         difference = metrics.get("training/rollout_probs_diff_mean", 0.0)
         if difference > ROLLOUT_DIFFERENCE_WARNING:
             print(
@@ -85,6 +144,144 @@ class FDivergenceTrainer:
                 flush=True,
             )
         return batch
+
+    def _lam(self, settings: FDivergenceConfig) -> float:
+        return settings.lam_at(self.global_steps, self.total_training_steps)
+
+    def _dp_size(self) -> int:
+        group = self.actor_rollout_wg
+        if "actor" not in group._dispatch_info:  # the host asks when it balances a batch, which offline has none of
+            group._dispatch_info["actor"] = group._query_dispatch_info("actor")
+        return max(group._dispatch_info["actor"]) + 1
+
+    @contextlib.contextmanager
+    def _joining(self, minibatches: int, metrics: dict) -> Iterator[None]:
+        """While it lasts, the actor is updated on the host's batch with preference rows among its own."""
+        if self.preferences is None:
+            yield
+            return
+        import transfer_queue as tq
+
+        group, keys = self.actor_rollout_wg, []
+
+        def join(batch: Any) -> Any:
+            with self._timed("join_preferences"):
+                joined, added = self._join(batch, minibatches, metrics)
+            keys.extend(added)
+            return joined
+
+        self.actor_rollout_wg = _JoiningGroup(group, join)
+        try:
+            yield
+        finally:
+            self.actor_rollout_wg = group
+            if keys:
+                tq.kv_clear(keys=keys, partition_id="train")
+
+    def _join(self, batch: Any, minibatches: int, metrics: dict) -> tuple[Any, list[str]]:
+        """The host's batch with preference rows in every mini-batch of every rank, and the keys of those rows."""
+        import transfer_queue as tq
+        from tensordict import TensorDict
+        from transfer_queue import KVBatchMeta
+
+        assert self.preferences is not None
+        settings, dp_size = self.f_divergence, self._dp_size()
+        lam = self._lam(settings)
+        drawn = self.preferences.draw(minibatches, dp_size)
+        rows = [row for minibatch in drawn for rank in minibatch for row in rank]
+        reference, hits = self.preferences.reference(rows, self._reference_log_probs)
+        numbers = [preference_numbers([row for rank in part for row in rank], settings, lam) for part in drawn]
+        fields = as_host_rows(rows, reference)
+        fields |= {name: torch.cat([part[name] for part in numbers]) for name in numbers[0]}
+        keys = new_keys(len(rows))
+        tags = [{"seq_len": len(row.prompt_ids) + len(row.response_ids)} for row in rows]
+        tq.kv_batch_put(keys=keys, partition_id="train", fields=TensorDict(fields, batch_size=len(rows)), tags=tags)
+        per_rank = self.preferences.batch_size // dp_size
+        order = joined_order(len(batch), minibatches, dp_size, per_rank)
+        sources = {"on": (batch.keys, batch.tags), "off": (keys, tags)}
+        joined = KVBatchMeta(
+            keys=[sources[kind][0][index] for kind, index in order],
+            tags=[sources[kind][1][index] for kind, index in order],
+            partition_id="train",
+            fields=[*ENGINE_FIELDS, *ROW_FIELDS, *PREFERENCE_FIELDS],
+            extra_info=batch.extra_info | {"mini_batch_size": len(order) // minibatches},
+        )
+        metrics.update(
+            {
+                PREFIX + "lam": lam,
+                PREFIX + "preference_share": len(rows) / len(order),
+                PREFIX + "preference_cache_hits": hits,
+                PREFIX + "preference_epochs": self.preferences.sampler.epochs(),
+            }
+        )
+        return joined, keys
+
+    def _held_out_preferences(self) -> dict[str, float]:
+        if self.preferences is None or not self.preferences.held_out:
+            return {}
+        rows = self.preferences.held_out
+        settings = self.f_divergence
+        reference, _ = self.preferences.reference(rows, self._reference_log_probs)
+        policy = self._policy_log_probs(rows)
+        rewards = torch.tensor([float((p - r).sum()) for p, r in zip(policy, reference, strict=True)])
+        if settings.level != "sequence":
+            rewards = rewards / torch.tensor([len(row.response_ids) for row in rows])
+        return held_out_metrics(rows, settings.beta * rewards, settings)
+
+    def _reference_log_probs(self, rows: Sequence[TokenRow]) -> list[torch.Tensor]:
+        """log pi_ref of response tokens by the host's own stage, LoRA's switched-off adapter included."""
+        return self._log_probs(rows, lambda batch: self._compute_ref_log_prob(batch, {}), "ref_log_prob")  # type: ignore[attr-defined]
+
+    def _policy_log_probs(self, rows: Sequence[TokenRow]) -> list[torch.Tensor]:
+        def compute(batch: Any) -> None:
+            temperature = self.config.actor_rollout_ref.rollout.temperature
+            batch.extra_info |= {"calculate_entropy": False, "compute_loss": False, "temperature": temperature}
+            self.actor_rollout_wg.compute_log_prob(batch)
+
+        return self._log_probs(rows, compute, "log_probs")
+
+    def _log_probs(self, rows: Sequence[TokenRow], compute: Callable[[Any], Any], field: str) -> list[torch.Tensor]:
+        """What a stage of the host writes for these rows: (T,) float32 nats for each row's response tokens."""
+        import transfer_queue as tq
+        from tensordict import TensorDict
+        from verl.workers.utils.padding import response_from_nested
+
+        # The host takes whole micro-batches on every rank: the last rows are repeated.
+        multiple = log_prob_multiple(self.config)
+        rows = list(rows)
+        padded = rows + [rows[-1]] * (-len(rows) % multiple)
+        keys = new_keys(len(padded))
+        tags = [{"seq_len": len(row.prompt_ids) + len(row.response_ids)} for row in padded]
+        fields = TensorDict(as_host_rows(padded), batch_size=len(padded))
+        batch = tq.kv_batch_put(keys=keys, partition_id="preference", fields=fields, tags=tags)
+        try:
+            compute(batch)
+            select = [field, "response_mask"]
+            data = tq.kv_batch_get(keys=keys, partition_id="preference", select_fields=select)
+        finally:
+            tq.kv_clear(keys=keys, partition_id="preference")
+        values = data[field]
+        if field == "log_probs":  # over the whole sequence, as the engine gives them
+            values = response_from_nested(values, data["response_mask"])
+        return [row.float() for row in values.unbind()][: len(rows)]
+
+    @contextlib.contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        from verl.utils.debug import marked_timer
+
+        with marked_timer(name, self.timing_raw):
+            yield
+
+
+class _JoiningGroup(wrapt.ObjectProxy):
+    """The actor's workers, which are given another batch to be updated on than the host's."""
+
+    def __init__(self, group: Any, join: Callable[[Any], Any]):
+        super().__init__(group)
+        self._self_join = join
+
+    def update_actor(self, batch: Any) -> Any:
+        return self.__wrapped__.update_actor(self._self_join(batch))
 
 
 def refuse_several_outputs(keys: list[str]) -> None:
@@ -174,7 +371,7 @@ def _row_metrics(advantage: torch.Tensor, weight: torch.Tensor, counted: torch.T
     }
 
 
-def divide_sums(metrics: dict, divergence: Divergence, *, compare_rollout: bool) -> dict[str, float]:
+def divide_sums(metrics: dict, settings: FDivergenceConfig, *, compare_rollout: bool) -> dict[str, float]:
     """Turn the workers' sums into means; the sums are removed from ``metrics``.
 
     The host averages what a mini-batch's micro-batches report with equal weight. A ratio of two such averages is the
@@ -183,23 +380,21 @@ def divide_sums(metrics: dict, divergence: Divergence, *, compare_rollout: bool)
 
     Args:
         metrics: the step's metrics after the host's reduction.
-        divergence: whose estimate is reported.
+        settings: for the divergence whose estimates are reported.
         compare_rollout: report the difference between actor and rollout probabilities (meaningless once rows have
             been trained on, that is with several epochs).
 
     Raises:
-        RuntimeError: the workers reported no f-GRPO sums: another loss has run.
+        RuntimeError: the workers reported no sums of ours: another loss has run.
     """
     sums = {name.removeprefix(SUMS): metrics.pop(name) for name in list(metrics) if name.startswith(SUMS)}
     if not sums:
         raise RuntimeError(
-            "the actor was updated by another loss than 'f_grpo' (its metrics are missing); "
+            "the actor was updated by another loss than 'f_grpo' or 'f_hal' (its metrics are missing); "
             "remove what replaces actor.policy_loss.loss_mode or the worker's loss function."
         )
-
-    def mean(total: str, of: str) -> float:
-        return float(sums[total] / sums[of]) if sums[of] else math.nan
-
+    mean = _Means(sums)
+    offset = settings.build_divergence().estimate_offset
     aligned, unaligned = mean("aligned_reward", "aligned_rows"), mean("unaligned_reward", "unaligned_rows")
     estimate = mean("aligned_link", "aligned_weight") - mean("unaligned_conjugate", "unaligned_weight")
     means = {
@@ -207,13 +402,77 @@ def divide_sums(metrics: dict, divergence: Divergence, *, compare_rollout: bool)
         PREFIX + "implicit_reward_aligned": aligned,
         PREFIX + "implicit_reward_unaligned": unaligned,
         PREFIX + "implicit_reward_margin": aligned - unaligned,
-        PREFIX + "divergence_estimate": estimate + divergence.estimate_offset,
+        PREFIX + "divergence_estimate": estimate + offset,
+        PREFIX + "on_policy_loss": mean("loss", "loss_units"),
         PREFIX + "clipped_share": mean("clipped", "rows"),
         PREFIX + "reference_gap": mean("reference_gap", "tokens"),
     }
+    if "desirable_rows" in sums:
+        means.update(_preference_metrics(mean, offset))
     if compare_rollout:
         means.update(_rollout_difference(sums))
     return {name: value for name, value in means.items() if math.isfinite(value)}
+
+
+class _Means:
+    """Ratios of two of the workers' sums; NaN where there was nothing to divide by."""
+
+    def __init__(self, sums: dict[str, float]):
+        self.sums = sums
+
+    def __call__(self, total: str, of: str) -> float:
+        return float(self.sums[total] / self.sums[of]) if self.sums[of] else math.nan
+
+
+def _preference_metrics(mean: _Means, offset: float) -> dict[str, float]:
+    """What the preference rows say about the policy, and how far it is from those who wrote them."""
+    above, below = (mean(f"{side}_reward", f"{side}_rows") for side in ("desirable", "undesirable"))
+    rows = mean.sums["desirable_rows"] + mean.sums["undesirable_rows"]
+    right = mean.sums["desirable_right"] + mean.sums["undesirable_right"]
+    found = {
+        "preference_loss": mean("desirable_loss", "desirable_units") + mean("undesirable_loss", "undesirable_units"),
+        "preference_divergence_estimate": mean("desirable_link", "desirable_rows")
+        - mean("undesirable_conjugate", "undesirable_rows")
+        + offset,
+        "preference_implicit_reward_desirable": above,
+        "preference_implicit_reward_undesirable": below,
+        "preference_implicit_reward_margin": above - below,
+        "preference_accuracy": right / rows if rows else math.nan,
+        "preference_desirable_share": mean.sums["desirable_rows"] / rows if rows else math.nan,
+        "preference_clipped_share": mean.sums["preference_clipped"] / rows if rows else math.nan,
+    }
+    for side in ("desirable", "undesirable"):
+        found[f"preference_distance_{side}"] = mean(f"{side}_distance", f"{side}_rows")
+        bins = [mean.sums[f"{side}_distance_bin{edge}"] for edge in range(len(DISTANCE_EDGES) + 1)]
+        for name, share in (("p05", 0.05), ("p95", 0.95)):
+            found[f"preference_distance_{side}_{name}"] = quantile_of_bins(bins, DISTANCE_EDGES, share)
+    return {PREFIX + name: value for name, value in found.items()}
+
+
+def quantile_of_bins(counts: Sequence[float], edges: Sequence[float], share: float) -> float:
+    """The value below which ``share`` of the counted values lie, interpolated inside its bin.
+
+    Args:
+        counts: one more than edges; the first and the last bin are open, and answer with their one edge.
+        edges: rising.
+        share: in (0, 1).
+
+    Returns:
+        NaN where nothing was counted.
+    """
+    total, below = sum(counts), 0.0
+    if total <= 0:
+        return math.nan
+    for place, count in enumerate(counts):
+        if count and below + count >= share * total:
+            if place == 0:
+                return float(edges[0])
+            if place == len(edges):
+                return float(edges[-1])
+            inside = (share * total - below) / count
+            return float(edges[place - 1] + inside * (edges[place] - edges[place - 1]))
+        below += count
+    return float(edges[-1])
 
 
 def _rollout_difference(sums: dict[str, float]) -> dict[str, float]:

@@ -1,4 +1,5 @@
-"""The one switch: completes the host's configuration for ``algorithm.adv_estimator=f_grpo`` and refuses contradictions.
+"""The one switch: completes the host's configuration for ``algorithm.adv_estimator=f_grpo`` or ``f_hal``, and refuses
+contradictions.
 
 Everything that is set is printed, everything that is refused ends in one sentence, before Ray starts.
 """
@@ -14,11 +15,13 @@ from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.shims import REFUSED
 from fgrpo_plugin.preflight import check_data_file, check_model
 
-ESTIMATORS = ("f_grpo",)
+ESTIMATORS = ("f_grpo", "f_hal")
+DEFAULT_LAM = 0.5
 VALIDATED = "f_divergence_validated"  # under `algorithm`, which the estimator sees too
 LOSS = "actor_rollout_ref.actor.policy_loss"
 ENGINES = ("fsdp_config", "megatron", "veomni")
 OURS = "fgrpo_plugin.host.config.FDivergencePolicyLossConfig"
+OFFLINE = "fgrpo_plugin.host.offline"
 
 ACTOR_SETTINGS = {
     "clip_ratio, clip_ratio_low, clip_ratio_high, clip_ratio_c": "ignored: f-GRPO has no importance ratio to clip",
@@ -39,12 +42,20 @@ def is_f_divergence(config: Any) -> bool:
 
 
 def uses_our_loss(config: Any) -> bool:
-    """Whether the run asks for our loss, its settings, or the estimator that is still to come."""
-    if OmegaConf.select(config, "algorithm.adv_estimator") == "f_hal":
-        return True
+    """Whether the run asks for our loss or its settings."""
     return OmegaConf.select(config, f"{LOSS}.loss_mode") in ESTIMATORS or (
         OmegaConf.select(config, f"{LOSS}.f_divergence") is not None
     )
+
+
+def joins_preferences(config: Any) -> bool:
+    """Whether a validated run trains on preference rows: f-HAL with any lambda but a constant 0."""
+    return config.algorithm.adv_estimator == "f_hal" and OmegaConf.select(config, f"{LOSS}.f_divergence.lam") != 0
+
+
+def is_offline(config: Any) -> bool:
+    """Whether a validated run trains on preference rows alone: f-HAL with a constant lambda of 1."""
+    return config.algorithm.adv_estimator == "f_hal" and OmegaConf.select(config, f"{LOSS}.f_divergence.lam") == 1
 
 
 def require_validated(algorithm: Any) -> None:
@@ -55,13 +66,13 @@ def require_validated(algorithm: Any) -> None:
     """
     if not algorithm.get(VALIDATED, False):
         raise ValueError(
-            "algorithm.adv_estimator=f_grpo reached a trainer without validation: its only entry point is "
-            "`python -m verl.trainer.main_ppo` with trainer.use_v1=true."
+            f"algorithm.adv_estimator={algorithm.adv_estimator} reached a trainer without validation: its only entry "
+            "point is `python -m verl.trainer.main_ppo` with trainer.use_v1=true."
         )
 
 
 def complete(config: DictConfig) -> None:
-    """Fill in what ``algorithm.adv_estimator=f_grpo`` implies, in place, and check the rest.
+    """Fill in what ``algorithm.adv_estimator=f_grpo`` or ``f_hal`` implies, in place, and check the rest.
 
     Args:
         config: the composed configuration of ``verl.trainer.main_ppo``.
@@ -69,19 +80,24 @@ def complete(config: DictConfig) -> None:
     Raises:
         ValueError: a sentence naming the setting and the remedy.
     """
-    if config.algorithm.adv_estimator == "f_hal":
-        raise ValueError("algorithm.adv_estimator=f_hal is not in this version of the plugin; use f_grpo.")
     if not is_f_divergence(config):
         raise ValueError(
             f"{LOSS} asks for f-GRPO but algorithm.adv_estimator={config.algorithm.adv_estimator}; "
-            "set algorithm.adv_estimator=f_grpo, or remove the policy_loss settings."
+            "set algorithm.adv_estimator=f_grpo or f_hal, or remove the policy_loss settings."
         )
     importlib.import_module("verl.trainer.ppo.v1")  # the host does so in its task runner alone, too late to refuse
     if REFUSED:
         raise ValueError(" ".join(REFUSED.values()))
-    _refuse_contradictions(config)
-    _check_inputs(config)
+    estimator = config.algorithm.adv_estimator
     settings = _settings(config)
+    offline = estimator == "f_hal" and settings.constant_lam == 1
+    generates = not offline or bool(OmegaConf.select(config, "data.preference.keep_rollout", default=False))
+    _refuse_contradictions(config, offline)
+    _check_inputs(config, prompts=generates)
+    if estimator == "f_hal" and settings.constant_lam != 0:
+        from fgrpo_plugin.host.preferences import check_preferences
+
+        check_preferences(config, settings)
 
     changes: list[tuple[str, Any, str]] = []
 
@@ -91,7 +107,10 @@ def complete(config: DictConfig) -> None:
                 OmegaConf.update(config, key, value, force_add=True)
             changes.append((key, value, reason))
 
-    fill(f"{LOSS}.loss_mode", "f_grpo", "the loss that belongs to this estimator")
+    if estimator == "f_hal" and settings.constant_lam == 0:
+        fill(f"{LOSS}.loss_mode", "f_grpo", "lambda is 0 throughout: no preference rows are drawn or joined")
+    else:
+        fill(f"{LOSS}.loss_mode", estimator, "the loss that belongs to this estimator")
     fill(f"{LOSS}._target_", OURS, "the typed section that holds f_divergence")
     fill("actor_rollout_ref.rollout.calculate_log_probs", True, "log pi_old comes from the rollout")
     if settings.gamma == 0 or settings.old_log_prob == "current":
@@ -100,25 +119,33 @@ def complete(config: DictConfig) -> None:
     else:
         why = "gamma != 0 with several optimiser steps or stale rollouts needs log pi_old from the actor"
         fill("algorithm.rollout_correction.bypass_mode", False, why)
+    if not generates:
+        why = "lambda is 1 throughout: nothing is rolled out, and prompts are not read"
+        fill("actor_rollout_ref.rollout.agent.agent_loop_manager_class", f"{OFFLINE}.NoRollouts", why)
+        fill("data.custom_cls.path", f"pkg://{OFFLINE}", why)
+        fill("data.custom_cls.name", "NoPrompts", why)
+        if OmegaConf.is_missing(config.actor_rollout_ref.rollout, "name"):
+            fill("actor_rollout_ref.rollout.name", "vllm", "the host wants a name; no engine is started")
     with open_dict(config):
         OmegaConf.update(config, f"{LOSS}.f_divergence", asdict(settings), force_add=True)
         config.algorithm[VALIDATED] = True
-    _report(settings, changes)
+    _report(estimator, settings, changes)
 
 
-def _refuse_contradictions(config: DictConfig) -> None:
+def _refuse_contradictions(config: DictConfig, offline: bool) -> None:
+    name = config.algorithm.adv_estimator
     select: Callable[..., Any] = lambda key, default=None: OmegaConf.select(config, key, default=default)  # noqa: E731
     actor = "actor_rollout_ref.actor"
     replay = [select(f"{actor}.{engine}.router_replay.mode", "disabled") for engine in ENGINES]
     refused = [
-        (not select("trainer.use_v1", True), "trainer.use_v1=false", "f_grpo runs in the v1 trainer; set it to true"),
+        (not select("trainer.use_v1", True), "trainer.use_v1=false", f"{name} runs in the v1 trainer; set it to true"),
         (
             select("algorithm.use_kl_in_reward"),
             "algorithm.use_kl_in_reward=true",
-            "f_grpo holds its own regulariser towards the reference (beta); set it to false",
+            f"{name} holds its own regulariser towards the reference (beta); set it to false",
         ),
         (
-            select("actor_rollout_ref.rollout.n", 1) < 2,
+            not offline and select("actor_rollout_ref.rollout.n", 1) < 2,
             f"actor_rollout_ref.rollout.n={select('actor_rollout_ref.rollout.n')}",
             "a group needs at least 2 answers a prompt to have a mean to compare with; set it to 4 or more",
         ),
@@ -127,23 +154,23 @@ def _refuse_contradictions(config: DictConfig) -> None:
             select("algorithm.rollout_correction.rollout_is") is not None
             or select("algorithm.rollout_correction.rollout_rs") is not None,
             "algorithm.rollout_correction.rollout_is / rollout_rs",
-            "they correct an importance ratio that f_grpo does not use; set both to null",
+            f"they correct an importance ratio that {name} does not use; set both to null",
         ),
         (
             select("critic.enable"),
             "critic.enable=true",
-            "f_grpo compares answers within a group and reads no value function; remove it",
+            f"{name} compares answers within a group and reads no value function; remove it",
         ),
         (select("distillation.enabled"), "distillation.enabled=true", "it replaces the policy loss; set it to false"),
         (
             any(mode != "disabled" for mode in replay),
             f"{actor}.*.router_replay.mode",
-            "f_grpo has not been tried with replayed routes; set it to disabled",
+            f"{name} has not been tried with replayed routes; set it to disabled",
         ),
         (
             select(f"{actor}.use_prefix_grouper"),
             f"{actor}.use_prefix_grouper=true",
-            "f_grpo has not been tried with it; set it to false",
+            f"{name} has not been tried with it; set it to false",
         ),
         (
             select("trainer.v1.sampler.custom_sampler.name") == "FastPollReplayBuffer"
@@ -154,20 +181,53 @@ def _refuse_contradictions(config: DictConfig) -> None:
         (
             str(select(f"{LOSS}.loss_mode", "vanilla")) not in ("vanilla", *ESTIMATORS),
             f"{LOSS}.loss_mode={select(f'{LOSS}.loss_mode')}",
-            "algorithm.adv_estimator=f_grpo selects its own loss; remove the setting",
+            f"algorithm.adv_estimator={name} selects its own loss; remove the setting",
         ),
     ]
+    if offline:
+        refused += _offline_contradictions(select)
     for wrong, setting, remedy in refused:
         if wrong:
-            raise ValueError(f"{setting} contradicts algorithm.adv_estimator=f_grpo: {remedy}.")
+            raise ValueError(f"{setting} contradicts algorithm.adv_estimator={name}: {remedy}.")
 
 
-def _check_inputs(config: DictConfig) -> None:
+def _offline_contradictions(select: Callable[..., Any]) -> list[tuple[Any, str, str]]:
+    """What cannot be where lambda is 1 throughout: whatever reads on-policy rows."""
+    actor, preference = "actor_rollout_ref.actor", "data.preference"
+    validates = select("trainer.val_before_train") or (select("trainer.test_freq") or -1) > 0
+    generates = select(f"{preference}.keep_rollout", False)
+    return [
+        (
+            select("trainer.v1.trainer_mode") != "sync",
+            f"trainer.v1.trainer_mode={select('trainer.v1.trainer_mode')} with lam=1",
+            "nothing is rolled out, so there is nothing to be asynchronous to; set it to sync",
+        ),
+        (
+            select(f"{actor}.use_kl_loss") or select(f"{actor}.entropy_coeff") or select(f"{actor}.calculate_entropy"),
+            f"{actor}.use_kl_loss, entropy_coeff or calculate_entropy with lam=1",
+            "they see on-policy rows only, of which there are none; set them to false and 0",
+        ),
+        (
+            select("reward.reward_model.enable"),
+            "reward.reward_model.enable=true with lam=1",
+            "nothing is rewarded; set it to false",
+        ),
+        (
+            validates and not generates and not select(f"{preference}.val_files"),
+            "validation with lam=1",
+            "without a rollout engine it is the accuracy on held-out preferences; name them in "
+            "data.preference.val_files, set data.preference.keep_rollout=true to validate by generation, or set "
+            "trainer.val_before_train=false and trainer.test_freq=-1",
+        ),
+    ]
+
+
+def _check_inputs(config: DictConfig, *, prompts: bool) -> None:
     model = OmegaConf.select(config, "actor_rollout_ref.model.path")
     tokenizer = OmegaConf.select(config, "actor_rollout_ref.model.tokenizer_path")
     if model is not None:
         check_model(str(model), "actor_rollout_ref.model.path", tokenizer=tokenizer is None)
-    if OmegaConf.select(config, "data.custom_cls.path") is not None:
+    if not prompts or OmegaConf.select(config, "data.custom_cls.path") is not None:
         return  # the user's own data set class reads what it likes
     columns = [str(OmegaConf.select(config, "data.prompt_key", default="prompt"))]
     for key in ("data.train_files", "data.val_files"):
@@ -179,6 +239,9 @@ def _check_inputs(config: DictConfig) -> None:
 def _settings(config: DictConfig) -> FDivergenceConfig:
     given = OmegaConf.select(config, f"{LOSS}.f_divergence")
     values: dict[str, Any] = OmegaConf.to_container(given, resolve=True) if given is not None else {}  # type: ignore
+    f_hal = config.algorithm.adv_estimator == "f_hal"
+    if f_hal and values.get("lam") is None:
+        values["lam"] = DEFAULT_LAM
     known = [field.name for field in fields(FDivergenceConfig)]
     unknown = [name for name in values if name not in known]
     if unknown:
@@ -187,12 +250,18 @@ def _settings(config: DictConfig) -> FDivergenceConfig:
         settings = FDivergenceConfig(**values)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{LOSS}.f_divergence.{error}") from error
-    if settings.lam != 0:
+    if not f_hal and settings.lam != 0:
         raise ValueError(
             f"{LOSS}.f_divergence.lam={settings.lam} needs preference data, which algorithm.adv_estimator=f_grpo does "
-            "not read; remove lam."
+            "not read; set algorithm.adv_estimator=f_hal, or remove lam."
         )
     settings.old_log_prob = "current" if _one_step_on_fresh_rollouts(config) else "recomputed"
+    if settings.preference_gamma and settings.old_log_prob != "current":
+        raise ValueError(
+            f"{LOSS}.f_divergence.preference_gamma={settings.preference_gamma} takes the current policy for pi_old, "
+            "which holds for one optimiser step on fresh rollouts alone; set it to 0, or actor.ppo_mini_batch_size to "
+            "data.train_batch_size with ppo_epochs=1 in trainer mode sync."
+        )
     return settings
 
 
@@ -207,8 +276,8 @@ def _one_step_on_fresh_rollouts(config: DictConfig) -> bool:
     )
 
 
-def _report(settings: FDivergenceConfig, changes: list[tuple[str, Any, str]]) -> None:
-    lines = [f"fgrpo-plugin: algorithm.adv_estimator=f_grpo set {len(changes)} values:"]
+def _report(estimator: str, settings: FDivergenceConfig, changes: list[tuple[str, Any, str]]) -> None:
+    lines = [f"fgrpo-plugin: algorithm.adv_estimator={estimator} set {len(changes)} values:"]
     lines += [f"  {key}={value}  ({reason})" for key, value, reason in changes]
     lines.append("fgrpo-plugin: f_divergence " + ", ".join(f"{k}={v}" for k, v in asdict(settings).items()))
     lines.append("fgrpo-plugin: settings of actor_rollout_ref.actor under f-GRPO:")

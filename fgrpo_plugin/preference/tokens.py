@@ -1,9 +1,12 @@
 """Rows of text -> token ids, as the host's rollouts have them."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from fgrpo_plugin.preference.formats import PreferenceRow
 
@@ -19,6 +22,12 @@ class TokenRow:
     desirable: bool
     pair: str | None
     source: str
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the tokens and of where the response begins: what a log-prob of the row depends on."""
+        head = np.array([len(self.prompt_ids)], dtype=np.int64)
+        return hashlib.sha256(head.tobytes() + np.array(self.prompt_ids + self.response_ids).tobytes()).digest()
 
 
 @dataclass

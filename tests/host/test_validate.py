@@ -100,7 +100,7 @@ def test_the_old_log_prob_pass_is_made_only_where_it_is_needed(stock_config, inp
         (["actor_rollout_ref.model.path=/nowhere/model"], "actor_rollout_ref.model.path=/nowhere/model"),
         (["actor_rollout_ref.model.path='~/model'"], "write the folder's full path"),
         (["+actor_rollout_ref.actor.fsdp_config.router_replay.mode=R3"], "router_replay.mode"),
-        (["algorithm.adv_estimator=f_hal"], "f_hal is not in this version"),
+        (["algorithm.adv_estimator=f_hal"], "data.preference.files is empty"),
     ],
 )
 def test_contradictions_are_refused_by_name(stock_config, inputs, overrides, words):

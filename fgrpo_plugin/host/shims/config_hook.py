@@ -56,8 +56,9 @@ def complete_or_exit(config, entry_point: str = ENTRY_POINT) -> None:
     try:
         if not entry_point.endswith(ENTRY_POINT):
             raise ValueError(
-                f"algorithm.adv_estimator=f_grpo supports the entry point verl.trainer.main_ppo alone, not "
-                f"{entry_point.rsplit('/', 1)[-1]}; start the run with `python -m verl.trainer.main_ppo`."
+                f"algorithm.adv_estimator={config.algorithm.adv_estimator} supports the entry point "
+                f"verl.trainer.main_ppo alone, not {entry_point.rsplit('/', 1)[-1]}; start the run with "
+                "`python -m verl.trainer.main_ppo`."
             )
         complete(config)
     except ValueError as error:

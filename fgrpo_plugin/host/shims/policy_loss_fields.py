@@ -70,11 +70,11 @@ def _refuse_other_loss(config: Any) -> None:
         return
     from verl.trainer.ppo.core_algos import get_policy_loss_fn
 
-    from fgrpo_plugin.host.policy_loss import f_grpo_policy_loss
+    from fgrpo_plugin.host.policy_loss import POLICY_LOSSES
 
     running = get_policy_loss_fn(config.policy_loss.loss_mode)
-    if running is not f_grpo_policy_loss:
+    if running is not POLICY_LOSSES.get(config.policy_loss.loss_mode):
         raise RuntimeError(
             f"loss_mode={config.policy_loss.loss_mode!r} runs {running.__module__}.{running.__qualname__} in place of "
-            "f-GRPO's loss; remove what registered or selected it."
+            "our loss; remove what registered or selected it."
         )

@@ -6,6 +6,7 @@ subclass relies on where the host trains each row, which is checked here.
 
 import inspect
 from types import ModuleType
+from typing import Any
 
 from fgrpo_plugin.host.shims import known_source
 
@@ -18,6 +19,7 @@ def apply(v1: ModuleType) -> bool:
     from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, PPOTrainer, register_trainer
     from verl.workers.engine_workers import TrainingWorker
 
+    from fgrpo_plugin.host.offline import OfflineTrainer
     from fgrpo_plugin.host.trainer import FDivergenceTrainer
 
     remedy = "install verl==0.9.1; f-GRPO has to know in which mini-batch the host trains each row"
@@ -30,7 +32,8 @@ def apply(v1: ModuleType) -> bool:
     for name, stock in list(TRAINER_REGISTRY.items()):
         if issubclass(stock, FDivergenceTrainer):
             continue
-        extended = type(f"FDivergence{stock.__name__}", (FDivergenceTrainer, stock), {"stock": stock})
+        extended: Any = type(f"FDivergence{stock.__name__}", (FDivergenceTrainer, stock), {"stock": stock})
+        extended.offline = type(f"Offline{stock.__name__}", (OfflineTrainer, extended), {})
         if host_can:
             register_trainer(name, override=True)(extended)
         else:

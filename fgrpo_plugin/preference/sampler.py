@@ -1,0 +1,129 @@
+"""Which preference rows come next: seeded, balanced, and resumable from a few numbers."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fgrpo_plugin.preference.tokens import TokenRow
+
+
+class PreferenceSampler:
+    """Draws as many rows of D+ as of D-, each side without repetition until all of it has been drawn.
+
+    An epoch of a side is a permutation that follows from seed, side and epoch: the state is how many have been drawn.
+
+    Args:
+        rows: all rows.
+        seed: of the permutations.
+        keep_pairs: draw whole pairs in place of each side by itself.
+
+    Raises:
+        ValueError: a side without rows, or ``keep_pairs`` with rows that are not in pairs of one row of each side.
+    """
+
+    def __init__(self, rows: Sequence[TokenRow], *, seed: int, keep_pairs: bool = False):
+        self._seed = seed
+        self._keep_pairs = keep_pairs
+        self._data = _fingerprint(rows)
+        self._units = _pairs(rows) if keep_pairs else _sides(rows)
+        self._drawn = [0] * len(self._units)
+        self._history = ""
+
+    def __len__(self) -> int:
+        """Rows of the scarcer side, twice: after so many rows that side has been drawn once."""
+        return 2 * min(len(units) for units in self._units)
+
+    def draw(self, count: int) -> list[int]:
+        """The next ``count`` rows, D+ and D- in turn (pair by pair with ``keep_pairs``): indices into the rows.
+
+        Raises:
+            ValueError: an odd count, or more than there are rows to draw without repetition.
+        """
+        if count < 2 or count % 2:
+            raise ValueError(f"count={count} must be an even number >= 2: half of it for each side")
+        if count > len(self):
+            raise ValueError(
+                f"data.preference.batch_size={count} is more than the preference data hold without repetition "
+                f"({len(self) // 2} on the scarcer side); lower it to {len(self)} or less, or add data."
+            )
+        drawn = [self._next(side, count // 2) for side in range(len(self._units))]
+        indices = [index for units in zip(*drawn, strict=True) for unit in units for index in unit]
+        self._history = hashlib.sha256(f"{self._history}{indices}".encode()).hexdigest()
+        return indices
+
+    def epochs(self) -> float:
+        """How often the scarcer side has been drawn whole."""
+        return max(drawn / len(units) for drawn, units in zip(self._drawn, self._units, strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs, as JSON holds it; ``history`` is a hash of every row drawn, in order."""
+        return {
+            "seed": self._seed,
+            "keep_pairs": self._keep_pairs,
+            "data": self._data,
+            "drawn": list(self._drawn),
+            "history": self._history,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the state was taken.
+
+        Raises:
+            ValueError: the state belongs to other data, another seed or another way to draw.
+        """
+        for name, mine in (("data", self._data), ("seed", self._seed), ("keep_pairs", self._keep_pairs)):
+            if state.get(name) != mine:
+                raise ValueError(
+                    f"the checkpoint's preference sampler was made with another data.preference.{name} "
+                    f"({state.get(name)!s:.12} there, {mine!s:.12} here), so its place in the data means nothing "
+                    "here; resume with the same preference data and settings, or start a new run from the weights."
+                )
+        self._drawn = list(state["drawn"])
+        self._history = state["history"]
+
+    def _next(self, side: int, count: int) -> list[tuple[int, ...]]:
+        units, first = self._units[side], self._drawn[side]
+        self._drawn[side] += count
+        found: list[tuple[int, ...]] = []
+        for number in range(first, first + count):
+            epoch, place = divmod(number, len(units))
+            if not found or place == 0:
+                order = np.random.default_rng([self._seed, side, epoch]).permutation(len(units))
+            found.append(units[order[place]])
+        return found
+
+
+def _sides(rows: Sequence[TokenRow]) -> list[list[tuple[int, ...]]]:
+    sides: list[list[tuple[int, ...]]] = [
+        [(i,) for i, row in enumerate(rows) if row.desirable is side] for side in (True, False)
+    ]
+    for units, name in zip(sides, ("desirable (D+)", "undesirable (D-)"), strict=True):
+        if not units:
+            raise ValueError(f"data.preference.files: no {name} rows; both sides are needed, add data of that side.")
+    return sides
+
+
+def _pairs(rows: Sequence[TokenRow]) -> list[list[tuple[int, ...]]]:
+    found: dict[str | None, list[int]] = {}
+    for i, row in enumerate(rows):
+        found.setdefault(row.pair, []).append(i)
+    pairs = []
+    for name, members in found.items():
+        members.sort(key=lambda i: not rows[i].desirable)
+        if name is None or [rows[i].desirable for i in members] != [True, False]:
+            raise ValueError(
+                f"data.preference.keep_pairs=true, but {rows[members[0]].source} is not half of a pair of one "
+                "desirable and one undesirable row; set it to false."
+            )
+        pairs.append(tuple(members))
+    return [pairs]
+
+
+def _fingerprint(rows: Sequence[TokenRow]) -> str:
+    found = hashlib.sha256()
+    for row in rows:
+        found.update(row.digest)
+        found.update(bytes([row.desirable]))
+    return found.hexdigest()
