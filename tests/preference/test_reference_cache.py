@@ -1,0 +1,92 @@
+"""Reference log-probs on disk: reused where nothing has changed, never where something has, and damage is seen."""
+
+import os
+
+import pytest
+import torch
+
+from fgrpo_plugin.preference.reference_cache import ReferenceCache, reference_fingerprint
+from fgrpo_plugin.preference.tokens import TokenRow
+
+KEY = {"reference": "abc", "temperature": 1.0}
+
+
+def row(*response, prompt=(1, 2)):
+    return TokenRow(list(prompt), list(response), True, None, "f: row 0")
+
+
+def test_a_second_run_reads_what_the_first_has_written(tmp_path):
+    first = ReferenceCache(tmp_path, KEY)
+    first.add([row(3, 4), row(5)], [torch.tensor([-1.0, -2.0]), torch.tensor([-3.0])])
+    second = ReferenceCache(tmp_path, KEY)
+    assert len(second) == 2 and row(3, 4) in second
+    assert second.get(row(3, 4)).tolist() == [-1.0, -2.0] and second.get(row(5)).tolist() == [-3.0]
+    assert second.get(row(4)) is None
+    # Where the response begins is part of the row, and so is every token of the prompt.
+    assert second.get(row(4, prompt=(1, 2, 3))) is None and second.get(row(3, 4, prompt=(1, 7))) is None
+
+
+@pytest.mark.parametrize("change", [{"temperature": 0.7}, {"reference": "abd"}, {"dtype": "bf16"}])
+def test_another_reference_or_temperature_never_reuses_it(tmp_path, change):
+    ReferenceCache(tmp_path, KEY).add([row(5)], [torch.tensor([-3.0])])
+    assert len(ReferenceCache(tmp_path, KEY | change)) == 0
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+def test_a_damaged_file_is_removed_and_its_rows_are_computed_anew(tmp_path, damage):
+    cache = ReferenceCache(tmp_path, KEY)
+    cache.add([row(5)], [torch.tensor([-3.0])])
+    cache.add([row(6)], [torch.tensor([-4.0])])
+    file = min(cache.folder.glob("*.safetensors"))
+    content = bytearray(file.read_bytes())
+    if damage == "flipped":
+        content[-1] ^= 1
+    file.write_bytes({"cut": content[:-3], "flipped": content, "empty": b""}[damage])
+    again = ReferenceCache(tmp_path, KEY)
+    assert again.damaged == [file] and not file.exists() and len(again) == 1
+    lost = row(5) if again.get(row(5)) is None else row(6)
+    again.add([lost], [torch.tensor([-9.0])])
+    assert ReferenceCache(tmp_path, KEY).get(lost).tolist() == [-9.0]
+
+
+def test_what_is_no_log_prob_of_the_row_is_refused(tmp_path):
+    cache = ReferenceCache(tmp_path, KEY)
+    for values in ([float("nan")], [-1.0, -2.0], []):
+        with pytest.raises(ValueError, match="f: row 0"):
+            cache.add([row(5)], [torch.tensor(values)])
+    assert len(ReferenceCache(tmp_path, KEY)) == 0
+
+
+def test_the_fingerprint_is_of_the_weights_and_is_read_once(tmp_path):
+    model, memory = tmp_path / "model", tmp_path / "cache"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    weights = model / "model.safetensors"
+    weights.write_bytes(b"one")
+    os.utime(weights, ns=(1, 1))
+    first = reference_fingerprint(str(model), memory)
+    assert reference_fingerprint(str(model), memory) == first
+    weights.write_bytes(b"two")
+    os.utime(weights, ns=(1, 1))  # path, size and time as before: the remembered hash is taken
+    assert reference_fingerprint(str(model), memory) == first
+    assert reference_fingerprint(str(model), tmp_path / "other") != first
+    os.utime(weights, ns=(2, 2))
+    assert reference_fingerprint(str(model), memory) != first
+    (model / "config.json").write_text('{"rope": 2}')
+    second = reference_fingerprint(str(model), memory)
+    assert second not in (first, reference_fingerprint(str(_copy(model, tmp_path / "moved", b"six")), memory))
+
+
+def _copy(model, to, weights):
+    to.mkdir()
+    (to / "config.json").write_text((model / "config.json").read_text())
+    (to / "model.safetensors").write_bytes(weights)
+    return to
+
+
+def test_no_weights_are_an_error_with_a_name(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds no weight files"):
+        reference_fingerprint(str(tmp_path), tmp_path)
+    with pytest.raises(ValueError, match="nobody/nothing: neither a local folder nor in the local hub cache"):
+        reference_fingerprint("nobody/nothing", tmp_path)

@@ -1,0 +1,66 @@
+"""Hyper-parameters of f-HAL: lambda and its schedules, and where preference rows come from."""
+
+import math
+
+import pytest
+
+from fgrpo_plugin.config import FDivergenceConfig, PreferenceConfig
+
+
+def test_a_constant_lambda_is_the_same_at_every_step():
+    settings = FDivergenceConfig(lam=0.3)
+    assert settings.constant_lam == 0.3
+    assert {settings.lam_at(step, 10) for step in range(1, 11)} == {0.3}
+
+
+def test_linear_and_cosine_begin_and_end_where_they_are_told():
+    for schedule in ("linear", "cosine"):
+        settings = FDivergenceConfig(lam={"schedule": schedule, "start": 0.9, "end": 0.1})
+        assert settings.constant_lam is None
+        assert settings.lam_at(1, 11) == pytest.approx(0.9) and settings.lam_at(11, 11) == pytest.approx(0.1)
+        assert settings.lam_at(6, 11) == pytest.approx(0.5)
+        assert settings.lam_at(12, 11) == pytest.approx(0.1)
+    assert settings.lam_at(3, 11) == pytest.approx(0.9 - 0.8 * (1 - math.cos(math.pi * 0.2)) / 2)
+    short = FDivergenceConfig(lam={"schedule": "linear", "start": 0.0, "end": 1.0, "steps": 3})
+    assert [short.lam_at(step, 100) for step in (1, 2, 3, 50)] == [0.0, 0.5, 1.0, 1.0]
+
+
+def test_steps_hold_until_the_next():
+    settings = FDivergenceConfig(lam={"schedule": "step", "values": [[1, 0.8], [4, 0.5], [5, 0.0]]})
+    assert [settings.lam_at(step, 9) for step in (1, 3, 4, 5, 9)] == [0.8, 0.8, 0.5, 0.0, 0.0]
+    assert settings.constant_lam is None  # a schedule keeps both halves alive, whatever its values
+
+
+@pytest.mark.parametrize(
+    "lam, words",
+    [
+        (1.5, r"lam=1.5 must lie in \[0, 1\]"),
+        ({"schedule": "linear", "start": 0.5, "end": 2}, "lam.end=2"),
+        ({"schedule": "linear", "end": 0.5}, "lam.start=None"),
+        ({"schedule": "cosine", "start": 0, "end": 1, "steps": 1}, "lam.steps=1"),
+        ({"schedule": "sine", "start": 0, "end": 1}, "lam.schedule='sine'"),
+        ({"schedule": "step", "values": [[2, 0.5]]}, "lam.values="),
+        ({"schedule": "step", "values": [[1, 0.5], [1, 0.2]]}, "lam.values="),
+        ({"schedule": "step"}, "lam.values=None"),
+    ],
+)
+def test_bad_lambdas_are_named(lam, words):
+    with pytest.raises(ValueError, match=words):
+        FDivergenceConfig(lam=lam)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"files": []}, "files is empty"),
+        ({"files": ["a"], "val_files": ["a"]}, "trained on too"),
+        ({"files": ["a"], "batch_size": 1}, "batch_size=1"),
+        ({"files": ["a"], "on_bad_row": "maybe"}, "on_bad_row='maybe'"),
+        ({"files": ["a"], "on_too_long": "cut"}, "on_too_long='cut'"),
+        ({"files": ["a"], "seed": -1}, "seed=-1"),
+    ],
+)
+def test_bad_preference_settings_are_named(settings, words):
+    with pytest.raises(ValueError, match=words):
+        PreferenceConfig(**settings)
+    assert PreferenceConfig(files="one.jsonl").files == ["one.jsonl"]
