@@ -66,7 +66,7 @@ def require_validated(algorithm: Any) -> None:
     """
     if not algorithm.get(VALIDATED, False):
         raise ValueError(
-            f"algorithm.adv_estimator={algorithm.adv_estimator} reached a trainer without validation: its only entry "
+            f"algorithm.adv_estimator={algorithm.get('adv_estimator', 'f_grpo')} reached a trainer without validation: its only entry "
             "point is `python -m verl.trainer.main_ppo` with trainer.use_v1=true."
         )
 

@@ -10,7 +10,6 @@ from omegaconf import OmegaConf
 from tensordict import TensorDict
 
 from fgrpo_plugin.config import FDivergenceConfig
-from fgrpo_plugin.divergences import get_divergence
 from fgrpo_plugin.host import policy_loss
 from fgrpo_plugin.host.config import FDivergencePolicyLossConfig
 from fgrpo_plugin.host.trainer import divide_sums, minibatch_of_row, row_numbers

@@ -178,3 +178,140 @@ def test_json_in_lines_and_as_a_list_is_read(tmp_path, text):
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(ValueError, match="cannot be read"):
         check_data_file(tmp_path / "empty.jsonl", ["prompt"], "DATA")
+
+
+HAL = "algorithm.adv_estimator=f_hal"
+
+
+@pytest.fixture
+def preferences(tmp_path):
+    """Sixteen pairs, as an override."""
+    import json
+
+    file = tmp_path / "prefs.jsonl"
+    file.write_text(
+        "".join(json.dumps({"prompt": str(i), "chosen": f"a{i}", "rejected": f"b{i}"}) + "\n" for i in range(16))
+    )
+    return f"+data.preference.files=[{file}]"
+
+
+def test_f_hal_fills_in_its_loss_and_half_of_lambda(stock_config, inputs, preferences, capsys):
+    from verl.utils.config import omega_conf_to_dataclass
+
+    from fgrpo_plugin.host.validate import is_offline, joins_preferences
+
+    config = stock_config(*inputs, HAL, preferences)
+    complete(config)
+    loss = config.actor_rollout_ref.actor.policy_loss
+    assert loss.loss_mode == "f_hal" and loss.f_divergence.lam == 0.5
+    assert joins_preferences(config) and not is_offline(config)
+    assert "algorithm.adv_estimator=f_hal set" in capsys.readouterr().out
+    assert omega_conf_to_dataclass(config.actor_rollout_ref.actor).policy_loss.f_divergence.lam == 0.5
+
+
+def test_lambda_zero_throughout_is_the_f_grpo_path_and_reads_no_preferences(stock_config, inputs):
+    from fgrpo_plugin.host.validate import joins_preferences
+
+    config = stock_config(*inputs, HAL, f"{F}.lam=0", "+data.preference.files=[/nowhere/prefs.jsonl]")
+    complete(config)
+    assert config.actor_rollout_ref.actor.policy_loss.loss_mode == "f_grpo" and not joins_preferences(config)
+
+
+def test_a_schedule_keeps_both_halves_whatever_its_values(stock_config, inputs, preferences):
+    from fgrpo_plugin.host.validate import is_offline, joins_preferences
+
+    schedule = f"{F}.lam={{schedule: linear, start: 0, end: 1}}"
+    config = stock_config(*inputs, HAL, preferences, schedule)
+    complete(config)
+    assert config.actor_rollout_ref.actor.policy_loss.loss_mode == "f_hal"
+    assert joins_preferences(config) and not is_offline(config)
+
+
+def test_lambda_one_needs_neither_prompts_nor_groups_nor_a_rollout_engine(stock_config, inputs, preferences):
+    from verl.utils.dataset.rl_dataset import get_dataset_class
+    from verl.utils.import_utils import load_class_from_fqn
+
+    from fgrpo_plugin.host.offline import NoPrompts, NoRollouts
+    from fgrpo_plugin.host.validate import is_offline
+
+    offline = [HAL, preferences, f"{F}.lam=1.0", "trainer.val_before_train=false", "trainer.test_freq=-1"]
+    config = stock_config(
+        *inputs, *offline, "data.train_files=/nowhere.parquet", "data.val_files=null", "actor_rollout_ref.rollout.n=1"
+    )
+    complete(config)
+    assert is_offline(config)
+    assert get_dataset_class(config.data) is NoPrompts
+    manager = config.actor_rollout_ref.rollout.agent.agent_loop_manager_class
+    assert load_class_from_fqn(manager, "AgentLoopManager") is NoRollouts
+    kept = stock_config(*inputs, *offline, "+data.preference.keep_rollout=true")
+    complete(kept)
+    assert kept.data.custom_cls.path is None
+
+
+def test_the_trainer_of_lambda_one_asks_for_no_rollout_engine(stock_config, inputs, preferences):
+    from verl.trainer.ppo.v1 import get_trainer_cls
+
+    from fgrpo_plugin.host.offline import OfflineTrainer
+
+    def trainer_of(*overrides):
+        config = stock_config(*inputs, preferences, *overrides, "trainer.val_before_train=false")
+        complete(config)
+        trainer = get_trainer_cls("sync").__new__(get_trainer_cls("sync"), config)
+        trainer.config = config
+        return trainer
+
+    lone = trainer_of(HAL, f"{F}.lam=1")
+    assert isinstance(lone, OfflineTrainer) and lone._enable_hybrid_replicas is False
+    assert trainer_of(HAL, f"{F}.lam=1", "+data.preference.keep_rollout=true")._enable_hybrid_replicas is True
+    assert not isinstance(trainer_of(HAL), OfflineTrainer)
+
+
+LAM_ONE = f"{F}.lam=1"
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["+data.preference.files=[/nowhere/prefs.jsonl]"], "/nowhere/prefs.jsonl: cannot be read"),
+        (["+data.preference.file=x"], "data.preference.file is not known"),
+        (["+data.preference.batch_size=7"], "data.preference.batch_size=7 must be a multiple of 16"),
+        (["+data.preference.batch_size=7", "trainer.n_gpus_per_node=1"], "must be a multiple of 2"),
+        (
+            [
+                "+data.preference.batch_size=16",
+                "actor_rollout_ref.actor.use_dynamic_bsz=false",
+                "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4",
+                "actor_rollout_ref.actor.ppo_mini_batch_size=16",
+            ],
+            "makes 10 rows a mini-batch on each rank",
+        ),
+        ([f"{F}.lam=2"], "lam=2 must lie in [0, 1]"),
+        ([f"{F}.preference_gamma=-1"], "preference_gamma=-1"),
+        ([f"{F}.preference_gamma=1", "actor_rollout_ref.actor.ppo_epochs=2"], "takes the current policy for pi_old"),
+        (["algorithm.adv_estimator=f_grpo", f"{F}.lam=0.5"], "set algorithm.adv_estimator=f_hal, or remove lam"),
+        ([LAM_ONE, "trainer.v1.trainer_mode=separate_async"], "trainer.v1.trainer_mode=separate_async with lam=1"),
+        ([LAM_ONE, "trainer.v1.trainer_mode=colocate_async"], "trainer.v1.trainer_mode=colocate_async with lam=1"),
+        ([LAM_ONE], "name them in data.preference.val_files"),
+        ([LAM_ONE, "actor_rollout_ref.actor.entropy_coeff=0.1"], "they see on-policy rows only"),
+        ([LAM_ONE, "actor_rollout_ref.actor.use_kl_loss=true"], "they see on-policy rows only"),
+        ([LAM_ONE, "reward.reward_model.enable=true"], "nothing is rewarded"),
+        (["algorithm.use_kl_in_reward=true"], "contradicts algorithm.adv_estimator=f_hal"),
+    ],
+)
+def test_what_f_hal_refuses_is_named(stock_config, inputs, preferences, overrides, words):
+    given = [] if any("preference.files" in item for item in overrides) else [preferences]
+    config = stock_config(*inputs, HAL, *given, *overrides)
+    with pytest.raises(ValueError) as error:
+        complete(config)
+    assert words in str(error.value)
+
+
+def test_a_bad_preference_row_ends_the_run_before_ray_unless_it_is_skipped(stock_config, inputs, tmp_path):
+    file = tmp_path / "bad.jsonl"
+    file.write_text(
+        '{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "p", "chosen": "a", "rejected": "a"}\n'
+    )
+    config = stock_config(*inputs, HAL, f"+data.preference.files=[{file}]")
+    with pytest.raises(ValueError, match=r"row 1: chosen and rejected are the same"):
+        complete(config)
+    complete(stock_config(*inputs, HAL, f"+data.preference.files=[{file}]", "+data.preference.on_bad_row=skip"))
