@@ -40,7 +40,7 @@ def is_recorded(out: Path, settings: Settings, lam: float, seed: int) -> bool:
     return any((run["lambda"], run["seed"], run["settings"]) == key for run in runs)
 
 
-def record(out: Path, settings: Settings, lam: float, seed: int, measured: dict[str, Any]) -> None:
+def record(out: Path, settings: Settings, lam: float, seed: int, measured: dict[str, Any], commit: str) -> None:
     """Add a run to the results, numbers to six digits."""
 
     def rounded(value: Any) -> Any:
@@ -50,10 +50,10 @@ def record(out: Path, settings: Settings, lam: float, seed: int, measured: dict[
 
     kept = {"lambda": lam, "seed": seed, **rounded(measured), "settings": asdict(settings)}
     path = results_file(out, seed)
-    write([*read(path), kept | {"commit": commit(), "date": str(date.today())}], path)
+    write([*read(path), kept | {"commit": commit, "date": str(date.today())}], path)
 
 
-def commit() -> str:
+def current_commit() -> str:
     """The commit that is measured."""
     done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout.strip()
@@ -90,6 +90,7 @@ def main(
     for value in lam:
         settings.losses(value)  # refuses what cannot work before anything is run
     cells = [(value, seed) for seed in seeds for value in lam if not is_recorded(out, settings, value, seed)]
+    commit = current_commit()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress:
         bar = progress.add_task("runs", total=len(cells) * settings.steps)
@@ -99,7 +100,7 @@ def main(
             progress.update(bar, description=f"seed {seed}, lambda {value:g}")
             started = time.monotonic()
             measured = run(settings, value, seed, MODELS, lambda _: progress.advance(bar))
-            record(out, settings, value, seed, measured | {"seconds": time.monotonic() - started})
+            record(out, settings, value, seed, measured | {"seconds": time.monotonic() - started}, commit)
     console = Console()
     for name in ("sweep", "tuning"):
         runs = [run for run in read(out / f"{name}.json") if run["settings"] == asdict(settings)]

@@ -12,7 +12,7 @@ import torch
 from fgrpo_plugin.quickstart import hybrid, task
 from fgrpo_plugin.quickstart.model import build_model, build_tokenizer
 
-SETTINGS = loop.Settings(steps=3, warmup_steps=0, prompts=4, group=4, preference_pairs=4)
+SETTINGS = loop.Settings(divergence="pearson", steps=3, warmup_steps=0, prompts=4, group=4, preference_pairs=4)
 
 
 @pytest.fixture(scope="module")
