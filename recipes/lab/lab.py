@@ -17,6 +17,8 @@ from transformers.utils import logging
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "runs" / "lab"
+LAMBDAS = [0.0, 0.25, 0.5, 0.75, 1.0]
+SEEDS = [0, 1, 2, 3, 4]
 TUNING_SEEDS_FROM = 100
 DEFAULT = Settings()
 
@@ -60,21 +62,15 @@ def current_commit() -> str:
 
 
 def main(
-    lam: Annotated[list[float], typer.Option(help="Weight of the preference half; again for more.")] = [  # noqa: B006
-        0.0,
-        0.25,
-        0.5,
-        0.75,
-        1.0,
-    ],
-    seeds: Annotated[list[int], typer.Option(help="From 100 on: tuning.")] = [0, 1, 2, 3, 4],  # noqa: B006
-    divergence: Annotated[str, typer.Option()] = DEFAULT.divergence,
-    beta: Annotated[float, typer.Option()] = DEFAULT.beta,
+    lam: Annotated[list[float], typer.Option(help="Weight of the preference half; again for more.")] = LAMBDAS,
+    seeds: Annotated[list[int], typer.Option(help="From 100 on: tuning; again for more.")] = SEEDS,
+    divergence: str = DEFAULT.divergence,
+    beta: float = DEFAULT.beta,
     scale: Annotated[str, typer.Option(help="unit or paper.")] = DEFAULT.scale,
     steps: Annotated[int, typer.Option(min=1)] = DEFAULT.steps,
-    learning_rate: Annotated[float, typer.Option()] = DEFAULT.learning_rate,
+    learning_rate: float = DEFAULT.learning_rate,
     preference_pairs: Annotated[int, typer.Option(help="Preference pairs a step.", min=1)] = DEFAULT.preference_pairs,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = RESULTS,
+    out: Annotated[Path, typer.Option(help="Folder of the results; each run in it is made once.")] = RESULTS,
 ) -> None:
     """Make the runs that are not yet recorded in the results, one at a time, and show the sweep."""
     logging.disable_progress_bar()  # a bar for each of 26 small tensors
@@ -87,8 +83,11 @@ def main(
         learning_rate=learning_rate,
         preference_pairs=preference_pairs,
     )
-    for value in lam:
-        settings.losses(value)  # refuses what cannot work before anything is run
+    try:
+        for value in lam:
+            settings.losses(value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     cells = [(value, seed) for seed in seeds for value in lam if not is_recorded(out, settings, value, seed)]
     commit = current_commit()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

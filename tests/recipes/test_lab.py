@@ -1,13 +1,21 @@
 """The lab's loop: reproducible, each half alone at the ends of lambda, and its gradient that of a loop written here."""
 
+import json
 import math
+import re
 import statistics
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
+import lab
 import loop
+import numpy as np
 import pytest
+import report
 import torch
+import typer
+from typer.testing import CliRunner
 
 from fgrpo_plugin.quickstart import hybrid, task
 from fgrpo_plugin.quickstart.model import build_model, build_tokenizer
@@ -137,3 +145,74 @@ def test_the_gradient_is_that_of_an_independent_loop(tokenizer, lam, scale):
         torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.fixture
+def made(monkeypatch) -> list[tuple]:
+    """Replaces the runs, and lists those that the command line asks for."""
+    calls = []
+
+    def run(settings, lam, seed, cache, on_step):
+        calls.append((lam, seed))
+        rates = {key: lam / 3 for key in ("proxy", "true", "confident", "true_greedy")}
+        return {"before": rates, "after": rates, "curves": {"loss": [1 / 3] * 2}}
+
+    monkeypatch.setattr(lab, "run", run)
+    monkeypatch.setattr(lab, "warm_model", lambda seed, cache: None)
+    return calls
+
+
+def invoke(out: Path, *options: str):
+    app = typer.Typer()
+    app.command()(lab.main)
+    return CliRunner().invoke(app, [*options, "--out", str(out)])
+
+
+def test_a_reporting_run_is_made_once_and_a_tuning_run_always_recorded(tmp_path, made):
+    out = tmp_path / "results"
+    assert invoke(out, "--seeds", "0", "--lam", "0", "--lam", "0.5").exit_code == 0
+    assert invoke(out, "--seeds", "0", "--seeds", "100", "--lam", "0.5", "--lam", "1").exit_code == 0
+    assert made == [(0.0, 0), (0.5, 0), (1.0, 0), (0.5, 100), (1.0, 100)]
+    sweep, tuning = (report.read(out / f"{name}.json") for name in ("sweep", "tuning"))
+    assert [(run["lambda"], run["seed"]) for run in sweep + tuning] == made
+    assert sweep[1]["after"]["true"] == 0.166667 and sweep[1]["settings"] == asdict(loop.Settings())
+    assert {"seconds", "commit", "date"} <= sweep[0].keys()
+    assert (out / "hybrid_sweep.png").stat().st_size > 1000
+    # Other settings are a new configuration on a tuning seed, and no part of the same sweep on another.
+    assert invoke(out, "--seeds", "100", "--lam", "1", "--steps", "7").exit_code == 0
+    assert len(report.read(out / "tuning.json")) == 3
+    refused = invoke(out, "--seeds", "1", "--lam", "1", "--steps", "7")
+    assert refused.exit_code == 2 and "--out" in refused.output
+    assert len(made) == 6
+
+
+@pytest.mark.parametrize("option", [("--divergence", "nope"), ("--lam", "2"), ("--beta", "0"), ("--scale", "x")])
+def test_a_setting_that_cannot_work_is_refused_before_the_first_run(tmp_path, made, option):
+    refused = invoke(tmp_path, *option)
+    assert refused.exit_code == 2 and option[1] in refused.output and not made
+
+
+def test_the_page_says_what_the_results_hold():
+    """Against the json itself, not only against the function that makes the page."""
+    text = (report.HERE / "README.md").read_text()
+    assert text == report.page(), "run `python recipes/lab/report.py`"
+    sweep, tuning = (json.loads((report.RESULTS / f"{name}.json").read_text()) for name in ("sweep", "tuning"))
+    cells = [(run["lambda"], run["seed"]) for run in sweep]
+    assert sorted(cells) == [(lam, seed) for lam in (0, 0.25, 0.5, 0.75, 1) for seed in range(5)]
+    assert all(run["settings"] == asdict(loop.Settings()) for run in sweep)
+    for lam in (0, 0.25, 0.5, 0.75, 1):
+        (row,) = re.findall(rf"^\| lambda {lam} \| (.*) \|$", text, flags=re.MULTILINE)
+        after = {
+            key: np.array([run["after"][key] for run in sweep if run["lambda"] == lam]) for key in sweep[0]["after"]
+        }
+        after["last_digit"] = (after["proxy"] - 0.6 * after["confident"]) / 0.4
+        keys = ("proxy", "true", "confident", "last_digit", "true_greedy")
+        for cell, values in zip(row.split(" | "), map(after.get, keys), strict=True):
+            assert [float(number) for number in cell.split(" ± ")] == pytest.approx(
+                [values.mean(), values.std(ddof=1)], abs=6e-4
+            )
+    assert all(run["seed"] >= 100 for run in tuning)
+    tried = {json.dumps(run["settings"], sort_keys=True) for run in tuning}
+    assert f"{len(tried)} configurations were tried ({len(tuning)} runs" in text
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        assert (report.HERE / target).exists(), target
