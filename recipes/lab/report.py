@@ -8,6 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
+from fgrpo_plugin.quickstart.hybrid import CONFIDENCE_REWARD, LAST_DIGIT_REWARD
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 FIGURE = HERE.parents[1] / "docs" / "figures" / "hybrid_sweep.png"
@@ -18,9 +20,10 @@ Goal: see in minutes, on one CPU core, what f-HAL's lambda is for. On-policy dat
 data tell the truth about a few prompts, and a judge who is never asked during training measures what came of it.
 
 ```bash
-python recipes/lab/lab.py                      # makes what is missing of the sweep; then the table and the figure
-python recipes/lab/lab.py --help               # a sweep of your own: --divergence pearson --out runs/my-sweep
-python recipes/lab/report.py                   # this page and its figure, from results/
+python recipes/lab/lab.py --out runs/again                          # the whole sweep: a table and a figure
+python recipes/lab/lab.py --out runs/pearson --divergence pearson   # with another setting; see --help
+python recipes/lab/lab.py                                           # makes what results/ lacks: now nothing
+python recipes/lab/report.py                                        # this page and its figure, from results/
 ```
 
 The task (`fgrpo_plugin/quickstart/hybrid.py`) is two-digit addition with the quick start's model of 0.4 M parameters. The
@@ -35,16 +38,14 @@ and `f_hal_loss`. lambda = 0 draws no preferences, lambda = 1 rolls nothing out.
 ## Measured
 
 {seeds} seeds, each run made once; means over 256 held-out prompts, mean ± standard deviation over the seeds. Rewards are
-those of answers sampled at temperature 1 unless it says greedy. Made at {made}; {seconds} s a run (median, one core),
-without a seed's warm-up.
+those of answers sampled at temperature 1 unless it says greedy. Made at {made}; {seconds} s a run (median; one core of a
+machine that had other work to do), without a seed's warm-up.
 
 {sweep}
 
 ![Proxy against true reward, a point for each lambda](../../docs/figures/hybrid_sweep.png)
 
 {verdict}
-
-{reading}
 
 True reward of every run:
 
@@ -54,19 +55,35 @@ True reward of every run:
 
 The settings of the sweep are the defaults of `Settings` in `loop.py`. {tried} configurations were tried ({tuning_runs} runs,
 seeds {tuning_seeds}): `lab.py` itself records every run on a seed from 100 on in `results/tuning.json`. Chosen: the
-largest true reward, averaged over lambda = 0.5 and 1 so that neither is favoured. The first column says in what a
-configuration differs from the chosen one; true reward:
+largest true reward on seed 100, averaged over lambda = 0.5 and 1 so that neither is favoured; a second seed was run for
+the first configuration and the chosen one. The first column says in what a configuration differs from the chosen one;
+true reward:
 
 {tuning}
 """
 
-READING = ""
+READING = """
+
+Where this is not what was expected, or needs care:
+
+* **lambda = 1 learns more than a little** of what sampling shows: its answers become less random also on prompts that no
+  preference speaks of. Its greedy answers become worse than they were, {greedy_1} against {greedy_start}.
+* **Greedily the middle hardly gains** over the start ({greedy_middle} against {greedy_start} at lambda = 0.5). The gain is in sampled
+  answers, of which the losses speak.
+* **The middle is held back by the proxy's other flaw.** Without "!" the last digit is all that is left to earn: at lambda = 0.5
+  it is right in {digits_middle} of the answers, the whole sum in {true_middle}. The preferences are too few to close that gap.
+* **lambda = 0 has learned some arithmetic.** Its last digit is right in {digits_0} of the answers ({digits_start} before): answers
+  such as "46!", for which the proxy pays all and the judge nothing. A judge who overlooked the "!" would see a smaller
+  failure; how many sums are right but for it was not recorded.
+* **A small lambda is not enough**: at 0.25 most answers are still confident. The task was made for the failure to show;
+  where the middle begins says nothing about another task."""
 
 Run = dict[str, Any]
 COLUMNS = {
     "proxy reward": "proxy",
     "true reward": "true",
     "confident endings": "confident",
+    "last digit right": "last_digit",
     "true reward, greedy": "true_greedy",
 }
 
@@ -82,9 +99,16 @@ def write(runs: Sequence[Run], path: Path) -> None:
     path.write_text("[\n" + ",\n".join(json.dumps(run) for run in runs) + "\n]\n")
 
 
+def rate(measured: dict[str, float], key: str) -> float:
+    """One of the measured rates; `last_digit` follows from the proxy, which is the sum of two parts."""
+    if key == "last_digit":
+        return (measured["proxy"] - CONFIDENCE_REWARD * measured["confident"]) / LAST_DIGIT_REWARD
+    return measured[key]
+
+
 def spread(runs: Iterable[Run], when: str, key: str) -> tuple[float, float]:
     """Mean and standard deviation (n - 1; 0 of one run) over runs, `when` being before or after."""
-    values = [run[when][key] for run in runs]
+    values = [rate(run[when], key) for run in runs]
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
@@ -159,30 +183,46 @@ def draw(runs: Sequence[Run], target: Path) -> None:
 
 
 def verdict(runs: Sequence[Run]) -> str:
-    """What the paper leads one to expect beside what was measured."""
+    """What the paper leads one to expect beside what was measured, and how to read it."""
     groups = by_lambda(runs)
-    means = {lam: spread(group, "after", "true")[0] for lam, group in groups.items()}
-    middle = max((lam for lam in groups if 0 < lam < 1), key=lambda lam: means[lam])
     true = {(run["lambda"], run["seed"]): run["after"]["true"] for run in runs}
-    wins = [seed for lam, seed in true if lam == middle and true[lam, seed] > max(true[0.0, seed], true[1.0, seed])]
+    middle = [lam for lam in groups if 0 < lam < 1]
+    wins = {
+        lam: sum(true[lam, run["seed"]] > max(true[0.0, run["seed"]], true[1.0, run["seed"]]) for run in groups[lam])
+        for lam in middle
+    }
+
+    def mean(lam: float | None, key: str) -> str:
+        group, when = (starts(runs), "before") if lam is None else (groups[lam], "after")
+        return f"{spread(group, when, key)[0]:.2f}"
 
     def change(lam: float, key: str) -> str:
-        return f"{spread(starts(runs), 'before', key)[0]:.2f} to {spread(groups[lam], 'after', key)[0]:.2f}"
+        return f"{mean(None, key)} to {mean(lam, key)}"
 
-    return markdown(
+    rows = [
+        ["expected from the paper", "measured"],
+        ["lambda = 0 exploits the proxy", f"proxy {change(0.0, 'proxy')}, true reward {change(0.0, 'true')}"],
         [
-            ["expected from the paper", "measured"],
-            ["lambda = 0 exploits the proxy", f"proxy {change(0.0, 'proxy')}, true reward {change(0.0, 'true')}"],
-            [
-                "lambda = 1 is safe but learns little",
-                f"true reward {change(1.0, 'true')}; greedy {change(1.0, 'true_greedy')}",
-            ],
-            [
-                "the middle wins",
-                f"lambda = {middle:g}: true reward {change(middle, 'true')}; greedy {change(middle, 'true_greedy')}; "
-                f"above both ends on {len(wins)} of {len(groups[middle])} seeds",
-            ],
-        ]
+            "lambda = 1 is safe but learns little",
+            f"true reward {change(1.0, 'true')}, greedy {change(1.0, 'true_greedy')}",
+        ],
+        [
+            "the middle wins",
+            "; ".join(
+                f"lambda = {lam:g}: true reward {change(lam, 'true')}, greedy {change(lam, 'true_greedy')}, above both "
+                f"ends on {wins[lam]} of {len(groups[lam])} seeds"
+                for lam in middle
+            ),
+        ],
+    ]
+    return markdown(rows) + READING.format(
+        digits_0=mean(0.0, "last_digit"),
+        digits_start=mean(None, "last_digit"),
+        digits_middle=mean(0.5, "last_digit"),
+        true_middle=mean(0.5, "true"),
+        greedy_start=mean(None, "true_greedy"),
+        greedy_1=mean(1.0, "true_greedy"),
+        greedy_middle=mean(0.5, "true_greedy"),
     )
 
 
@@ -197,38 +237,35 @@ def run_rows(runs: Sequence[Run]) -> list[list[str]]:
 
 
 def tuning_rows(tuning: Sequence[Run], chosen: dict[str, Any]) -> list[list[str]]:
-    """True reward of each configuration that was tried, in the order of trying."""
-    configurations: dict[str, list[Run]] = {}
+    """True reward of each configuration that was tried, by seed, in the order of trying."""
+    configurations: dict[tuple[str, int], dict[float, float]] = {}
     for run in tuning:
         differs = {key: value for key, value in run["settings"].items() if value != chosen[key]}
         name = ", ".join(f"{key} {value}" for key, value in differs.items()) or "**chosen**"
-        configurations.setdefault(name, []).append(run)
+        configurations.setdefault((name, run["seed"]), {})[run["lambda"]] = run["after"]["true"]
     lambdas = sorted({run["lambda"] for run in tuning})
-    rows = [["", "seeds", *(f"lambda {lam:g}" for lam in lambdas), "mean of 0.5 and 1"]]
-    for name, runs in configurations.items():
-        means = {lam: spread(group, "after", "true")[0] for lam, group in by_lambda(runs).items()}
-        cells = [f"{means[lam]:.3f}" if lam in means else "" for lam in lambdas]
-        seeds = ", ".join(str(run["seed"]) for run in starts(runs))
-        rows.append([name, seeds, *cells, f"{(means[0.5] + means[1.0]) / 2:.3f}"])
+    rows = [["", "seed", *(f"lambda {lam:g}" for lam in lambdas), "mean of 0.5 and 1"]]
+    for (name, seed), true in configurations.items():
+        cells = [f"{true[lam]:.3f}" if lam in true else "" for lam in lambdas]
+        rows.append([name, str(seed), *cells, f"{(true[0.5] + true[1.0]) / 2:.3f}"])
     return rows
 
 
 def page() -> str:
     """The text of recipes/lab/README.md."""
     sweep, tuning = (read(RESULTS / f"{name}.json") for name in ("sweep", "tuning"))
-    tried = tuning_rows(tuning, sweep[0]["settings"])
+    configurations = {json.dumps(run["settings"]) for run in tuning}
     return PAGE.format(
         seeds=len(starts(sweep)),
         made="; ".join(dict.fromkeys(f"{run['commit']}, {run['date']}" for run in sweep)),
         seconds=f"{statistics.median(run['seconds'] for run in sweep):.0f}",
         sweep=markdown(sweep_rows(sweep)),
         verdict=verdict(sweep),
-        reading=READING,
         runs=markdown(run_rows(sweep)),
-        tried=len(tried) - 1,
+        tried=len(configurations),
         tuning_runs=len(tuning),
         tuning_seeds=", ".join(str(run["seed"]) for run in starts(tuning)),
-        tuning=markdown(tried),
+        tuning=markdown(tuning_rows(tuning, sweep[0]["settings"])),
     )
 
 
