@@ -39,10 +39,11 @@ test: $(READY)
 test-long: $(READY)
 	@$(BIN)/python -m pytest -m long
 
-# The pages and pictures that are made from the mathematics.
+# The pages and pictures that are made from the mathematics, and the lab's from its results.
 docs: $(READY)
 	@$(BIN)/python docs/divergences.py
 	@$(BIN)/python docs/theory.py
+	@$(BIN)/python recipes/lab/report.py
 
 # The figures of docs/benchmarks.md.
 benchmarks: $(READY)

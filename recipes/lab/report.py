@@ -1,0 +1,274 @@
+"""Make recipes/lab/README.md and its figure from recipes/lab/results:  python recipes/lab/report.py"""
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from fgrpo_plugin.quickstart.hybrid import CONFIDENCE_REWARD, LAST_DIGIT_REWARD
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+FIGURE = HERE.parents[1] / "docs" / "figures" / "hybrid_sweep.png"
+
+PAGE = """# Lambda on a reward that can be exploited
+
+Goal: see in minutes, on one CPU core, what f-HAL's lambda is for. On-policy data are rewarded by a flawed proxy, preference
+data tell the truth about a few prompts, and a judge who is never asked during training measures what came of it.
+
+```bash
+python recipes/lab/lab.py --out runs/again                          # the whole sweep: a table and a figure
+python recipes/lab/lab.py --out runs/pearson --divergence pearson   # with another setting; see --help
+python recipes/lab/lab.py                                           # makes what results/ lacks: now nothing
+python recipes/lab/report.py                                        # this page and its figure, from results/
+```
+
+The task (`fgrpo_plugin/quickstart/hybrid.py`) is two-digit addition with the quick start's model of 0.4 M parameters. The
+judge wants the sum and nothing else. The proxy pays 0.4 for the right last digit and 0.6 for an answer that ends with "!", so
+that a bluff ("73!" to 12+34=) is worth more than the sum. The warm-up stops early and has seen some bluffs. The preferences:
+the sum over a wrong one, over a bluff and over itself with "!", for 64 of some 7400 training prompts. Proxy, preferences and
+judge were fixed in commit bd1c989, before the first run.
+
+The loop (`loop.py`) is plain torch around `group_advantages`, `group_weights`, `implicit_reward`, `f_grpo_loss`, `fdo_loss`
+and `f_hal_loss`. lambda = 0 draws no preferences, lambda = 1 rolls nothing out.
+
+## Measured
+
+{seeds} seeds, each run made once; means over 256 held-out prompts, mean ± standard deviation over the seeds. Rewards are
+those of answers sampled at temperature 1 unless it says greedy. Made at {made}; {seconds} s a run (median; one core of a
+machine that had other work to do), without a seed's warm-up.
+
+{sweep}
+
+![Proxy against true reward, a point for each lambda](../../docs/figures/hybrid_sweep.png)
+
+{verdict}
+
+True reward of every run:
+
+{runs}
+
+## Settings and tuning
+
+The settings of the sweep are the defaults of `Settings` in `loop.py`. {tried} configurations were tried ({tuning_runs} runs,
+seeds {tuning_seeds}): `lab.py` itself records every run on a seed from 100 on in `results/tuning.json`. Chosen: the
+largest true reward on seed 100, averaged over lambda = 0.5 and 1 so that neither is favoured; a second seed was run for
+the first configuration and the chosen one. The first column says in what a configuration differs from the chosen one;
+true reward:
+
+{tuning}
+"""
+
+READING = """
+
+Where this is not what was expected, or needs care:
+
+* **lambda = 1 learns more than a little** of what sampling shows: its answers become less random also on prompts that no
+  preference speaks of. Its greedy answers become worse than they were, {greedy_1} against {greedy_start}.
+* **Greedily the middle hardly gains** over the start ({greedy_middle} against {greedy_start} at lambda = 0.5). The gain is in sampled
+  answers, of which the losses speak.
+* **The middle is held back by the proxy's other flaw.** Without "!" the last digit is all that is left to earn: at lambda = 0.5
+  it is right in {digits_middle} of the answers, the whole sum in {true_middle}. The preferences are too few to close that gap.
+* **lambda = 0 has learned some arithmetic.** Its last digit is right in {digits_0} of the answers ({digits_start} before): answers
+  such as "46!", for which the proxy pays all and the judge nothing. A judge who overlooked the "!" would see a smaller
+  failure; how many sums are right but for it was not recorded.
+* **A small lambda is not enough**: at 0.25 most answers are still confident. The task was made for the failure to show;
+  where the middle begins says nothing about another task."""
+
+Run = dict[str, Any]
+COLUMNS = {
+    "proxy reward": "proxy",
+    "true reward": "true",
+    "confident endings": "confident",
+    "last digit right": "last_digit",
+    "true reward, greedy": "true_greedy",
+}
+
+
+def read(path: Path) -> list[Run]:
+    """The runs of a results file, in the order in which they were made."""
+    return json.loads(path.read_text()) if path.is_file() else []
+
+
+def write(runs: Sequence[Run], path: Path) -> None:
+    """One run a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("[\n" + ",\n".join(json.dumps(run) for run in runs) + "\n]\n")
+
+
+def rate(measured: dict[str, float], key: str) -> float:
+    """One of the measured rates; `last_digit` follows from the proxy, which is the sum of two parts."""
+    if key == "last_digit":
+        return (measured["proxy"] - CONFIDENCE_REWARD * measured["confident"]) / LAST_DIGIT_REWARD
+    return measured[key]
+
+
+def spread(runs: Iterable[Run], when: str, key: str) -> tuple[float, float]:
+    """Mean and standard deviation (n - 1; 0 of one run) over runs, `when` being before or after."""
+    values = [rate(run[when], key) for run in runs]
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def by_lambda(runs: Iterable[Run]) -> dict[float, list[Run]]:
+    """The runs of each lambda, in rising order."""
+    groups: dict[float, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: (run["lambda"], run["seed"])):
+        groups.setdefault(run["lambda"], []).append(run)
+    return groups
+
+
+def starts(runs: Sequence[Run]) -> list[Run]:
+    """One run of each seed: what was before training depends on the seed alone."""
+    return list({run["seed"]: run for run in runs}.values())
+
+
+def sweep_rows(runs: Sequence[Run]) -> list[list[str]]:
+    """Head and rows of the table of a sweep: mean and standard deviation over the seeds."""
+
+    def cells(group: Sequence[Run], when: str) -> list[str]:
+        return ["{:.3f} ± {:.3f}".format(*spread(group, when, key)) for key in COLUMNS.values()]
+
+    rows = [["", *COLUMNS], ["before training", *cells(starts(runs), "before")]]
+    rows += [[f"lambda {lam:g}", *cells(group, "after")] for lam, group in by_lambda(runs).items()]
+    return rows
+
+
+def rich_table(runs: Sequence[Run]) -> Table:
+    """The table of a sweep for the terminal."""
+    head, *rows = sweep_rows(runs)
+    table = Table(title=f"held-out prompts, mean ± standard deviation of {len(starts(runs))} seeds")
+    for name in head:
+        table.add_column(name, justify="right" if name else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Rows, the head first, as a table."""
+    head, *body = rows
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body])
+
+
+def draw(runs: Sequence[Run], target: Path) -> None:
+    """Proxy against true reward: a point and error bars (standard deviation over the seeds) for each lambda."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.2, 4.4), dpi=120, layout="constrained")
+
+    def point(group: Sequence[Run], when: str, label: str, **style: Any) -> None:
+        (x, dx), (y, dy) = (spread(group, when, key) for key in ("proxy", "true"))
+        axes.errorbar(x, y, xerr=dx, yerr=dy, capsize=3, label=label, **style)
+
+    point(starts(runs), "before", "before training", fmt="s", color="grey")
+    groups = by_lambda(runs)
+    path = [[spread(group, "after", key)[0] for group in groups.values()] for key in ("proxy", "true")]
+    axes.plot(*path, color="lightgrey", zorder=0)
+    for index, (lam, group) in enumerate(groups.items()):
+        point(group, "after", rf"$\lambda$ = {lam:g}", fmt="o", color=plt.get_cmap("viridis")(index / len(groups)))
+    axes.set(xlabel="proxy reward (trained on)", ylabel="true reward (never seen in training)")
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, metadata={"Software": None})
+    plt.close(figure)
+
+
+def verdict(runs: Sequence[Run]) -> str:
+    """What the paper leads one to expect beside what was measured, and how to read it."""
+    groups = by_lambda(runs)
+    true = {(run["lambda"], run["seed"]): run["after"]["true"] for run in runs}
+    middle = [lam for lam in groups if 0 < lam < 1]
+    wins = {
+        lam: sum(true[lam, run["seed"]] > max(true[0.0, run["seed"]], true[1.0, run["seed"]]) for run in groups[lam])
+        for lam in middle
+    }
+
+    def mean(lam: float | None, key: str) -> str:
+        group, when = (starts(runs), "before") if lam is None else (groups[lam], "after")
+        return f"{spread(group, when, key)[0]:.2f}"
+
+    def change(lam: float, key: str) -> str:
+        return f"{mean(None, key)} to {mean(lam, key)}"
+
+    rows = [
+        ["expected from the paper", "measured"],
+        ["lambda = 0 exploits the proxy", f"proxy {change(0.0, 'proxy')}, true reward {change(0.0, 'true')}"],
+        [
+            "lambda = 1 is safe but learns little",
+            f"true reward {change(1.0, 'true')}, greedy {change(1.0, 'true_greedy')}",
+        ],
+        [
+            "the middle wins",
+            "; ".join(
+                f"lambda = {lam:g}: true reward {change(lam, 'true')}, greedy {change(lam, 'true_greedy')}, above both "
+                f"ends on {wins[lam]} of {len(groups[lam])} seeds"
+                for lam in middle
+            ),
+        ],
+    ]
+    return markdown(rows) + READING.format(
+        digits_0=mean(0.0, "last_digit"),
+        digits_start=mean(None, "last_digit"),
+        digits_middle=mean(0.5, "last_digit"),
+        true_middle=mean(0.5, "true"),
+        greedy_start=mean(None, "true_greedy"),
+        greedy_1=mean(1.0, "true_greedy"),
+        greedy_middle=mean(0.5, "true_greedy"),
+    )
+
+
+def run_rows(runs: Sequence[Run]) -> list[list[str]]:
+    """True reward of each run: a row for each seed, a column for each lambda."""
+    groups = by_lambda(runs)
+    rows = [["seed", "before", *(f"lambda {lam:g}" for lam in groups)]]
+    for run in sorted(starts(runs), key=lambda run: run["seed"]):
+        after = [r["after"]["true"] for group in groups.values() for r in group if r["seed"] == run["seed"]]
+        rows.append([str(run["seed"]), *(f"{value:.3f}" for value in (run["before"]["true"], *after))])
+    return rows
+
+
+def tuning_rows(tuning: Sequence[Run], chosen: dict[str, Any]) -> list[list[str]]:
+    """True reward of each configuration that was tried, by seed, in the order of trying."""
+    configurations: dict[tuple[str, int], dict[float, float]] = {}
+    for run in tuning:
+        differs = {key: value for key, value in run["settings"].items() if value != chosen[key]}
+        name = ", ".join(f"{key} {value}" for key, value in differs.items()) or "**chosen**"
+        configurations.setdefault((name, run["seed"]), {})[run["lambda"]] = run["after"]["true"]
+    lambdas = sorted({run["lambda"] for run in tuning})
+    rows = [["", "seed", *(f"lambda {lam:g}" for lam in lambdas), "mean of 0.5 and 1"]]
+    for (name, seed), true in configurations.items():
+        cells = [f"{true[lam]:.3f}" if lam in true else "" for lam in lambdas]
+        rows.append([name, str(seed), *cells, f"{(true[0.5] + true[1.0]) / 2:.3f}"])
+    return rows
+
+
+def page() -> str:
+    """The text of recipes/lab/README.md."""
+    sweep, tuning = (read(RESULTS / f"{name}.json") for name in ("sweep", "tuning"))
+    configurations = {json.dumps(run["settings"]) for run in tuning}
+    return PAGE.format(
+        seeds=len(starts(sweep)),
+        made="; ".join(dict.fromkeys(f"{run['commit']}, {run['date']}" for run in sweep)),
+        seconds=f"{statistics.median(run['seconds'] for run in sweep):.0f}",
+        sweep=markdown(sweep_rows(sweep)),
+        verdict=verdict(sweep),
+        runs=markdown(run_rows(sweep)),
+        tried=len(configurations),
+        tuning_runs=len(tuning),
+        tuning_seeds=", ".join(str(run["seed"]) for run in starts(tuning)),
+        tuning=markdown(tuning_rows(tuning, sweep[0]["settings"])),
+    )
+
+
+if __name__ == "__main__":
+    (HERE / "README.md").write_text(page())
+    draw(read(RESULTS / "sweep.json"), FIGURE)
