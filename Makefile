@@ -20,9 +20,11 @@ $(READY): requirements/cpu.txt requirements/dev.txt pyproject.toml
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
-# make quickstart [ALGO=f_grpo|grpo] [DIVERGENCE=pearson] [SEED=0] [STEPS=...] [DATA=file] [MODEL=folder] [RUN=folder]
+# make quickstart [ALGO=f_grpo|f_hal|grpo] [LAM=0.5] [DIVERGENCE=pearson] [SEED=0] [STEPS=...]
+#   [DATA=file] [MODEL=folder] [RUN=folder]
 quickstart: $(READY)
 	@$(BIN)/fgrpo quickstart $(if $(ALGO),--algo $(ALGO)) $(if $(DIVERGENCE),--divergence $(DIVERGENCE)) \
+	  $(if $(LAM),--lam $(LAM)) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(STEPS),--steps $(STEPS)) $(if $(DATA),--data $(DATA)) \
 	  $(if $(MODEL),--model $(MODEL)) $(if $(RUN),--run-dir $(RUN)) $(ARGS)
 

@@ -48,7 +48,7 @@ class Cell:
         control = self.name == "control"
         return QuickstartOptions(
             algo="grpo" if self.name == "grpo" else "f_grpo",
-            divergence="pearson" if self.name in ("grpo", "control") else self.name,
+            divergence=self.name if self.name in DIVERGENCES else None,
             seed=self.seed,
             run_dir=run_dir,
             model=model,

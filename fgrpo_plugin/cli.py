@@ -26,8 +26,12 @@ def doctor(
 
 @app.command()
 def quickstart(
-    algo: Annotated[str, typer.Option(help="f_grpo, or grpo (the host's own) for comparison.")] = "f_grpo",
-    divergence: Annotated[str, typer.Option(help="Name of f.")] = "pearson",
+    algo: Annotated[
+        str,
+        typer.Option(help="f_grpo; grpo (the host's own) for comparison; f_hal on a flawed reward and preferences."),
+    ] = "f_grpo",
+    divergence: Annotated[str | None, typer.Option(help="Name of f.")] = None,
+    lam: Annotated[float | None, typer.Option(help="lambda of f_hal, the preferences' weight.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the data order, the warm-up and the rollouts.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Folder for everything the run writes.")] = None,
@@ -43,6 +47,7 @@ def quickstart(
         options = QuickstartOptions(
             algo=algo,
             divergence=divergence,
+            lam=lam,
             seed=seed,
             steps=steps,
             run_dir=run_dir,

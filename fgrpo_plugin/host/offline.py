@@ -49,10 +49,10 @@ class OfflineTrainer(FDivergenceTrainer):
             return self._update_actor(batch, metrics)
 
     def _update_actor(self, batch: Any, metrics: dict) -> Any:
-        with self._joining(self._minibatches(), metrics):
-            batch = super(FDivergenceTrainer, self)._update_actor(batch, metrics)  # type: ignore[misc]
+        with self._joining(self._minibatches(), metrics, clear=False) as seen:
+            super(FDivergenceTrainer, self)._update_actor(batch, metrics)  # type: ignore[misc]
         metrics.update(divide_sums(metrics, self.f_divergence, compare_rollout=False))
-        return batch
+        return seen[0]  # which the host takes out of the queue when it has logged the step
 
     def _compute_metrics(self, batch: Any, metrics: dict, timing_raw: dict, global_steps: int, epoch: int) -> None:
         metrics.update({"training/global_step": global_steps, "training/epoch": epoch})

@@ -155,27 +155,31 @@ class FDivergenceTrainer:
         return max(group._dispatch_info["actor"]) + 1
 
     @contextlib.contextmanager
-    def _joining(self, minibatches: int, metrics: dict) -> Iterator[None]:
-        """While it lasts, the actor is updated on the host's batch with preference rows among its own."""
+    def _joining(self, minibatches: int, metrics: dict, *, clear: bool = True) -> Iterator[list[Any]]:
+        """While it lasts, the actor is updated on the host's batch with preference rows among its own.
+
+        Yields a list that then holds the batch the actor saw. ``clear`` takes the preference rows out of the queue.
+        """
         if self.preferences is None:
-            yield
+            yield []
             return
         import transfer_queue as tq
 
-        group, keys = self.actor_rollout_wg, []
+        group, keys, seen = self.actor_rollout_wg, [], []
 
         def join(batch: Any) -> Any:
             with self._timed("join_preferences"):
                 joined, added = self._join(batch, minibatches, metrics)
             keys.extend(added)
+            seen.append(joined)
             return joined
 
         self.actor_rollout_wg = _JoiningGroup(group, join)
         try:
-            yield
+            yield seen
         finally:
             self.actor_rollout_wg = group
-            if keys:
+            if keys and clear:
                 tq.kv_clear(keys=keys, partition_id="train")
 
     def _join(self, batch: Any, minibatches: int, metrics: dict) -> tuple[Any, list[str]]:

@@ -65,9 +65,10 @@ def require_validated(algorithm: Any) -> None:
         algorithm: the host's ``algorithm`` section.
     """
     if not algorithm.get(VALIDATED, False):
+        name = algorithm.get("adv_estimator", "f_grpo")
         raise ValueError(
-            f"algorithm.adv_estimator={algorithm.get('adv_estimator', 'f_grpo')} reached a trainer without validation: its only entry "
-            "point is `python -m verl.trainer.main_ppo` with trainer.use_v1=true."
+            f"algorithm.adv_estimator={name} reached a trainer without validation: its only entry point is "
+            "`python -m verl.trainer.main_ppo` with trainer.use_v1=true."
         )
 
 
@@ -126,6 +127,8 @@ def complete(config: DictConfig) -> None:
         fill("data.custom_cls.name", "NoPrompts", why)
         if OmegaConf.is_missing(config.actor_rollout_ref.rollout, "name"):
             fill("actor_rollout_ref.rollout.name", "vllm", "the host wants a name; no engine is started")
+        if not OmegaConf.select(config, "actor_rollout_ref.rollout.nnodes"):
+            fill("actor_rollout_ref.rollout.nnodes", 1, "the host wants a number; no engine is started")
     with open_dict(config):
         OmegaConf.update(config, f"{LOSS}.f_divergence", asdict(settings), force_add=True)
         config.algorithm[VALIDATED] = True

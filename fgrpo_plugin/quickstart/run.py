@@ -23,11 +23,19 @@ from fgrpo_plugin.divergences import available_divergences
 from fgrpo_plugin.preflight import check_model, load_tokenizer
 from fgrpo_plugin.quickstart import task
 from fgrpo_plugin.quickstart.processes import MARKER, cleaned_up, only_run
-from fgrpo_plugin.quickstart.summary import draw, heldout_accuracies, read_metrics, rewards, summarize
+from fgrpo_plugin.quickstart.summary import (
+    draw,
+    heldout_accuracies,
+    heldout_true_rewards,
+    read_metrics,
+    rewards,
+    summarize,
+)
 from fgrpo_plugin.quickstart.user_data import UserData, prepare_user_data
 
-ALGORITHMS = ("f_grpo", "grpo")
-DEFAULT_STEPS = 50
+ALGORITHMS = ("f_grpo", "f_hal", "grpo")
+DEFAULT_STEPS, HYBRID_STEPS = 50, 90
+DIVERGENCES = {"f_grpo": "pearson", "f_hal": "kl"}
 MAX_STEPS = 100_000
 PATIENCE_SECONDS = 600.0
 """Without a new line of metrics for so long, the host is taken for dead; a model of the user's own has six times it."""
@@ -52,7 +60,9 @@ class QuickstartOptions:
     """What the command line can set."""
 
     algo: str = "f_grpo"
-    divergence: str = "pearson"
+    divergence: str | None = None
+    """Name of f; None takes pearson, and on the hybrid task of f_hal kl."""
+    lam: float | None = None
     seed: int = 0
     steps: int | None = None
     run_dir: Path | None = None
@@ -68,14 +78,25 @@ class QuickstartOptions:
             QuickstartError: names the option and the remedy.
         """
         if self.algo not in ALGORITHMS:
-            raise QuickstartError(f"ALGO={self.algo} is not known; choose f_grpo or grpo.")
+            raise QuickstartError(f"ALGO={self.algo} is not known; choose one of {', '.join(ALGORITHMS)}.")
+        if self.algo == "grpo" and self.divergence is not None:
+            raise QuickstartError(f"DIVERGENCE={self.divergence} means nothing to ALGO=grpo; remove one of the two.")
+        if self.lam is not None and self.algo != "f_hal":
+            raise QuickstartError(f"LAM={self.lam} is lambda of f-HAL; set ALGO=f_hal, or remove it.")
+        if self.lam is not None and not 0 <= self.lam <= 1:
+            raise QuickstartError(f"LAM={self.lam} must lie in [0, 1]; 0 is f-GRPO, 1 uses preference data alone.")
+        if self.algo == "f_hal" and self.data is not None:
+            raise QuickstartError(
+                f"DATA={self.data} with ALGO=f_hal: the quick start has preferences for its own task alone; with data "
+                "of your own use verl.trainer.main_ppo and data.preference.files."
+            )
         if self.divergence == "alpha":
             raise QuickstartError(
                 "DIVERGENCE=alpha needs its order, for which the quick start has no option; use verl.trainer.main_ppo "
                 "with policy_loss.f_divergence.alpha."
             )
         names = [name for name in available_divergences() if name != "alpha"]
-        if self.divergence not in names:
+        if self.divergence is not None and self.divergence not in names:
             raise QuickstartError(f"DIVERGENCE={self.divergence} is not known; choose one of {', '.join(names)}.")
         if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:
             raise QuickstartError(f"STEPS={self.steps} must lie between 1 and {MAX_STEPS}.")
@@ -136,8 +157,12 @@ def run_quickstart(options: QuickstartOptions, console: Console | None = None) -
 
 def _run(options: QuickstartOptions, user_data: UserData | None, console: Console) -> Path:
     started = time.monotonic()
-    steps = options.steps or DEFAULT_STEPS
-    name = f"{options.algo}-{options.divergence}" if options.algo == "f_grpo" else options.algo
+    hybrid = options.algo == "f_hal"
+    steps = options.steps or (HYBRID_STEPS if hybrid else DEFAULT_STEPS)
+    divergence = None if options.algo == "grpo" else options.divergence or DIVERGENCES[options.algo]
+    name = "-".join(
+        filter(None, (options.algo, divergence, f"lam{options.lam:g}" if options.lam is not None else None))
+    )
     run = options.run_dir or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}-seed{options.seed}"
     run = run.absolute()
     (run / "logs").mkdir(parents=True, exist_ok=True)
@@ -148,21 +173,27 @@ def _run(options: QuickstartOptions, user_data: UserData | None, console: Consol
         _check_overrides(run, options, steps)
 
     with _progress(console) as progress, _interruptible():
-        model = options.model.absolute() if options.model else _warm_model(run, options.seed, progress)
-        inputs = _addition(run, model, options.seed) if user_data is None else _user(run, model, user_data)
+        model = options.model.absolute() if options.model else _warm_model(run, options.seed, progress, hybrid)
+        if hybrid:
+            inputs = _hybrid(run, model)
+        else:
+            inputs = _addition(run, model, options.seed) if user_data is None else _user(run, model, user_data)
         _train(run, options, steps, inputs, progress)
 
     summary = summarize(
         run / "metrics.jsonl",
         algorithm=options.algo,
-        divergence=options.divergence if options.algo == "f_grpo" else None,
+        divergence=divergence,
         seed=options.seed,
         steps=steps,
         seconds_total=time.monotonic() - started,
     )
     (run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     rows = read_metrics(run / "metrics.jsonl")
-    draw({name: [rewards(rows)]}, run / "reward_curve.png", f"{name}, seed {options.seed}", heldout_accuracies(rows))
+    points = {"held-out accuracy, greedy": heldout_accuracies(rows)}
+    if hybrid:
+        points = {"held-out proxy": heldout_accuracies(rows), "held-out true reward": heldout_true_rewards(rows)}
+    draw({name: [rewards(rows)]}, run / "reward_curve.png", f"{name}, seed {options.seed}", points)
     _report(summary, run, console)
     return run
 
@@ -175,6 +206,8 @@ def _is_users_own(model: Path | None) -> bool:
 def _check_overrides(run: Path, options: QuickstartOptions, steps: int) -> None:
     """Compose and complete the configuration as the host will, before the warm-up: a user's key may be mistyped."""
     inputs = _Inputs(model=Path("model"), train=Path("*.parquet"), heldout=Path("*.parquet"), overrides=())
+    if options.algo == "f_hal":
+        inputs = _hybrid(run, Path("model"))
     words = [word for word in host_command(run, options, steps, inputs, run / "ray")[3:] if "hydra." not in word]
     program = "from fgrpo_plugin.host.probe import check_overrides; import sys; check_overrides(sys.argv[1:])"
     done = subprocess.run(
@@ -185,9 +218,10 @@ def _check_overrides(run: Path, options: QuickstartOptions, steps: int) -> None:
         raise QuickstartError(f"--override: {reason.removeprefix('ValueError: ')}")
 
 
-def _warm_model(run: Path, seed: int, progress: Progress) -> Path:
+def _warm_model(run: Path, seed: int, progress: Progress, for_hybrid: bool) -> Path:
     import torch
 
+    from fgrpo_plugin.quickstart import hybrid
     from fgrpo_plugin.quickstart.model import Example, build_model, build_tokenizer, save_model, warm_up
 
     torch.set_num_threads(1)  # a model this small gains a third from two, and loses tenfold beside another load
@@ -195,12 +229,15 @@ def _warm_model(run: Path, seed: int, progress: Progress) -> Path:
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, seed)
     train, _ = task.split_pairs()
+    how: dict[str, Any] = {"wrong_answer": task.wrong_answer}
+    if for_hybrid:
+        how = {"wrong_answer": hybrid.wrong_answer, "target_success": hybrid.WARM_UP_SUCCESS}
     result = warm_up(
         model,
         tokenizer,
         [Example(pair.prompt, pair.answer) for pair in train],
         seed=seed,
-        wrong_answer=task.wrong_answer,
+        **how,
         on_step=lambda step, success: progress.update(bar, completed=step, reward=f"success {success:.2f}"),
     )
     progress.update(bar, total=result.steps, completed=result.steps)
@@ -221,6 +258,26 @@ def _addition(run: Path, model: Path, seed: int) -> _Inputs:
     )
 
 
+def _hybrid(run: Path, model: Path) -> _Inputs:
+    """The hybrid task: the same sums, the flawed proxy for a reward, and truthful preferences."""
+    from fgrpo_plugin.quickstart import hybrid
+
+    train, _ = task.split_pairs()
+    rows, heldout = task.verl_rows(train, "train"), task.verl_rows(task.heldout_sample(), "heldout")
+    preferences = hybrid.write_preference_file(run / "data" / "preferences.parquet")
+    return _Inputs(
+        model=model,
+        train=task.write_parquet(rows, run / "data" / "train.parquet"),
+        heldout=task.write_parquet(heldout, run / "data" / "heldout.parquet"),
+        overrides=(
+            "reward.custom_reward_function.path=pkg://fgrpo_plugin.quickstart.hybrid",
+            "reward.custom_reward_function.name=proxy_reward",
+            f"data.preference.files=[{preferences}]",
+            f"data.preference.cache_dir={run / 'reference_cache'}",
+        ),
+    )
+
+
 def _user(run: Path, model: Path, data: Any) -> _Inputs:
     return _Inputs(
         model=model,
@@ -232,8 +289,9 @@ def _user(run: Path, model: Path, data: Any) -> _Inputs:
 
 def host_command(run: Path, options: QuickstartOptions, steps: int, inputs: _Inputs, ray_folder: Path) -> list[str]:
     """The stock host's command line; what does not depend on this run stands in ``conf/fgrpo/quickstart.yaml``."""
+    f_divergence = "actor_rollout_ref.actor.policy_loss.f_divergence"
     overrides = [
-        "+fgrpo=quickstart",
+        f"+fgrpo={'laptop_hybrid' if options.algo == 'f_hal' else 'quickstart'}",
         f"algorithm.adv_estimator={options.algo}",
         f"data.train_files={inputs.train}",
         f"data.val_files={inputs.heldout}",
@@ -249,7 +307,10 @@ def host_command(run: Path, options: QuickstartOptions, steps: int, inputs: _Inp
     if _is_users_own(options.model):
         overrides += [*MODEL_OVERRIDES, f"actor_rollout_ref.actor.optim.lr={MODEL_LEARNING_RATE}"]
     if options.algo == "f_grpo":
-        overrides.append(f"+actor_rollout_ref.actor.policy_loss.f_divergence.divergence={options.divergence}")
+        overrides.append(f"+{f_divergence}.divergence={options.divergence or DIVERGENCES['f_grpo']}")
+    if options.algo == "f_hal":
+        overrides.append(f"{f_divergence}.divergence={options.divergence or DIVERGENCES['f_hal']}")
+        overrides += [f"{f_divergence}.lam={options.lam}"] if options.lam is not None else []
     if options.learning_rate is not None:
         overrides.append(f"actor_rollout_ref.actor.optim.lr={options.learning_rate}")
     return [sys.executable, "-m", "verl.trainer.main_ppo", *overrides, *options.overrides]
@@ -352,8 +413,11 @@ def _report(summary: dict[str, Any], run: Path, console: Console) -> None:
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
     table.add_row("sampled reward, 10 steps", shown(summary["reward_first10"]), shown(summary["reward_last10"]))
-    before, after = summary["heldout_accuracy_before"], summary["heldout_accuracy_after"]
-    table.add_row("held-out accuracy, greedy", shown(before), shown(after))
+    heldout = "held-out proxy, sampled" if "true_reward_before" in summary else "held-out accuracy, greedy"
+    table.add_row(heldout, shown(summary["heldout_accuracy_before"]), shown(summary["heldout_accuracy_after"]))
+    if "true_reward_before" in summary:
+        before, after = summary["true_reward_before"], summary["true_reward_after"]
+        table.add_row("held-out true reward, sampled", shown(before), shown(after))
     console.print(table)
     total, step = summary["seconds_total"], summary["seconds_per_step_median"]
     console.print(f"{summary['steps']} steps in {total:.0f} s, {step:.2f} s a step")

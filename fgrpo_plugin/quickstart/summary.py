@@ -24,9 +24,18 @@ def rewards(rows: Sequence[Mapping[str, Any]]) -> list[float]:
 
 def heldout_accuracies(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
     """(step, accuracy) of each validation: the host's ``val-core`` metrics, averaged over data sources."""
+    return _validations(rows, "val-core/", "mean@1")
+
+
+def heldout_true_rewards(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
+    """(step, mean of the judge's reward) of each validation, where the reward function reports one beside the proxy."""
+    return _validations(rows, "val-aux/", "/true_reward/mean@1")
+
+
+def _validations(rows: Sequence[Mapping[str, Any]], prefix: str, part: str) -> list[tuple[int, float]]:
     found = []
     for row in rows:
-        values = [value for name, value in row["data"].items() if name.startswith("val-core/") and "mean@1" in name]
+        values = [value for name, value in row["data"].items() if name.startswith(prefix) and part in name]
         if values:
             found.append((row["step"], statistics.fmean(values)))
     return found
@@ -39,27 +48,29 @@ def summarize(
 
     Args:
         metrics: the host's file log.
-        algorithm: ``f_grpo`` or ``grpo``.
+        algorithm: ``f_grpo``, ``f_hal`` or ``grpo``.
         divergence: name of f, or None.
         seed: seed of the run.
         steps: training steps asked for.
         seconds_total: from the command to its end.
 
     Returns:
-        A dict with rewards as means over the first and last ten steps and greedy held-out accuracy before and after.
+        A dict with rewards as means over the first and last ten steps (None where nothing is rolled out), held-out
+        accuracy before and after, and on the hybrid task the judge's reward before and after.
     """
     rows = read_metrics(metrics)
     reward = rewards(rows)
-    heldout = heldout_accuracies(rows)
+    heldout, judged = heldout_accuracies(rows), heldout_true_rewards(rows)
     seconds = [row["data"]["timing_s/step"] for row in rows if "timing_s/step" in row["data"]]
     return {
         "algorithm": algorithm,
         "divergence": divergence,
         "seed": seed,
-        "reward_first10": statistics.fmean(reward[:WINDOW]),
-        "reward_last10": statistics.fmean(reward[-WINDOW:]),
+        "reward_first10": statistics.fmean(reward[:WINDOW]) if reward else None,
+        "reward_last10": statistics.fmean(reward[-WINDOW:]) if reward else None,
         "heldout_accuracy_before": heldout[0][1] if heldout else None,
         "heldout_accuracy_after": heldout[-1][1] if heldout else None,
+        **({"true_reward_before": judged[0][1], "true_reward_after": judged[-1][1]} if judged else {}),
         "steps": steps,
         "seconds_total": round(seconds_total, 1),
         "seconds_per_step_median": round(statistics.median(seconds), 3),
@@ -70,7 +81,7 @@ def draw(
     runs: Mapping[str, Sequence[Sequence[float]]],
     target: Path,
     title: str,
-    heldout: Sequence[tuple[int, float]] = (),
+    heldout: Mapping[str, Sequence[tuple[int, float]]] | None = None,
 ) -> Path:
     """Reward against step: each run faint, the mean over a name's runs, smoothed over ten steps, in full colour.
 
@@ -78,7 +89,7 @@ def draw(
         runs: name -> one list of rewards, step by step, for each seed.
         target: the PNG.
         title: above the picture.
-        heldout: (step, greedy accuracy) points.
+        heldout: name -> (step, value) points of the validations.
     """
     import matplotlib
 
@@ -93,8 +104,9 @@ def draw(
         mean = [statistics.fmean(values) for values in zip(*curves, strict=False)]
         smooth = [statistics.fmean(mean[max(0, i - WINDOW + 1) : i + 1]) for i in range(len(mean))]
         axes.plot(range(1, len(smooth) + 1), smooth, color=colour, linewidth=2, label=name)
-    if heldout:
-        axes.plot(*zip(*heldout, strict=True), "o", color="grey", markersize=4, label="held-out accuracy, greedy")
+    for marker, (name, points) in zip("osD^", (heldout or {}).items(), strict=False):
+        if points:
+            axes.plot(*zip(*points, strict=True), marker, color="grey", markersize=4, label=name)
     axes.set(xlabel="training step", ylabel="sampled reward", ylim=(0, 1.02), title=title)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

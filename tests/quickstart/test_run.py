@@ -178,7 +178,7 @@ def test_summary_is_the_means_over_the_first_and_last_ten_steps(tmp_path):
 def test_the_picture_is_a_png_that_changes_with_the_data(tmp_path):
     import matplotlib.image
 
-    low = draw({"a": [[0.1] * 12, [0.2] * 11]}, tmp_path / "a.png", "run", [(0, 0.5)])
+    low = draw({"a": [[0.1] * 12, [0.2] * 11]}, tmp_path / "a.png", "run", {"held-out": [(0, 0.5)]})
     high = draw({"a": [[0.9] * 12]}, tmp_path / "b.png", "run")
     first, second = matplotlib.image.imread(low), matplotlib.image.imread(high)
     assert first.shape == second.shape and first.shape[0] > 400
