@@ -23,6 +23,34 @@ def test_recipe_composes_and_is_valid(stock_config, inputs, group):
     validate_config(config, use_reference_policy=True, use_critic=False)
 
 
+def test_the_safety_recipe_composes_and_is_valid(stock_config, inputs, tmp_path):
+    from verl.utils.config import validate_config
+
+    from fgrpo_plugin.host.validate import complete
+
+    files = []
+    for name in ("train", "held_out"):
+        files.append(tmp_path / f"{name}.jsonl")
+        files[-1].write_text('{"prompt": "p", "completion": "c", "label": true}\n' * 2)
+    config = stock_config(
+        "+fgrpo=safety", *inputs[:2], f"data.preference.files=[{files[0]}]", f"data.preference.val_files=[{files[1]}]"
+    )
+    complete(config)
+    settings = config.actor_rollout_ref.actor.policy_loss.f_divergence
+    assert (config.algorithm.adv_estimator, settings.divergence, settings.lam) == ("f_hal", "jensen_shannon", 0.5)
+    assert config.reward.reward_model.enable and config.trainer.n_gpus_per_node == 8
+    validate_config(config, use_reference_policy=True, use_critic=False)
+
+
+def test_the_f_hal_group_offers_every_preference_setting_at_its_default(stock_config):
+    from dataclasses import asdict
+
+    from fgrpo_plugin.config import PreferenceConfig
+
+    section = stock_config("+fgrpo=f_hal").data.preference
+    assert dict(section) | {"files": ["a"]} == asdict(PreferenceConfig(files=["a"]))
+
+
 def _documented_overrides() -> list[tuple[str, list[str]]]:
     """Every ``python -m verl.trainer.main_ppo ...`` in a fenced block of a README or a docs page."""
     found = []
@@ -37,17 +65,23 @@ def _documented_overrides() -> list[tuple[str, list[str]]]:
     return found
 
 
-def test_every_documented_command_line_composes_and_is_valid(stock_config, inputs):
+def test_every_documented_command_line_composes_and_is_valid(stock_config, inputs, tmp_path):
     from fgrpo_plugin.host.validate import complete
 
+    for name in ("files", "val_files"):
+        pairs = [f'{{"prompt": "{i}", "chosen": "a", "rejected": "b"}}\n' for i in range(600)]
+        (tmp_path / f"preference.{name}.jsonl").write_text("".join(pairs))
     commands = _documented_overrides()
     assert len(commands) >= 3
     for page, overrides in commands:
         paths = re.compile(r"(data\.(train|val)_files|actor_rollout_ref\.model\.path)=")
-        documented = [word for word in overrides if not paths.match(word)]
+        documented = [
+            re.sub(r"(preference\.(val_)?files)=.*", rf"\1=[{tmp_path}/\1.jsonl]", word) for word in overrides
+        ]
+        documented = [word for word in documented if not paths.match(word)]
         replaced = [*inputs[:2], *(inputs[2:3] if "+fgrpo" not in " ".join(overrides) else [])]
         config = stock_config(*documented, *replaced)
-        if config.algorithm.adv_estimator == "f_grpo":
+        if config.algorithm.adv_estimator in ("f_grpo", "f_hal"):
             try:
                 complete(config)
             except ValueError as error:

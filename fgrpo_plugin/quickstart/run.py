@@ -378,6 +378,7 @@ def _follow(
 
 def _why(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith("Set the environment variable HYDRA_FULL_ERROR")]
     ours = [line for line in lines if line.startswith("fgrpo-plugin: ")]
     if lines and ours and lines[-1] == ours[-1]:
         return lines[-1]

@@ -8,7 +8,14 @@ import pytest
 from typer.testing import CliRunner
 
 from fgrpo_plugin.cli import app
-from fgrpo_plugin.quickstart.run import QuickstartError, QuickstartOptions, _Inputs, host_command, run_quickstart
+from fgrpo_plugin.quickstart.run import (
+    QuickstartError,
+    QuickstartOptions,
+    _hybrid,
+    _Inputs,
+    host_command,
+    run_quickstart,
+)
 from fgrpo_plugin.quickstart.summary import draw, heldout_accuracies, read_metrics, summarize
 
 ROW = {
@@ -130,22 +137,34 @@ def test_user_data_is_split_and_nothing_vanishes(tmp_path):
     assert "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16" in data.overrides  # 22 x 8 rows are 11 of them
 
 
-@pytest.mark.parametrize("algo", ["f_grpo", "grpo"])
-def test_the_hosts_command_composes_and_is_valid(stock_config, inputs, tmp_path, algo):
+@pytest.mark.parametrize(
+    "algo, lam", [("f_grpo", None), ("grpo", None), ("f_hal", None), ("f_hal", 0.0), ("f_hal", 1.0)]
+)
+def test_the_hosts_command_composes_and_is_valid(stock_config, inputs, tmp_path, algo, lam):
     from verl.utils.config import validate_config
 
     from fgrpo_plugin.host.validate import complete, is_f_divergence
 
-    options = QuickstartOptions(algo=algo, divergence="kl", seed=3, learning_rate=1e-3)
+    divergence = None if algo == "grpo" else "kl"
+    options = QuickstartOptions(algo=algo, divergence=divergence, lam=lam, seed=3, learning_rate=1e-3)
+    options.check()
     data, model = (Path(item.split("=", 1)[1]) for item in (inputs[0], inputs[2]))
     host_inputs = _Inputs(model, data, data, ("reward.custom_reward_function.path=pkg://fgrpo_plugin.quickstart.task",))
+    if algo == "f_hal":
+        host_inputs = _hybrid(tmp_path, model)
     command = host_command(tmp_path, options, 7, host_inputs, tmp_path)
-    assert command[1:4] == ["-m", "verl.trainer.main_ppo", "+fgrpo=quickstart"]
+    assert command[1:4] == [
+        "-m",
+        "verl.trainer.main_ppo",
+        f"+fgrpo={'laptop_hybrid' if algo == 'f_hal' else 'quickstart'}",
+    ]
     config = stock_config(*[word for word in command[3:] if not word.startswith("hydra.")])
     if is_f_divergence(config):
         complete(config)
         assert config.actor_rollout_ref.actor.policy_loss.f_divergence.divergence == "kl"
-    validate_config(config, use_reference_policy=algo == "f_grpo", use_critic=False)
+    validate_config(config, use_reference_policy=algo != "grpo", use_critic=False)
+    if algo == "f_hal":
+        assert config.actor_rollout_ref.actor.policy_loss.f_divergence.lam == (0.5 if lam is None else lam)
     assert config.algorithm.adv_estimator == algo
     assert config.actor_rollout_ref.actor.optim.lr == 1e-3 and config.trainer.total_training_steps == 7
 
