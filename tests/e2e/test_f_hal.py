@@ -1,0 +1,160 @@
+"""f-HAL through the stock host: both halves in one update, interrupted and resumed; and preference data alone."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from fgrpo_plugin.host.preferences import STATE_FILE
+from fgrpo_plugin.quickstart.model import build_model, build_tokenizer, save_model
+from fgrpo_plugin.quickstart.processes import end_run
+from fgrpo_plugin.quickstart.run import QuickstartOptions, _hybrid, host_command, host_environment
+from fgrpo_plugin.quickstart.summary import read_metrics
+
+pytestmark = pytest.mark.e2e
+
+STEPS, SAVED, ROWS = 4, 2, 64
+F = "actor/f_divergence/"
+
+
+class Host:
+    """Runs of the stock host that share a model, preference data and the cache of reference log-probs."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        tokenizer = build_tokenizer()
+        self.model = save_model(build_model(tokenizer, 0), tokenizer, folder / "model")
+        (folder / "shared" / "data").mkdir(parents=True)
+        self.inputs = _hybrid(folder / "shared", self.model)
+
+    def start(self, name: str, *overrides: str) -> tuple[subprocess.Popen, str, Path]:
+        run = self.folder / name
+        (run / "logs").mkdir(parents=True, exist_ok=True)
+        given = (
+            "data.train_batch_size=8",
+            f"data.preference.batch_size={ROWS}",
+            f"reward.custom_reward_function.path={Path(__file__).parent / 'noisy_reward.py'}",
+            "reward.custom_reward_function.name=compute_score",
+            "trainer.val_before_train=false",
+            "trainer.test_freq=-1",
+            f"trainer.save_freq={SAVED}",
+            "trainer.resume_mode=auto",
+            "actor_rollout_ref.actor.optim.lr_warmup_steps=0",
+            *overrides,
+        )
+        options = QuickstartOptions(algo="f_hal", overrides=given)
+        command = [w for w in host_command(run, options, STEPS, self.inputs, run / "ray") if "_temp_dir" not in w]
+        run_id = f"{name}-{os.getpid()}"
+        env = host_environment(run, run_id)
+        env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), env.get("PYTHONPATH", "")])
+        with (run / "train.log").open("a") as log:
+            process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+        return process, run_id, run
+
+    def finish(self, name: str, *overrides: str) -> Path:
+        """Run to the end."""
+        process, run_id, run = self.start(name, *overrides)
+        try:
+            assert process.wait(timeout=400) == 0, (run / "train.log").read_text()[-3000:]
+        finally:
+            end_run(run_id)
+        return run
+
+    def kill_after(self, step: int, name: str) -> Path:
+        """Run until ``step`` has been logged, and end it as a pre-empted job is ended."""
+        process, run_id, run = self.start(name)
+        deadline = time.monotonic() + 400
+        try:
+            while not any(row["step"] >= step for row in read_metrics(run / "metrics.jsonl")):
+                assert process.poll() is None and time.monotonic() < deadline, (run / "train.log").read_text()[-3000:]
+                time.sleep(0.1)
+            process.send_signal(signal.SIGKILL)
+        finally:
+            end_run(run_id)
+        return run
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory) -> Host:
+    return Host(tmp_path_factory.mktemp("f_hal"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(host) -> Path:
+    return host.finish("uninterrupted")
+
+
+@pytest.fixture(scope="module")
+def resumed(host, uninterrupted) -> Path:
+    """Killed after the step that follows a checkpoint, and started again with the same command."""
+    run = host.kill_after(SAVED + 1, "interrupted")
+    assert not (run / "checkpoints" / f"global_step_{STEPS}").exists()
+    return host.finish("interrupted")
+
+
+def steps(run: Path) -> list[tuple[int, dict]]:
+    return [(row["step"], row["data"]) for row in read_metrics(run / "metrics.jsonl") if row["step"] > 0]
+
+
+def state(run: Path, step: int) -> dict:
+    return json.loads((run / "checkpoints" / f"global_step_{step}" / STATE_FILE).read_text())["preference_sampler"]
+
+
+def test_both_halves_are_active_in_every_update(uninterrupted):
+    found = steps(uninterrupted)
+    assert [step for step, _ in found] == list(range(1, STEPS + 1))
+    for _, step in found:
+        assert step[F + "lam"] == 0.5
+        assert step[F + "preference_share"] == ROWS / (ROWS + 8 * 8)
+        assert step[F + "preference_desirable_share"] == 0.5
+        assert step[F + "aligned_share"] > 0 and step["actor/grad_norm"] > 0
+        # Rewards and lengths that the host reports are those of the 64 on-policy rows.
+        assert 0 < step["critic/score/mean"] < 1
+        assert step["training/rollout_probs_diff_mean"] < 1e-3
+        assert "timing_s/join_preferences" in step
+    first, last = found[0][1], found[-1][1]
+    assert abs(first[F + "preference_distance_desirable"]) < 1e-3  # the policy is the reference
+    assert last[F + "preference_distance_desirable"] > last[F + "preference_distance_undesirable"]
+    assert last[F + "preference_loss"] < 0 and F + "on_policy_loss" in last
+    # 64 on-policy rows of 8 tokens or less: no preference row is counted among the host's tokens.
+    assert last["response_length/max"] <= 8 and last["perf/total_num_tokens"] < 64 * (64 + 8)
+
+
+def test_interrupted_and_resumed_it_has_seen_what_the_uninterrupted_run_has(uninterrupted, resumed):
+    assert "Resuming from" in (resumed / "train.log").read_text()
+    assert [step for step, _ in steps(resumed)] == [1, 2, 3, 3, 4]  # step 3 was lost, and done again
+    for step in (SAVED, STEPS):
+        assert state(resumed, step) == state(uninterrupted, step)  # with the hash of every row drawn, in order
+    assert state(uninterrupted, STEPS)["drawn"] == [STEPS * ROWS // 2]  # pairs
+    assert state(uninterrupted, SAVED)["history"] != state(uninterrupted, STEPS)["history"]
+
+
+def test_reference_log_probs_were_computed_in_the_first_run_alone(uninterrupted, resumed):
+    assert steps(uninterrupted)[0][1][F + "preference_cache_hits"] == 0.0
+    assert {data[F + "preference_cache_hits"] for _, data in steps(resumed)} == {1.0}
+
+
+@pytest.mark.long
+def test_preference_data_alone_train_without_a_rollout_engine(host):
+    rows = [{"prompt": f"{a}+11=", "chosen": str(a + 11), "rejected": str(a + 12)} for a in range(20, 40)]
+    (host.folder / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = host.finish(
+        "offline",
+        "actor_rollout_ref.actor.policy_loss.f_divergence.lam=1",
+        "data.preference.keep_rollout=false",
+        f"data.preference.val_files=[{host.folder}/held_out.jsonl]",
+        "data.train_files=null",
+        "data.val_files=null",
+        "trainer.test_freq=2",
+    )
+    assert "vLLMHttpServer" not in (run / "train.log").read_text()
+    found = steps(run)
+    assert len(found) == STEPS
+    assert all(data[F + "preference_share"] == 1.0 for _, data in found)
+    assert found[-1][1][F + "preference_implicit_reward_margin"] > 0
+    assert 0 <= found[-1][1]["val-preference/accuracy"] <= 1
+    assert state(run, STEPS)["drawn"] == [STEPS * ROWS // 2]
