@@ -35,6 +35,35 @@ def test_the_readmes_example_runs():
     assert gradient[1].sum() < 0 < gradient[0].sum()  # the good row goes up, the bad one down
 
 
+def _rows(text: str) -> dict[str, list[str]]:
+    """First column -> the other columns, of every table row whose first column is code."""
+    rows = (line.strip("|\n ").split(" | ") for line in text.splitlines() if line.startswith("| `"))
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_the_tables_of_settings_are_those_of_the_code():
+    from dataclasses import fields
+
+    from fgrpo_plugin.config import FDivergenceConfig, PreferenceConfig
+    from fgrpo_plugin.host.validate import ACTOR_SETTINGS
+
+    readme, page = _rows((DOCS.parent / "README.md").read_text()), _rows((DOCS / "f_hal.md").read_text())
+    for setting, meaning in ACTOR_SETTINGS.items():
+        assert readme[", ".join(f"`{name}`" for name in setting.split(", "))] == [meaning]
+    for config, table, filled_in in (
+        (FDivergenceConfig, readme, {"gamma", "lam", "old_log_prob"}),
+        (PreferenceConfig, page, {"files"}),
+    ):
+        documented = {name.strip("`"): row for names, row in table.items() for name in names.split(", ")}
+        for field in fields(config):
+            if field.name == "old_log_prob":  # filled in by the validation, never set
+                continue
+            default = documented[field.name][0].strip("`")
+            if field.name not in filled_in and not field.name.endswith("split") and field.name != "val_files":
+                said = {"null": None, "false": False, "true": True}.get(default, default)
+                assert said == field.default or float(said) == field.default, field.name
+
+
 @pytest.mark.parametrize("page", [*DOCS.glob("*.md"), DOCS.parent / "README.md"], ids=lambda page: page.name)
 def test_links_and_pictures_exist(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):

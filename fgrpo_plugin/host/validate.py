@@ -26,11 +26,12 @@ OFFLINE = "fgrpo_plugin.host.offline"
 ACTOR_SETTINGS = {
     "clip_ratio, clip_ratio_low, clip_ratio_high, clip_ratio_c": "ignored: f-GRPO has no importance ratio to clip",
     "loss_agg_mode, loss_scale_factor": "ignored by f-GRPO's loss (own row counts); used by KL and entropy terms",
-    "entropy_coeff": "honoured: added to the loss",
-    "use_kl_loss, kl_loss_coef": "honoured: added to the loss, beside f-GRPO's own reference term",
+    "entropy_coeff": "honoured: added to the loss; sees on-policy rows only",
+    "use_kl_loss, kl_loss_coef": "honoured: added to the loss, beside our own reference term; sees on-policy rows only",
     "ppo_epochs": "honoured: rows are repeated; above 1 the rollout's log-probs are not compared with the actor's",
     "ppo_mini_batch_size": "honoured: a loss is normalised within its mini-batch",
     "shuffle": "refused: the driver must know each row's mini-batch",
+    "algorithm.use_kl_in_reward": "refused: f-GRPO holds its own regulariser towards the reference (beta)",
     "algorithm.rollout_correction.rollout_is, rollout_rs": "refused: they correct a ratio that f-GRPO does not use",
 }
 """What f-GRPO does with each setting of the host's actor; the README's table is this one."""
