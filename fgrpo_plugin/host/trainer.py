@@ -44,6 +44,7 @@ class FDivergenceTrainer:
     offline: type
     config: Any
     tokenizer: Any
+    processor: Any
     global_steps: int
     total_training_steps: int
     timing_raw: dict
@@ -66,6 +67,11 @@ class FDivergenceTrainer:
     def _init_dataloader(self) -> None:
         # Before any worker starts: a row that cannot be used must end the run here.
         if joins_preferences(self.config):
+            if self.processor is not None:
+                raise ValueError(
+                    "algorithm.adv_estimator=f_hal takes preference rows of text alone, and this model has an image "
+                    "processor; use a text model, or algorithm.adv_estimator=f_grpo."
+                )
             self.preferences = PreferenceRows(self.config, self.tokenizer)
         super()._init_dataloader()  # type: ignore[misc]
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from fgrpo_plugin.host.preferences import STATE_FILE
 from fgrpo_plugin.quickstart.model import build_model, build_tokenizer, save_model
@@ -138,23 +139,69 @@ def test_reference_log_probs_were_computed_in_the_first_run_alone(uninterrupted,
     assert {data[F + "preference_cache_hits"] for _, data in steps(resumed)} == {1.0}
 
 
-@pytest.mark.long
-def test_preference_data_alone_train_without_a_rollout_engine(host):
+def _offline(host: Host, name: str, *overrides: str) -> Path:
     rows = [{"prompt": f"{a}+11=", "chosen": str(a + 11), "rejected": str(a + 12)} for a in range(20, 40)]
     (host.folder / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run = host.finish(
-        "offline",
+    return host.finish(
+        name,
         "actor_rollout_ref.actor.policy_loss.f_divergence.lam=1",
         "data.preference.keep_rollout=false",
         f"data.preference.val_files=[{host.folder}/held_out.jsonl]",
         "data.train_files=null",
         "data.val_files=null",
         "trainer.test_freq=2",
+        *overrides,
     )
+
+
+@pytest.mark.long
+def test_preference_data_alone_train_without_a_rollout_engine(host):
+    run = _offline(host, "offline")
     assert "vLLMHttpServer" not in (run / "train.log").read_text()
     found = steps(run)
     assert len(found) == STEPS
     assert all(data[F + "preference_share"] == 1.0 for _, data in found)
     assert found[-1][1][F + "preference_implicit_reward_margin"] > 0
     assert 0 <= found[-1][1]["val-preference/accuracy"] <= 1
+    assert state(run, STEPS)["drawn"] == [STEPS * ROWS // 2]
+
+
+@pytest.mark.long
+def test_with_lora_the_reference_is_the_adapter_switched_off(host):
+    """Rows that are drawn after the adapter has moved get the base model's log-probs all the same."""
+    from transformers import AutoModelForCausalLM
+
+    from fgrpo_plugin.preference.files import read_preferences
+    from fgrpo_plugin.preference.reference_cache import ReferenceCache
+    from fgrpo_plugin.preference.tokens import encode
+
+    model = "actor_rollout_ref.model"
+    cache = host.folder / "lora_cache"
+    lora = [f"{model}.lora_rank=4", f"{model}.lora_alpha=8", f"{model}.target_modules=all-linear"]
+    run = _offline(host, "lora", *lora, f"data.preference.cache_dir={cache}", "actor_rollout_ref.actor.optim.lr=0.01")
+    assert steps(run)[-1][1][F + "preference_implicit_reward_margin"] > 1e-3  # the adapter has moved
+    (folder,) = (path.parent for path in cache.glob("*/key.json"))
+    known = ReferenceCache(cache, json.loads((folder / "key.json").read_text()))
+    base = AutoModelForCausalLM.from_pretrained(host.model, dtype=torch.float32)
+    found = read_preferences([host.folder / "shared" / "data" / "preferences.parquet"])
+    rows = encode(found.rows, build_tokenizer(), max_prompt_length=64, max_response_length=8).rows
+    rows = [row for row in rows if known.get(row) is not None]
+    assert len(rows) >= STEPS * ROWS * 0.5
+    for row in rows:
+        logits = base(torch.tensor([row.prompt_ids + row.response_ids])).logits[0, len(row.prompt_ids) - 1 : -1]
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(row.response_ids).unsqueeze(1)).squeeze(1)
+        torch.testing.assert_close(known.get(row), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.long
+def test_the_mode_colocate_async_joins_preference_rows_too(host):
+    sampler = "trainer.v1.sampler.custom_sampler"
+    run = host.finish(
+        "colocate", "trainer.v1.trainer_mode=colocate_async", f"{sampler}.path=null", f"{sampler}.name=null"
+    )
+    found = steps(run)
+    assert len(found) == STEPS
+    for _, step in found:
+        assert step[F + "preference_share"] == ROWS / (ROWS + 8 * 8)
+    assert found[-1][1][F + "preference_loss"] < 0
     assert state(run, STEPS)["drawn"] == [STEPS * ROWS // 2]
