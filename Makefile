@@ -51,6 +51,7 @@ docs: $(READY)
 benchmarks: $(READY)
 	@$(BIN)/python benchmarks/loss.py
 	@$(BIN)/python -m benchmarks.step_time
+	@$(BIN)/python -m benchmarks.hybrid_cost
 	@$(BIN)/python benchmarks/import_time.py
 
 clean:
