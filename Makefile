@@ -50,7 +50,8 @@ docs: $(READY)
 # The figures of docs/benchmarks.md.
 benchmarks: $(READY)
 	@$(BIN)/python benchmarks/loss.py
-	@$(BIN)/python benchmarks/step_time.py
+	@$(BIN)/python -m benchmarks.step_time
+	@$(BIN)/python -m benchmarks.hybrid_cost
 	@$(BIN)/python benchmarks/import_time.py
 
 clean:
