@@ -49,7 +49,7 @@ def table(results: dict[str, dict]) -> str:
     """The README's table."""
     lines = ["| lambda | proxy before | after | lab's seeds | true before | after | lab's seeds | s a step | commit |"]
     lines.append("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for lam in LAMBDAS:
+    for lam in (value for value in LAMBDAS if f"{value:g}" in results):
         run = results[f"{lam:g}"]
         cells = [f"{lam:g}"]
         for kind, before, after in (
@@ -82,12 +82,13 @@ def main(
     for value in [] if report_only else LAMBDAS if lam is None else (lam,):
         run = folder / f"lam{value:g}"
         if not (run / "summary.json").is_file():
+            head = ["git", "rev-parse", "--short", "HEAD"]
+            done = subprocess.run(head, cwd=HERE, capture_output=True, text=True, check=True)
             run_quickstart(QuickstartOptions(algo="f_hal", lam=value, run_dir=run), console)
-        done = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=True
-        )
-        made = {"commit": done.stdout.strip(), "date": str(date.today())}
-        results[f"{value:g}"] = json.loads((run / "summary.json").read_text()) | made
+            made = {"commit": done.stdout.strip(), "date": str(date.today())}
+            (run / "made.json").write_text(json.dumps(made))
+        parts = [json.loads((run / name).read_text()) for name in ("summary.json", "made.json")]
+        results[f"{value:g}"] = parts[0] | parts[1]
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     write_report()
     for key, summary in results.items():
