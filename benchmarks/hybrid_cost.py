@@ -72,8 +72,8 @@ class MadeRows(PreferenceRows):
 
     def __init__(self, composed: Any, made: list[TokenRow], cache: str) -> None:
         self._made = made
+        composed.data.preference.cache_dir = cache
         super().__init__(composed, tokenizer=None)
-        self.settings.cache_dir = cache
 
     def _load(self, files: list[str], split: str) -> list[TokenRow]:
         return self._made

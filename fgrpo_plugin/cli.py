@@ -76,7 +76,7 @@ def check(
     model: Annotated[Path | None, typer.Option(help="Folder whose tokenizer measures and renders the rows.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the rows that are shown.")] = 0,
 ) -> None:
-    """Say what is in preference data: format, sides, lengths, duplicates; exit code 1 if a row cannot be used."""
+    """Say what is in preference data: format, sides, lengths, duplicates; exit code 1 if they cannot all be used."""
     from rich.console import Console
 
     from fgrpo_plugin.preference.files import read_preferences
@@ -85,7 +85,7 @@ def check(
     with _one_sentence("fgrpo prefs check"):
         found = read_preferences(files, split=split, on_bad_row="skip")
         print_report(found, Console(), tokenizer=_tokenizer(model), seed=seed)
-    if found.skipped:
+    if found.skipped or len({row.desirable for row in found.rows}) < 2:
         raise typer.Exit(1)
 
 
@@ -104,7 +104,7 @@ def convert(
     with _one_sentence("fgrpo prefs convert"):
         found = read_preferences(files, split=split, on_bad_row=on_bad_row)
         write_preferences(found.rows, output)
-    console = Console()
+    console = Console(markup=False, emoji=False, highlight=False)
     for reason, count in found.skipped.most_common():
         console.print(f"left out: {count} x {reason} (first: {found.first_skipped[reason]})")
     if found.at_mean:
@@ -117,7 +117,7 @@ def _one_sentence(command: str) -> Iterator[None]:
     """Bad input ends a command with its sentence and exit code 2, without a traceback."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"{command}: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
 

@@ -3,9 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fgrpo_plugin.divergences import Divergence, get_divergence
+from fgrpo_plugin.preference.files import LOADERS
 
 PRESETS = {"paper": 0.0, "released": 1.0}  # name -> gamma, see FDivergenceConfig.preset
 LEVELS = ("sequence", "sequence_mean", "token")
@@ -209,17 +211,35 @@ class PreferenceConfig:
     def __post_init__(self) -> None:
         for name in ("files", "val_files"):
             value = getattr(self, name)
-            setattr(self, name, [value] if isinstance(value, str) else list(value or []))
+            value = [value] if isinstance(value, str) else list(value or [])
+            if not all(isinstance(file, str) and file for file in value):
+                raise ValueError(f"{name}={value!r} must be a list of files, folders or dataset names.")
+            setattr(self, name, value)
         if not self.files:
             raise ValueError("files is empty; name at least one file or dataset, +data.preference.files=[...].")
-        if both := sorted(set(self.files) & set(self.val_files)):
+        trained = {_identity(file, self.split) for file in self.files}
+        if both := [file for file in self.val_files if _identity(file, self.val_split) in trained]:
             raise ValueError(f"val_files={both} are trained on too; name held-out data.")
+        for name in ("split", "val_split"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be the name of a split.")
+        for name in ("keep_pairs", "keep_rollout"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be true or false.")
         _one_of("on_bad_row", self.on_bad_row, ("error", "skip"))
         _one_of("on_too_long", self.on_too_long, ("error", "drop", "truncate"))
         if self.batch_size is not None and (not isinstance(self.batch_size, int) or self.batch_size < 2):
             raise ValueError(f"batch_size={self.batch_size!r} must be an even number >= 2, half of it for each side.")
-        if not isinstance(self.seed, int) or self.seed < 0:
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
             raise ValueError(f"seed={self.seed!r} must be a whole number >= 0.")
+
+
+def _identity(source: str, split: str) -> tuple[str, str | None]:
+    """The same for the same data: a file or a folder of files has no splits, a named or saved dataset has."""
+    path = Path(source).expanduser()
+    if path.suffix in LOADERS or (path.is_dir() and not (path / "dataset_dict.json").is_file()):
+        return str(path.resolve()), None
+    return (str(path.resolve()) if path.exists() else source), split
 
 
 def _share(name: str, value: object) -> None:

@@ -53,7 +53,12 @@ def test_bad_lambdas_are_named(lam, words):
     "settings, words",
     [
         ({"files": []}, "files is empty"),
-        ({"files": ["a"], "val_files": ["a"]}, "trained on too"),
+        ({"files": ["a"], "val_files": ["a"], "val_split": "train"}, "trained on too"),
+        ({"files": ["a.jsonl"], "val_files": ["./a.jsonl"]}, "trained on too"),
+        ({"files": [1]}, "must be a list of files"),
+        ({"files": ["a"], "split": None}, "split=None"),
+        ({"files": ["a"], "keep_pairs": "maybe"}, "keep_pairs='maybe'"),
+        ({"files": ["a"], "seed": True}, "seed=True"),
         ({"files": ["a"], "batch_size": 1}, "batch_size=1"),
         ({"files": ["a"], "on_bad_row": "maybe"}, "on_bad_row='maybe'"),
         ({"files": ["a"], "on_too_long": "cut"}, "on_too_long='cut'"),
@@ -64,3 +69,4 @@ def test_bad_preference_settings_are_named(settings, words):
     with pytest.raises(ValueError, match=words):
         PreferenceConfig(**settings)
     assert PreferenceConfig(files="one.jsonl").files == ["one.jsonl"]
+    PreferenceConfig(files=["a/hub-name"], val_files=["a/hub-name"])  # train and test of one dataset

@@ -42,6 +42,7 @@ class OfflineTrainer(FDivergenceTrainer):
         from transfer_queue import KVBatchMeta
         from verl.utils.debug import marked_timer
 
+        self.local_trigger_step = self.parameter_sync_step - 1  # one update a step
         if self._enable_hybrid_replicas:
             self.on_sample_end()  # type: ignore[attr-defined]  # puts the rollout engine to sleep
         batch = KVBatchMeta(partition_id="train")
@@ -52,6 +53,8 @@ class OfflineTrainer(FDivergenceTrainer):
         with self._joining(self._minibatches(), metrics, clear=False) as seen:
             super(FDivergenceTrainer, self)._update_actor(batch, metrics)  # type: ignore[misc]
         metrics.update(divide_sums(metrics, self.f_divergence, compare_rollout=False))
+        if self._enable_hybrid_replicas and self._validates_after_this_update():
+            self._held_out = self._held_out_preferences()
         return seen[0]  # which the host takes out of the queue when it has logged the step
 
     def _compute_metrics(self, batch: Any, metrics: dict, timing_raw: dict, global_steps: int, epoch: int) -> None:

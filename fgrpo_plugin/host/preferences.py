@@ -11,14 +11,16 @@ import torch
 
 from fgrpo_plugin.config import FDivergenceConfig, PreferenceConfig
 from fgrpo_plugin.host.policy_loss import PREFERENCE_FIELDS, ROW_FIELDS
+from fgrpo_plugin.losses import clip_implicit_reward
 from fgrpo_plugin.preference.files import Preferences, read_preferences
 from fgrpo_plugin.preference.reference_cache import DEFAULT_FOLDER, ReferenceCache, reference_fingerprint
 from fgrpo_plugin.preference.sampler import PreferenceSampler
-from fgrpo_plugin.preference.tokens import TokenRow, encode
+from fgrpo_plugin.preference.tokens import Encoded, TokenRow, encode
 
 STATE_FILE = "f_divergence.json"
 RECHECKED_ROWS = 8
-RECHECK_TOLERANCE = {"float32": 1e-3, "other": 0.3}  # nats a token; low precision depends on what else is in a batch
+# Largest and mean difference, nats a token; low precision depends on what else is in a batch.
+RECHECK_TOLERANCE = {"float32": (1e-3, 1e-3), "other": (0.3, 0.05)}
 ENGINE_FIELDS = (
     "input_ids",
     "position_ids",
@@ -53,7 +55,10 @@ class PreferenceRows:
         self.batch_size = rows_per_minibatch(config)
         if self.batch_size > len(self.sampler):
             self.sampler.draw(self.batch_size)  # says what is wrong
+        model, self._folder = config.actor_rollout_ref.model.path, Path(self.settings.cache_dir or DEFAULT_FOLDER)
+        self._key = cache_key(config, reference_fingerprint(model, self._folder))  # now, since it may be refused
         self._cache: ReferenceCache | None = None
+        self._rechecked = False
 
     def draw(self, minibatches: int, dp_size: int) -> list[list[list[TokenRow]]]:
         """The next rows: for each mini-batch, for each rank, as many D+ as D- rows.
@@ -71,15 +76,23 @@ class PreferenceRows:
         """log pi_ref of each row's response tokens, and the share of rows for which it was known.
 
         Args:
-            rows: a multiple of the data-parallel size.
+            rows: what was drawn.
             compute: the host's reference worker.
+
+        Raises:
+            ValueError: what the cache holds is not what the reference gives; seen when rows of an earlier run are first
+                asked for, of which a few are computed again.
         """
-        cache = self._open_cache(rows, compute)
-        known = sum(cache.get(row) is not None for row in rows)
-        if known < len(rows):
-            cache.add(rows, compute(rows))
+        cache = self._open_cache()
+        loaded = [row for row in rows if cache.was_loaded(row) and cache.get(row) is not None]
+        if loaded and not self._rechecked:
+            self._recheck(cache, loaded[:RECHECKED_ROWS], compute)
+            self._rechecked = True
+        missing = [row for row in rows if cache.get(row) is None]
+        if missing:
+            cache.add(missing, compute(missing))
         found = [cache.get(row) for row in rows]
-        return [values for values in found if values is not None], known / max(len(rows), 1)
+        return [values for values in found if values is not None], 1 - len(missing) / max(len(rows), 1)
 
     def save(self, folder: Path) -> None:
         """Write the sampler's state into a checkpoint folder of the host."""
@@ -105,39 +118,32 @@ class PreferenceRows:
             max_prompt_length=data.max_prompt_length,
             max_response_length=data.max_response_length,
             on_too_long=self.settings.on_too_long,
+            on_bad_row=self.settings.on_bad_row,
             template=dict(data.get("apply_chat_template_kwargs", None) or {}),
         )
-        print(_summary(files, found, encoded), flush=True)
+        print(_summary(found, encoded), flush=True)
+        if len({row.desirable for row in encoded.rows}) < 2:
+            raise ValueError(f"{', '.join(files)}: rows of one side alone are left; both D+ and D- are needed.")
         return encoded.rows
 
-    def _open_cache(self, rows: Sequence[TokenRow], compute: LogProbs) -> ReferenceCache:
-        """The cache, of which a few rows have been computed again and agree."""
-        if self._cache is not None:
-            return self._cache
-        folder = Path(self.settings.cache_dir or DEFAULT_FOLDER)
-        key = cache_key(self._config, reference_fingerprint(self._config.actor_rollout_ref.model.path, folder))
-        cache = ReferenceCache(folder, key)
-        for file in cache.damaged:
-            print(f"fgrpo-plugin: {file} was damaged; it is removed, and its rows are computed anew.", flush=True)
-        known = [row for row in rows if cache.get(row) is not None]
-        if known:
-            self._recheck(cache, rows, known[:RECHECKED_ROWS], compute)
-        self._cache = cache
-        return cache
+    def _open_cache(self) -> ReferenceCache:
+        if self._cache is None:
+            self._cache = ReferenceCache(self._folder, self._key)
+            for file in self._cache.damaged:
+                print(f"fgrpo-plugin: {file} was damaged; it is removed, and its rows are computed anew.", flush=True)
+        return self._cache
 
-    def _recheck(
-        self, cache: ReferenceCache, rows: Sequence[TokenRow], known: Sequence[TokenRow], compute: LogProbs
-    ) -> None:
-        # The host takes multiples of the data-parallel size, and `rows` is one.
-        again = {row.digest: values for row, values in zip(rows, compute(rows), strict=True)}
-        worst = max((again[row.digest] - cache.get(row)).abs().max().item() for row in known)  # type: ignore[operator]
+    def _recheck(self, cache: ReferenceCache, known: Sequence[TokenRow], compute: LogProbs) -> None:
+        pairs = zip(compute(known), map(cache.get, known), strict=True)
+        differences = torch.cat([(again - before).abs() for again, before in pairs])  # type: ignore[operator]
+        worst, mean = differences.max().item(), differences.mean().item()
         exact = reference_dtype(self._config) in ("fp32", "float32")
-        allowed = RECHECK_TOLERANCE["float32" if exact else "other"]
-        if worst > allowed:
+        most, most_mean = RECHECK_TOLERANCE["float32" if exact else "other"]
+        if worst > most or mean > most_mean:
             raise ValueError(
-                f"{cache.folder}: cached reference log-probs differ from the reference's by {worst:.3g} nats in "
-                f"{len(known)} rows computed again (at most {allowed} is noise); delete the folder, or name another "
-                "data.preference.cache_dir."
+                f"{cache.folder}: cached reference log-probs differ from the reference's by up to {worst:.3g} nats, "
+                f"{mean:.3g} in the mean, in {len(known)} rows computed again (up to {most} and {most_mean} is noise); "
+                "delete the folder, or name another data.preference.cache_dir."
             )
 
 
@@ -168,11 +174,22 @@ def check_preferences(config: Any, settings: FDivergenceConfig) -> None:
         ValueError: names the setting and the remedy.
     """
     wanted = preference_settings(config)
-    for files, split in ((wanted.files, wanted.split), (wanted.val_files, wanted.val_split)):
-        if files:
-            read_preferences(files, split=split, on_bad_row=wanted.on_bad_row)
     actor = config.actor_rollout_ref.actor
     rows, ranks = rows_per_minibatch(config), data_parallel_size(config)
+    for name, files, split in (
+        ("files", wanted.files, wanted.split),
+        ("val_files", wanted.val_files, wanted.val_split),
+    ):
+        found = read_preferences(files, split=split, on_bad_row=wanted.on_bad_row).rows if files else []
+        desirable = sum(row.desirable for row in found)
+        scarcer = min(desirable, len(found) - desirable)
+        if found and not scarcer:
+            raise ValueError(f"data.preference.{name} hold one side alone; both D+ and D- rows are needed.")
+        if name == "files" and rows > 2 * scarcer:
+            raise ValueError(
+                f"data.preference.batch_size={rows} is more than the preference data hold without repetition "
+                f"({scarcer} on the scarcer side); set it to {2 * scarcer} or less, or add data."
+            )
     if rows % (2 * ranks):
         raise ValueError(
             f"data.preference.batch_size={rows} must be a multiple of {2 * ranks}: as many rows of each side on each "
@@ -199,7 +216,14 @@ def data_parallel_size(config: Any) -> int:
             parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
         )
     else:
-        shared = actor.get("fsdp_config", {}).get("ulysses_sequence_parallel_size", 1) or 1
+        # The host still takes the actor's own, older key, which wins where it is set.
+        engine = actor.get("fsdp_config") or actor.get("veomni") or {}
+        sizes = (
+            actor.get("ulysses_sequence_parallel_size"),
+            engine.get("ulysses_sequence_parallel_size"),
+            engine.get("ulysses_parallel_size"),
+        )
+        shared = max(size or 1 for size in sizes)
     return max(1, world // shared)
 
 
@@ -211,11 +235,15 @@ def rows_per_minibatch(config: Any) -> int:
 
 def reference_dtype(config: Any) -> str:
     """The number format in which the host's reference computes, as its configuration names it."""
-    ref = config.actor_rollout_ref["actor" if reference_is_in_actor(config) else "ref"]
+    ref = _reference_section(config)
     if ref.get("strategy") == "megatron":
         return str(ref.get("megatron", {}).get("dtype", "bfloat16"))
-    engine = ref.get("fsdp_config", {})
-    return str((engine.get("mixed_precision") or {}).get("param_dtype") or engine.get("dtype", "bfloat16"))
+    # Without the section the host computes in bfloat16.
+    return str((ref.get("fsdp_config", {}).get("mixed_precision") or {}).get("param_dtype", "bf16"))
+
+
+def _reference_section(config: Any) -> Any:
+    return config.actor_rollout_ref["actor" if reference_is_in_actor(config) else "ref"]
 
 
 def reference_is_in_actor(config: Any) -> bool:
@@ -237,7 +265,8 @@ def cache_key(config: Any, fingerprint: str) -> dict[str, Any]:
         "override_config": OmegaConf.to_container(override) if OmegaConf.is_config(override) else dict(override),
         "temperature": float(rollout.temperature),
         "dtype": reference_dtype(config),
-        "engine": str(config.actor_rollout_ref.ref.get("strategy")),
+        "model_dtype": str((_reference_section(config).get("fsdp_config") or {}).get("model_dtype")),
+        "engine": str(_reference_section(config).get("strategy")),
         "host": f"verl {verl.__version__}",
     }
 
@@ -361,7 +390,7 @@ def held_out_metrics(rows: Sequence[TokenRow], rewards: torch.Tensor, settings: 
 
     Args:
         rows: n rows.
-        rewards: (n,) implicit rewards.
+        rewards: (n,) implicit rewards; clipped as in the loss for the estimate.
         settings: for the divergence.
 
     Returns:
@@ -376,12 +405,17 @@ def held_out_metrics(rows: Sequence[TokenRow], rewards: torch.Tensor, settings: 
         if row.pair is not None:
             pairs.setdefault(row.pair, {})[row.desirable] = reward
     differences = torch.tensor([pair[True] - pair[False] for pair in pairs.values() if len(pair) == 2])
-    if not len(differences):
-        differences = (above.unsqueeze(-1) - below).flatten()
-    won = (differences > 0).double().mean() + 0.5 * (differences == 0).double().mean()
-    estimate = divergence.link(above).mean() - divergence.conjugate_of_link(below).mean()
+    if len(differences):
+        won = float((differences > 0).double().mean() + 0.5 * (differences == 0).double().mean())
+    else:  # Mann and Whitney's U, by ranks: the couples themselves may be too many to hold
+        ordered = below.sort().values
+        wins = torch.searchsorted(ordered, above) + torch.searchsorted(ordered, above, right=True)
+        won = float(wins.double().mean() / 2 / len(below))
+    clipped, _ = clip_implicit_reward(rewards, divergence, settings.implicit_reward_clip)
+    link, conjugate = divergence.link(clipped[desirable]), divergence.conjugate_of_link(clipped[~desirable])
+    estimate = link.double().mean() - conjugate.double().mean()
     return {
-        "val-preference/accuracy": float(won),
+        "val-preference/accuracy": won,
         "val-preference/implicit_reward_margin": float(above.mean() - below.mean()),
         "val-preference/divergence_estimate": float(estimate) + divergence.estimate_offset,
     }
@@ -391,7 +425,7 @@ def _tokens(row: TokenRow) -> int:
     return len(row.prompt_ids) + len(row.response_ids)
 
 
-def _summary(files: list[str], found: Preferences, encoded: Any) -> str:
+def _summary(found: Preferences, encoded: Encoded) -> str:
     desirable = sum(row.desirable for row in encoded.rows)
     lines = [
         f"fgrpo-plugin: {len(encoded.rows)} preference rows, {desirable} of them desirable, "
@@ -403,5 +437,7 @@ def _summary(files: list[str], found: Preferences, encoded: Any) -> str:
     ]
     if found.at_mean:
         lines.append(f"  left out: {found.at_mean} responses at the mean of their scores")
+    lines += [f"  columns not read: {file}: {', '.join(names)}" for file, names in found.ignored.items() if names]
+    lines += [f"  left out: {count} rows: {reason}" for reason, count in encoded.skipped.most_common()]
     lines += [f"  too long: {count} {what}" for what, count in encoded.too_long.items()]
     return "\n".join(lines)

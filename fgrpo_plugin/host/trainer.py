@@ -6,8 +6,9 @@ preference rows of f-HAL.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,10 @@ class FDivergenceTrainer:
     total_training_steps: int
     timing_raw: dict
     actor_rollout_wg: Any
+    local_trigger_step: int
+    parameter_sync_step: int
     preferences: PreferenceRows | None = None
+    _held_out: Mapping[str, float] = MappingProxyType({})
 
     def __new__(cls, config: Any, *args: Any, **kwargs: Any):
         if config.algorithm.adv_estimator in LOSS_MODES:
@@ -93,8 +97,9 @@ class FDivergenceTrainer:
         return Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
 
     def _validate(self) -> dict[str, float]:
-        metrics = super()._validate()  # type: ignore[misc]
-        return metrics | self._held_out_preferences()
+        # Measured after the update: by now the rollout engine has its weights and cache on the same devices again.
+        found, self._held_out = self._held_out, {}
+        return super()._validate() | dict(found)  # type: ignore[misc]
 
     def _update_actor(self, batch: Any, metrics: dict) -> Any:
         if self.config.algorithm.adv_estimator not in LOSS_MODES:
@@ -149,7 +154,15 @@ class FDivergenceTrainer:
                 "the rollout engine may hold stale weights or another precision.",
                 flush=True,
             )
+        if self._validates_after_this_update():
+            self._held_out = self._held_out_preferences()
         return batch
+
+    def _validates_after_this_update(self) -> bool:
+        if self.local_trigger_step < self.parameter_sync_step - 1:  # further updates belong to this step
+            return False
+        every = self.config.trainer.test_freq
+        return every > 0 and (self.global_steps >= self.total_training_steps or self.global_steps % every == 0)
 
     def _lam(self, settings: FDivergenceConfig) -> float:
         return settings.lam_at(self.global_steps, self.total_training_steps)

@@ -22,6 +22,7 @@ LOSS = "actor_rollout_ref.actor.policy_loss"
 ENGINES = ("fsdp_config", "megatron", "veomni")
 OURS = "fgrpo_plugin.host.config.FDivergencePolicyLossConfig"
 OFFLINE = "fgrpo_plugin.host.offline"
+FILES = ("files", "val_files")
 
 ACTOR_SETTINGS = {
     "clip_ratio, clip_ratio_low, clip_ratio_high, clip_ratio_c": "ignored: f-GRPO has no importance ratio to clip",
@@ -100,6 +101,11 @@ def complete(config: DictConfig) -> None:
         from fgrpo_plugin.host.preferences import check_preferences
 
         check_preferences(config, settings)
+    elif estimator == "f_grpo" and any(OmegaConf.select(config, f"data.preference.{name}") for name in FILES):
+        raise ValueError(
+            "data.preference names files, which algorithm.adv_estimator=f_grpo does not read; set "
+            "algorithm.adv_estimator=f_hal, or remove them."
+        )
 
     changes: list[tuple[str, Any, str]] = []
 
@@ -215,6 +221,17 @@ def _offline_contradictions(select: Callable[..., Any]) -> list[tuple[Any, str, 
             select("reward.reward_model.enable"),
             "reward.reward_model.enable=true with lam=1",
             "nothing is rewarded; set it to false",
+        ),
+        (
+            select("trainer.rollout_data_dir"),
+            "trainer.rollout_data_dir with lam=1",
+            "nothing is rolled out; remove it",
+        ),
+        (
+            select("data.train_batch_size") % select(f"{actor}.ppo_mini_batch_size"),
+            f"data.train_batch_size={select('data.train_batch_size')} with lam=1",
+            f"it over {actor}.ppo_mini_batch_size is the number of optimiser steps in a training step; make it a "
+            f"multiple of {select(f'{actor}.ppo_mini_batch_size')}",
         ),
         (
             validates and not generates and not select(f"{preference}.val_files"),

@@ -1,15 +1,17 @@
 """Preference files and datasets -> rows, with every row that cannot be used named or counted."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fgrpo_plugin.preference.formats import BadRow, Format, PreferenceRow, detect, rows_of
 
 ON_BAD_ROW = ("error", "skip")
-_LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
+_SPLIT = re.compile(r"train|test|val|dev|eval")
+LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
 
 
 @dataclass
@@ -23,6 +25,7 @@ class Preferences:
         skipped: reason -> how many examples were left out for it.
         first_skipped: reason -> the first example that it held for.
         at_mean: responses of scored lists that are neither above nor below their mean.
+        ignored: file -> columns that its format does not read.
     """
 
     rows: list[PreferenceRow] = field(default_factory=list)
@@ -31,6 +34,7 @@ class Preferences:
     skipped: Counter[str] = field(default_factory=Counter)
     first_skipped: dict[str, str] = field(default_factory=dict)
     at_mean: int = 0
+    ignored: dict[str, list[str]] = field(default_factory=dict)
 
 
 def read_preferences(files: Sequence[str | Path], *, split: str = "train", on_bad_row: str = "error") -> Preferences:
@@ -56,15 +60,23 @@ def read_preferences(files: Sequence[str | Path], *, split: str = "train", on_ba
     if not files:
         raise ValueError("data.preference.files is empty; name at least one file or dataset.")
     found = Preferences()
-    for source in files:
-        examples = _load(str(source), split)
+    sources = [file for source in files for file in _files_of(str(source))]
+    for place, source in enumerate(sources):
+        examples = _load(source, split)
         if not len(examples):
             raise ValueError(f"{source}: holds no rows.")
-        format = detect(examples.column_names, str(source))
-        found.formats[str(source)] = format.name
+        format = detect(examples.column_names, source)
+        found.formats[source] = format.name
+        known = {name for names in format.columns for name in names}
+        found.ignored[source] = [name for name in examples.column_names if name not in known]
+        first = len(found.rows)
         for number, example in enumerate(examples):
             _add(found, example, format, f"{source}: row {number}", on_bad_row)
         found.examples += len(examples)
+        if place:  # two files may have named their pairs alike
+            found.rows[first:] = [
+                row if row.pair is None else replace(row, pair=f"{place}|{row.pair}") for row in found.rows[first:]
+            ]
     if not found.rows:
         raise ValueError(f"{', '.join(map(str, files))}: no row can be used ({_reasons(found)}).")
     return found
@@ -108,7 +120,9 @@ def _add(found: Preferences, example: dict[str, Any], format: Format, where: str
         rows = rows_of(example, format, where)
     except BadRow as reason:
         if on_bad_row == "error":
-            raise ValueError(f"{where}: {reason}; correct it, or set data.preference.on_bad_row=skip.") from None
+            raise ValueError(
+                f"{where}: {reason}; correct it, or set data.preference.on_bad_row=skip (--on-bad-row skip)."
+            ) from None
         found.skipped[str(reason)] += 1
         found.first_skipped.setdefault(str(reason), where)
         return
@@ -128,38 +142,52 @@ def _load(source: str, split: str) -> Any:
     path = Path(source).expanduser()
     try:
         if path.is_file():
-            kind = _LOADERS.get(path.suffix)
+            kind = LOADERS.get(path.suffix)
             if kind is None:
-                raise ValueError(f"the ending {path.suffix!r} is none of {', '.join(_LOADERS)}")
-            return _from_files(kind, [str(path)])
+                raise ValueError(f"the ending {path.suffix!r} is none of {', '.join(LOADERS)}")
+            return datasets.load_dataset(kind, data_files=[str(path)], split="train")
         if path.is_dir():
-            return _from_folder(path, split)
-        if source.startswith(("/", ".", "~")) or path.suffix in _LOADERS:
+            return _saved(path, split)
+        if source.startswith(("/", ".", "~")) or path.suffix in LOADERS:
             raise ValueError("there is no such file or folder")
         return datasets.load_dataset(source, split=split)
+    except StopIteration:
+        raise ValueError(f"{source}: holds no rows.") from None
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        cause = error.__cause__ or error
+        reason = str(cause).strip().splitlines() or [type(cause).__name__]
         raise ValueError(f"data.preference.files: {source}: cannot be read ({reason[0]:.200}).") from error
 
 
-def _from_files(kind: str, files: list[str]) -> Any:
-    import datasets
-
-    return datasets.load_dataset(kind, data_files=files, split="train")
-
-
-def _from_folder(path: Path, split: str) -> Any:
-    import datasets
-
-    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
-        saved = datasets.load_from_disk(str(path))
-        if isinstance(saved, datasets.DatasetDict):
-            if split not in saved:
-                raise ValueError(f"it has the splits {', '.join(saved)}, not {split!r}; set data.preference.split")
-            return saved[split]
-        return saved
-    files = sorted(file for file in path.iterdir() if file.suffix in _LOADERS)
-    kinds = {_LOADERS[file.suffix] for file in files}
+def _files_of(source: str) -> list[str]:
+    """A folder of data files as its files, so that a row can be named; anything else as it is."""
+    path = Path(source).expanduser()
+    if not path.is_dir() or _is_saved(path):
+        return [source]
+    files = sorted(file for file in path.iterdir() if file.suffix in LOADERS)
+    kinds = {LOADERS[file.suffix] for file in files}
     if len(kinds) != 1:
-        raise ValueError(f"the folder holds {'files of several kinds' if kinds else 'no data files'}; name the files")
-    return _from_files(kinds.pop(), [str(file) for file in files])
+        what = "files of several kinds" if kinds else "no data files"
+        raise ValueError(f"data.preference.files: {source}: the folder holds {what}; name the files.")
+    splits = {found.group() for file in files if (found := _SPLIT.match(file.stem.lower()))}
+    if len(splits) > 1:
+        raise ValueError(
+            f"data.preference.files: {source}: the folder holds several splits ({', '.join(sorted(splits))}), of which "
+            "some may be meant for validation; name the files."
+        )
+    return [str(file) for file in files]
+
+
+def _is_saved(path: Path) -> bool:
+    return (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file()
+
+
+def _saved(path: Path, split: str) -> Any:
+    import datasets
+
+    saved = datasets.load_from_disk(str(path))
+    if isinstance(saved, datasets.DatasetDict):
+        if split not in saved:
+            raise ValueError(f"it has the splits {', '.join(saved)}, not {split!r}; set data.preference.split")
+        return saved[split]
+    return saved

@@ -105,6 +105,8 @@ def rows_of(example: Example, format: Format, where: str) -> list[PreferenceRow]
     prompt, sides = format.read(example)
     if not prompt:
         raise BadRow("the prompt is empty")
+    if not any(message["content"].strip() for message in prompt):
+        raise BadRow("the prompt is empty")
     if prompt[-1]["role"] == "assistant":
         raise BadRow("the prompt ends with an answer of the assistant")
     for response, _ in sides:
@@ -196,6 +198,8 @@ def _messages(value: Any, column: str) -> list[Message]:
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
             raise BadRow(f"'{column}' has the role {role!r}; known are {', '.join(ROLES)}")
+        if message.get("tool_calls"):
+            raise BadRow(f"'{column}' has a message with tool calls, which are not supported")
         if not isinstance(content, str):
             raise BadRow(f"'{column}' has a message whose content is not text: {content!r:.60}")
     return [{"role": message["role"], "content": message["content"]} for message in value]

@@ -42,13 +42,15 @@ class ReferenceCache:
         self._rows: dict[bytes, torch.Tensor] = {}
         for file in sorted(self.folder.glob("*.safetensors")):
             self._read(file)
+        self._loaded = frozenset(self._rows)
 
     def __len__(self) -> int:
         """Rows known."""
         return len(self._rows)
 
-    def __contains__(self, row: TokenRow) -> bool:
-        return row.digest in self._rows
+    def was_loaded(self, row: TokenRow) -> bool:
+        """Whether an earlier run has computed it."""
+        return row.digest in self._loaded
 
     def get(self, row: TokenRow) -> torch.Tensor | None:
         """log pi_ref of the response tokens, (T,) float32 nats, or None where they are not known."""
@@ -81,10 +83,13 @@ class ReferenceCache:
         self._rows.update(new)
 
     def _read(self, file: Path) -> None:
-        content = file.read_bytes()
+        try:
+            content = file.read_bytes()
+        except FileNotFoundError:  # another run has found it damaged
+            return
         if hashlib.sha256(content).hexdigest() != file.stem:
             self.damaged.append(file)
-            file.unlink()
+            file.unlink(missing_ok=True)
             return
         found = load(content)
         digests = [bytes(digest.tolist()) for digest in found["digest"]]
@@ -122,6 +127,7 @@ def _file_hash(file: Path, remembered: Path) -> str:
         known = json.loads(remembered.read_text())
     except (OSError, ValueError):
         known = {}
+    known = known if isinstance(known, dict) else {}
     if place not in known:
         with file.open("rb") as content:
             known[place] = hashlib.file_digest(content, "sha256").hexdigest()

@@ -8,8 +8,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fgrpo_plugin.preference.files import Preferences
+from fgrpo_plugin.preference.formats import BadRow
 from fgrpo_plugin.preference.tokens import encode_row, template_problem
 
 SHOWN_ROWS = 10
@@ -27,24 +29,50 @@ def print_report(
     """Counts, sides, lengths, duplicates, template problems, and ten random rows.
 
     Args:
-        found: from `read_preferences`, with bad rows skipped, so that all of them are counted.
+        found: from `read_preferences`, with bad rows skipped, so that all of them are counted; rows that the template
+            cannot render are moved to them.
         console: where it goes.
         tokenizer: the model's; without it lengths are in characters and the template is not looked at.
         template: further arguments of the chat template.
         seed: of the random rows.
     """
+    if tokenizer is not None:
+        _skip_what_the_template_refuses(found, tokenizer, template)
+    # Text, not markup: users' rows and paths hold brackets and colons of their own.
     for file, name in found.formats.items():
-        console.print(f"{file}: format [bold]{name}[/bold]")
+        columns = f"; columns not read: {', '.join(found.ignored[file])}" if found.ignored[file] else ""
+        console.print(Text(f"{file}: format {name}{columns}"))
     console.print(_counts(found))
     console.print(_lengths(found, tokenizer, template))
     if tokenizer is not None:
         problems = Counter(template_problem(row, tokenizer, template) for row in found.rows)
         for problem, count in problems.items():
             if problem is not None:
-                console.print(f"[yellow]template: {problem}: {count} of {len(found.rows)} rows[/yellow]")
+                console.print(Text(f"template: {problem}: {count} of {len(found.rows)} rows", style="yellow"))
+    turns = [row.source for row in found.rows if "\n\nAssistant:" in row.prompt[-1][1]]
+    if turns:
+        what = "a prompt that holds turns 'Human:' and 'Assistant:' as text is one message of the user to the template"
+        console.print(Text(f"{what}: {len(turns)} rows (first: {turns[0]})", style="yellow"))
     for reason, count in found.skipped.most_common():
-        console.print(f"[red]cannot be used: {count} x {reason} (first: {found.first_skipped[reason]})[/red]")
+        text = f"cannot be used: {count} x {reason} (first: {found.first_skipped[reason]})"
+        console.print(Text(text, style="red"))
+    sides = {row.desirable for row in found.rows}
+    if len(sides) == 1:
+        console.print(Text("one side alone: training needs D+ and D- rows", style="red"))
     console.print(_examples(found, seed))
+
+
+def _skip_what_the_template_refuses(found: Preferences, tokenizer: Any, template: Mapping[str, Any] | None) -> None:
+    rows = []
+    for row in found.rows:
+        try:
+            encode_row(row, tokenizer, template)
+        except BadRow as reason:
+            found.skipped[str(reason)] += 1
+            found.first_skipped.setdefault(str(reason), row.source)
+        else:
+            rows.append(row)
+    found.rows = rows
 
 
 def _counts(found: Preferences) -> Table:
@@ -96,7 +124,6 @@ def _examples(found: Preferences, seed: int) -> Table:
     table = Table("side", "prompt, its end", "response", "from", title="random rows", show_lines=True)
     for row in random.Random(seed).sample(found.rows, min(SHOWN_ROWS, len(found.rows))):
         prompt = row.prompt[-1][1]
-        table.add_row(
-            "D+" if row.desirable else "D-", prompt[-SHOWN_CHARACTERS:], row.response[:SHOWN_CHARACTERS], row.source
-        )
+        shown = (prompt[-SHOWN_CHARACTERS:], row.response[:SHOWN_CHARACTERS], row.source)
+        table.add_row("D+" if row.desirable else "D-", *map(Text, shown))
     return table

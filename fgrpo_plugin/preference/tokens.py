@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 
-from fgrpo_plugin.preference.formats import PreferenceRow
+from fgrpo_plugin.preference.formats import BadRow, PreferenceRow
 
 ON_TOO_LONG = ("error", "drop", "truncate")
 
@@ -32,10 +33,18 @@ class TokenRow:
 
 @dataclass
 class Encoded:
-    """Token rows, and how many were too long: "dropped", "partner dropped" (of a dropped row), "truncated"."""
+    """Token rows, and what became of the others.
+
+    Attributes:
+        rows: those that can be used.
+        too_long: how many were "dropped", "partner dropped" (of a dropped row), "truncated", and "dropped, since both
+            sides are the same once cut".
+        skipped: reason -> how many rows the chat template cannot render, their partners among them.
+    """
 
     rows: list[TokenRow] = field(default_factory=list)
     too_long: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
 
 
 def encode_row(row: PreferenceRow, tokenizer: Any, template: Mapping[str, Any] | None = None) -> TokenRow:
@@ -48,10 +57,16 @@ def encode_row(row: PreferenceRow, tokenizer: Any, template: Mapping[str, Any] |
         row: text.
         tokenizer: a Hugging Face tokenizer with a chat template.
         template: further arguments of the template, the host's `data.apply_chat_template_kwargs`.
+
+    Raises:
+        BadRow: the template cannot render the prompt (roles that it does not know or that do not alternate).
     """
-    rendered = tokenizer.apply_chat_template(
-        row.messages, add_generation_prompt=True, tokenize=True, return_dict=True, **(template or {})
-    )
+    try:
+        rendered = tokenizer.apply_chat_template(
+            row.messages, add_generation_prompt=True, tokenize=True, return_dict=True, **(template or {})
+        )
+    except TemplateError as error:
+        raise BadRow(f"the chat template cannot render the prompt ({error})") from error
     response = tokenizer(row.response, add_special_tokens=False)["input_ids"]
     if not response or response[-1] != tokenizer.eos_token_id:
         response = [*response, tokenizer.eos_token_id]
@@ -65,6 +80,7 @@ def encode(
     max_prompt_length: int,
     max_response_length: int,
     on_too_long: str = "error",
+    on_bad_row: str = "error",
     template: Mapping[str, Any] | None = None,
 ) -> Encoded:
     """All rows in tokens, within the host's lengths.
@@ -75,7 +91,8 @@ def encode(
         max_prompt_length: tokens; the host's `data.max_prompt_length`.
         max_response_length: tokens, the end of sequence among them; the host's `data.max_response_length`.
         on_too_long: "error"; "drop" leaves the row out, and its partner; "truncate" cuts a response's end off, the end
-            of sequence with it, and a prompt's beginning.
+            of sequence with it, and a prompt's beginning; a pair whose sides are then the same is dropped.
+        on_bad_row: "error", or "skip": what to do with a row that the template cannot render.
         template: as `encode_row`.
 
     Raises:
@@ -90,8 +107,17 @@ def encode(
         raise ValueError("the model's tokenizer has no end-of-sequence token; set tokenizer.eos_token and save it.")
     found = Encoded()
     dropped: set[str] = set()
+    unusable: set[str] = set()
     for row in rows:
-        encoded = encode_row(row, tokenizer, template)
+        try:
+            encoded = encode_row(row, tokenizer, template)
+        except BadRow as reason:
+            if on_bad_row == "error":
+                remedy = "correct it, or set data.preference.on_bad_row=skip"
+                raise ValueError(f"{row.source}: {reason}; {remedy}.") from None
+            found.skipped[str(reason)] += 1
+            unusable |= {row.pair} if row.pair is not None else set()
+            continue
         prompt, response = len(encoded.prompt_ids), len(encoded.response_ids)
         if prompt <= max_prompt_length and response <= max_response_length:
             found.rows.append(encoded)
@@ -116,11 +142,27 @@ def encode(
                     row.source,
                 )
             )
+    found.rows = [row for row in found.rows if row.pair is None or row.pair not in unusable]
     kept = [row for row in found.rows if row.pair is None or row.pair not in dropped]
     if partners := len(found.rows) - len(kept):
         found.too_long["partner dropped"] = partners
     found.rows = kept
+    if found.too_long["truncated"]:
+        _drop_equal_sides(found)
     return found
+
+
+def _drop_equal_sides(found: Encoded) -> None:
+    """A pair that was told apart by what has been cut says nothing."""
+    sides: dict[tuple[str, bytes], set[bool]] = {}
+    for row in found.rows:
+        if row.pair is not None:
+            sides.setdefault((row.pair, row.digest), set()).add(row.desirable)
+    equal = {pair for (pair, _), both in sides.items() if len(both) == 2}
+    kept = [row for row in found.rows if row.pair not in equal]
+    if same := len(found.rows) - len(kept):
+        found.too_long["dropped, since both sides are the same once cut"] = same
+    found.rows = kept
 
 
 def template_problem(row: PreferenceRow, tokenizer: Any, template: Mapping[str, Any] | None = None) -> str | None:

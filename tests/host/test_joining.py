@@ -62,7 +62,7 @@ class Workers:
         self.ranks, self._dispatch_info = ranks, {"actor": list(range(ranks))}
         self.loss = partial(losses.ppo_loss, config=omega_conf_to_dataclass(config.actor_rollout_ref.actor))
         self.micro_batch = config.actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu
-        self.updates, self.during, self.fail = [], lambda: None, ""
+        self.updates, self.during, self.fail, self.measured = [], lambda: None, "", 0
 
     def fetch(self, batch):
         from verl.utils.transferqueue_utils import _meta_to_realdata
@@ -79,6 +79,15 @@ class Workers:
             values = TensorDict({"log_probs": log_probs(data["input_ids"], 7)}, batch_size=len(part))
             tq.kv_batch_put(keys=part.keys, partition_id=part.partition_id, fields=values)
         return batch
+
+    def compute_log_prob(self, batch):
+        import transfer_queue as tq
+        from tensordict import TensorDict
+
+        self.measured += 1
+        for part, data in zip(batch.chunk(self.ranks), self.fetch(batch), strict=True):
+            values = TensorDict({"log_probs": log_probs(data["input_ids"], 3)}, batch_size=len(part))
+            tq.kv_batch_put(keys=part.keys, partition_id=part.partition_id, fields=values)
 
     def update_actor(self, batch):
         """`TrainingWorker.train_mini_batch` of every rank, one mini-batch after the other."""
@@ -166,7 +175,7 @@ def make(queue, stock_config, inputs, tmp_path):
     pairs = [{"prompt": f"{i}+1=", "chosen": "1" * (i % 9 + 1), "rejected": f"{i}"} for i in range(20)]
     file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
 
-    def made(mode, ranks, estimator="f_hal"):
+    def made(mode, ranks, estimator="f_hal", *overrides):
         preference = [
             f"+data.preference.files=[{file}]",
             f"+data.preference.batch_size={PREFERENCES}",
@@ -192,6 +201,7 @@ def make(queue, stock_config, inputs, tmp_path):
             "actor_rollout_ref.actor.use_kl_loss=true",
             "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=1",
             "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=1",
+            *overrides,
         )
         complete(config)
         trainer = get_trainer_cls(mode)(config)
@@ -345,3 +355,36 @@ def test_nothing_is_left_behind_by_an_update_that_fails(make, queue, mode, fail)
         step(trainer, queue)
     assert trainer.actor_rollout_wg is workers
     assert names(queue) and not any(key.startswith("preference") for key in names(queue))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_held_out_preferences_are_measured_before_the_rollout_engine_has_the_devices_again(
+    make, queue, tmp_path, mode, monkeypatch
+):
+    """The host wakes the engine at the end of a step and validates after it."""
+    import json
+
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+
+    held_out = [{"prompt": f"{i}-1=", "chosen": f"{i}{i}", "rejected": "7" * (i % 4 + 1)} for i in range(9)]
+    (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in held_out))
+    given = (f"+data.preference.val_files=[{tmp_path / 'held_out.jsonl'}]", "trainer.test_freq=2")
+    trainer, workers = make(mode, 2, "f_hal", *given)
+    monkeypatch.setattr(PPOTrainer, "_validate", lambda self: {"val-core/reward": 0.5})
+    seen = []
+    for _ in range(3):  # validated after the second step, and after the third, which is the last
+        step(trainer, queue)
+        seen.append(workers.measured)
+        found = trainer._validate()
+        measured = {name: value for name, value in found.items() if name.startswith("val-preference")}
+        assert found["val-core/reward"] == 0.5 and len(measured) == (0 if len(seen) == 1 else 3)
+    assert seen == [0, 1, 2] and not any(key.startswith("preference") for key in names(queue))
+    beta, right = trainer.f_divergence.beta, []
+    for plus, minus in zip(*[iter(trainer.preferences.held_out)] * 2, strict=True):
+        rewards = []
+        for row in (plus, minus):
+            ids = torch.nested.as_nested_tensor([torch.tensor(row.prompt_ids + row.response_ids)], layout=torch.jagged)
+            change = (log_probs(ids, 3) - log_probs(ids, 7)).values()[-len(row.response_ids) - 1 : -1]
+            rewards.append(beta * float(change.sum()))
+        right.append(1.0 if rewards[0] > rewards[1] else 0.5 if rewards[0] == rewards[1] else 0.0)
+    assert measured["val-preference/accuracy"] == pytest.approx(sum(right) / 9)

@@ -108,6 +108,14 @@ def test_held_out_accuracy_counts_pairs_and_without_pairs_all_couples():
     assert held_out_metrics(unpaired, rewards, FDivergenceConfig())["val-preference/accuracy"] == 0.5
     tied = held_out_metrics(paired, torch.tensor([0.0, 0.0, 1.0, 0.0]), FDivergenceConfig())
     assert tied["val-preference/accuracy"] == 0.75
+    many = torch.randint(0, 5, (60,), generator=torch.Generator().manual_seed(0)).float()
+    rows = [TokenRow([1], [2], i % 3 == 0, None, "") for i in range(60)]
+    above, below = many[::3], many[torch.arange(60) % 3 != 0]
+    couples = [1.0 if a > b else 0.5 if a == b else 0.0 for a in above for b in below]
+    settings = FDivergenceConfig(divergence="kl", link="density_ratio")
+    assert held_out_metrics(rows, many, settings)["val-preference/accuracy"] == pytest.approx(sum(couples) / 800)
+    far = held_out_metrics(rows, many + 1e4, settings)  # outside of what float32 can hold of exp(r)
+    assert math.isfinite(far["val-preference/divergence_estimate"])
 
 
 def test_quantiles_of_bins_are_near_those_of_the_values():
@@ -181,14 +189,23 @@ def test_reference_log_probs_are_computed_once_and_rechecked_at_a_start(stream):
     assert second.reference(drawn, again)[1] == 1.0 and again.asked == 4
 
 
-def test_a_reference_that_gives_other_log_probs_is_refused(stream):
+def test_rows_that_are_known_already_are_not_computed_again(stream):
     first = stream()
     [[drawn]] = first.draw(1, 1)
+    first.reference(drawn[:2], Reference())
+    worker = Reference()
+    assert first.reference(drawn, worker)[1] == 0.5 and worker.asked == 2
+
+
+def test_a_reference_that_gives_other_log_probs_is_refused_when_first_known_rows_are_asked_for(stream):
+    first = stream()
+    [[drawn]] = first.draw(1, 1)
+    [[others]] = first.draw(1, 1)
     first.reference(drawn, Reference())
-    second = stream()
-    [[drawn]] = second.draw(1, 1)
+    second, worker = stream(), Reference(shift=0.01)
+    second.reference(others, worker)  # nothing to compare yet
     with pytest.raises(ValueError, match="delete the folder"):
-        second.reference(drawn, Reference(shift=0.01))
+        second.reference(drawn, worker)
 
 
 def test_the_samplers_state_travels_in_the_hosts_checkpoint_folder(stream, tmp_path, capsys):

@@ -185,12 +185,12 @@ HAL = "algorithm.adv_estimator=f_hal"
 
 @pytest.fixture
 def preferences(tmp_path):
-    """Sixteen pairs, as an override."""
+    """As many pairs as the stock batch takes of each side, as an override."""
     import json
 
     file = tmp_path / "prefs.jsonl"
     file.write_text(
-        "".join(json.dumps({"prompt": str(i), "chosen": f"a{i}", "rejected": f"b{i}"}) + "\n" for i in range(16))
+        "".join(json.dumps({"prompt": str(i), "chosen": f"a{i}", "rejected": f"b{i}"}) + "\n" for i in range(512))
     )
     return f"+data.preference.files=[{file}]"
 
@@ -295,10 +295,18 @@ LAM_ONE = f"{F}.lam=1"
         ([LAM_ONE, "actor_rollout_ref.actor.entropy_coeff=0.1"], "they see on-policy rows only"),
         ([LAM_ONE, "actor_rollout_ref.actor.use_kl_loss=true"], "they see on-policy rows only"),
         ([LAM_ONE, "reward.reward_model.enable=true"], "nothing is rewarded"),
+        ([LAM_ONE, "trainer.rollout_data_dir=x"], "trainer.rollout_data_dir with lam=1"),
+        ([LAM_ONE, "data.train_batch_size=300"], "make it a multiple of 256"),
         (["algorithm.use_kl_in_reward=true"], "contradicts algorithm.adv_estimator=f_hal"),
+        (["algorithm.adv_estimator=f_grpo"], "which algorithm.adv_estimator=f_grpo does not read"),
+        (["+data.preference.batch_size=2048"], "(512 on the scarcer side); set it to 1024 or less"),
+        (["+data.preference.val_files=[ONE_SIDE]"], "data.preference.val_files hold one side alone"),
     ],
 )
-def test_what_f_hal_refuses_is_named(stock_config, inputs, preferences, overrides, words):
+def test_what_f_hal_refuses_is_named(stock_config, inputs, preferences, tmp_path, overrides, words):
+    one_side = tmp_path / "one_side.jsonl"
+    one_side.write_text('{"prompt": "p", "completion": "a", "label": true}\n')
+    overrides = [override.replace("ONE_SIDE", str(one_side)) for override in overrides]
     given = [] if any("preference.files" in item for item in overrides) else [preferences]
     config = stock_config(*inputs, HAL, *given, *overrides)
     with pytest.raises(ValueError) as error:
@@ -314,4 +322,5 @@ def test_a_bad_preference_row_ends_the_run_before_ray_unless_it_is_skipped(stock
     config = stock_config(*inputs, HAL, f"+data.preference.files=[{file}]")
     with pytest.raises(ValueError, match=r"row 1: chosen and rejected are the same"):
         complete(config)
-    complete(stock_config(*inputs, HAL, f"+data.preference.files=[{file}]", "+data.preference.on_bad_row=skip"))
+    small = ["+data.preference.batch_size=2", "trainer.n_gpus_per_node=1"]
+    complete(stock_config(*inputs, HAL, f"+data.preference.files=[{file}]", "+data.preference.on_bad_row=skip", *small))

@@ -59,8 +59,9 @@ def test_every_kind_of_file(kind, tmp_path):
         path = next((tmp_path / "saved").glob("*.arrow"))
     found = read_preferences([path])
     assert sides(found) == EXPECTED
-    assert found.examples == 5 and list(found.formats.values()) == ["paired"]
-    assert found.rows[2].source == f"{path}: row 1" == found.rows[2].pair
+    assert found.examples == 5 and set(found.formats.values()) == {"paired"}
+    file = path / "a.jsonl" if kind == "folder" else path
+    assert found.rows[2].source == f"{file}: row 1" == found.rows[2].pair
 
 
 def test_several_files_of_different_formats(tmp_path):
@@ -109,6 +110,15 @@ def test_converting_keeps_everything(tmp_path):
         (lambda folder: [lines(folder / "a.jsonl", [{"text": "x"}])], "no preference format has the columns text"),
         (lambda folder: [lines(folder / "a.jsonl", [BAD])], "row 0: chosen and rejected are the same"),
         (lambda folder: [folder], "the folder holds no data files"),
+        (lambda folder: [lines(folder / "a.jsonl", [])], "a.jsonl: holds no rows"),
+        (
+            lambda folder: [lines(folder / "train.jsonl", PAIRS), lines(folder / "test-0.jsonl", PAIRS)] and [folder],
+            r"several splits \(test, train\)",
+        ),
+        (
+            lambda folder: [lines(folder / "a.jsonl", PAIRS), lines(folder / "b.jsonl", [BAD])] and [folder],
+            r"b\.jsonl: row 0: chosen and rejected are the same",
+        ),
     ],
 )
 def test_what_cannot_be_read(make, message, tmp_path):
@@ -164,3 +174,33 @@ def test_command_line(tmp_path):
     result = run(app, ["prefs", "convert", bad, "--output", str(output), "--on-bad-row", "skip"])
     assert result.exit_code == 0 and "10 rows of 6 examples" in result.output
     assert sides(read_preferences([output])) == EXPECTED
+
+
+def test_pairs_of_two_files_are_told_apart_though_both_name_them_alike(tmp_path):
+    row = {"prompt": [{"role": "user", "content": "a"}], "pair": "data.jsonl: row 0", "source": "data.jsonl: row 0"}
+    both = [{**row, "response": "b", "desirable": True}, {**row, "response": "c", "desirable": False}]
+    found = read_preferences([lines(tmp_path / f"{name}.jsonl", both) for name in ("a", "b")])
+    pairs = [row.pair for row in found.rows]
+    assert len(set(pairs)) == 2 and pairs[0] == pairs[1] and pairs[2] == pairs[3]
+
+
+def test_brackets_of_users_are_shown_as_they_are(tmp_path):
+    prompt, answer = "x [/INST] :smile: [bold]", "a[b] = [i for i in x]"
+    rows = [{"prompt": prompt, "chosen": answer, "rejected": "[red]", "system": "[s]", "[odd]": 1}]
+    result = CliRunner().invoke(app, ["prefs", "check", lines(tmp_path / "a.jsonl", rows)], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    for words in (prompt, answer, "[red]", "columns not read: system, [odd]"):
+        assert words in result.output
+    odd = [{"prompt": [{"role": "user", "content": "x"}], "chosen": "a", "rejected": "b"} for _ in range(2)]
+    odd[1]["prompt"][0]["role"] = "[/bot]"
+    file, output = lines(tmp_path / "b.jsonl", odd), str(tmp_path / "b.parquet")
+    command = ["prefs", "convert", file, "--on-bad-row", "skip", "--output", output]
+    result = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
+    assert result.exit_code == 0 and "has the role '[/bot]'" in result.output
+
+
+def test_one_side_alone_and_turns_in_a_prompt_are_said(tmp_path):
+    rows = [{"prompt": "\n\nHuman: hi\n\nAssistant:", "completion": "ho", "label": True}]
+    result = CliRunner().invoke(app, ["prefs", "check", lines(tmp_path / "a.jsonl", rows)], env={"COLUMNS": "200"})
+    assert result.exit_code == 1
+    assert "one side alone" in result.output and "one message of the user to the template: 1 rows" in result.output

@@ -19,7 +19,7 @@ def test_a_second_run_reads_what_the_first_has_written(tmp_path):
     first = ReferenceCache(tmp_path, KEY)
     first.add([row(3, 4), row(5)], [torch.tensor([-1.0, -2.0]), torch.tensor([-3.0])])
     second = ReferenceCache(tmp_path, KEY)
-    assert len(second) == 2 and row(3, 4) in second
+    assert len(second) == 2 and second.was_loaded(row(3, 4)) and not first.was_loaded(row(3, 4))
     assert second.get(row(3, 4)).tolist() == [-1.0, -2.0] and second.get(row(5)).tolist() == [-3.0]
     assert second.get(row(4)) is None
     # Where the response begins is part of the row, and so is every token of the prompt.

@@ -92,3 +92,29 @@ def test_template_problems(template, problem, tokenizer):
         changed.chat_template = template
     found = template_problem(row(response=" 46"), changed)
     assert (found is None) if problem is None else problem in found
+
+
+def test_a_prompt_that_the_template_refuses_is_a_bad_row(tokenizer):
+    import copy
+
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        "{{ m['content'] }}{% endfor %}"
+    )
+    good = PreferenceRow((("user", "1+1="),), "2", True, "b", "f: row 1")
+    rows = [row(pair="a"), PreferenceRow((("user", "1+1="),), "3", False, "a", "f: row 0"), good]
+    limits = dict(max_prompt_length=100, max_response_length=10)
+    with pytest.raises(ValueError, match=r"row 0: the chat template cannot render the prompt \(no system role"):
+        encode(rows, strict, **limits)
+    found = encode(rows, strict, on_bad_row="skip", **limits)
+    assert [r.source for r in found.rows] == ["f: row 1"] and sum(found.skipped.values()) == 1  # its partner went too
+
+
+def test_a_pair_that_is_the_same_once_cut_is_dropped(tokenizer):
+    rows = [row(response="123456", pair="a"), row(response="123457", desirable=False, pair="a")]
+    rows += [row(response="923456", pair="b"), row(response="823457", desirable=False, pair="b")]
+    limits = dict(max_prompt_length=100, max_response_length=4)
+    found = encode(rows, tokenizer, on_too_long="truncate", **limits)
+    assert [r.pair for r in found.rows] == ["b", "b"]
+    assert found.too_long == {"truncated": 4, "dropped, since both sides are the same once cut": 2}
