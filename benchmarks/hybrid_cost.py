@@ -27,6 +27,7 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 from tensordict import TensorDict
@@ -72,7 +73,7 @@ class MadeRows(PreferenceRows):
 
     def __init__(self, composed: Any, made: list[TokenRow], cache: str) -> None:
         self._made = made
-        composed.data.preference.cache_dir = cache
+        OmegaConf.update(composed, "data.preference.cache_dir", cache, force_add=True)
         super().__init__(composed, tokenizer=None)
 
     def _load(self, files: list[str], split: str) -> list[TokenRow]:

@@ -166,7 +166,7 @@ through the stock host (Ray, FSDP2, vLLM, weights sent every step). One setting 
 `fgrpo_plugin/conf/fgrpo/quickstart.yaml`. Held-out accuracy is greedy, on operand pairs never trained on. The warmed-up
 model depends on the seed alone and is made once a seed; "s in all" of the other runs is without it. Seconds depend on
 the machine and on what else it does; `make quickstart` from a fresh clone is timed in [testing.md](testing.md). The
-picture is drawn where every run of benchmarks/results/quickstart.json has its curve. Some of these runs were made two at a time.
+picture is drawn where every run of benchmarks/results/quickstart.json has its curve. Some runs were made two at a time.
 
 Made by `python benchmarks/quickstart.py` on {where}; each run's commit and day stand beside it.
 

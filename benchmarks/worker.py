@@ -79,7 +79,7 @@ def make_model(folder: str, layers: int, hidden: int) -> None:
     AutoModelForCausalLM.from_config(shape).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     pd.DataFrame({"prompt": [[{"role": "user", "content": "1+1="}]]}).to_parquet(f"{folder}/rows.parquet")
-    pairs = pd.DataFrame({"prompt": ["1+1="], "chosen": ["2"], "rejected": ["3"]})
+    pairs = pd.DataFrame([{"prompt": "1+1=", "chosen": "2", "rejected": "3"}] * 128)
     pairs.to_json(f"{folder}/pairs.jsonl", orient="records", lines=True)
 
 
