@@ -1,77 +1,190 @@
-"""The patch series applies to a pristine copy of the host, and there the shims are not needed."""
+"""The patch series applies to a pristine copy of the host, its tests pass there, and the shims are not needed."""
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from email import message_from_bytes, policy
 from pathlib import Path
 
 import pytest
 
-PATCHES = sorted((Path(__file__).parents[1] / "patches").glob("*.patch"))
+from fgrpo_plugin.divergences import available_divergences
+from patches import check
 
-PROBE = """
-import json, torch
-import verl, verl.trainer.ppo.v1
-from verl.trainer.ppo.v1 import get_trainer_cls
-from fgrpo_plugin.host import shims
-import tests.host.test_policy_loss as t
-import verl.utils.config
-rows = t._rows()
-config = t._actor_config(divergence="jensen_shannon", beta=0.3)
-loss, _, gradient = t._run(rows, config, [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9, 10, 11]])
-print(json.dumps(dict(
-    host=verl.__file__, applied=shims.APPLIED, refused=shims.REFUSED, loss=loss, gradient=gradient.tolist(),
-    hooks=[hook.__module__ for hook in getattr(verl.utils.config, "CONFIG_HOOKS", [])],
-    trainer=get_trainer_cls("sync").__name__)))
-"""
+ROOT = Path(__file__).parents[1]
+SHIMS, LOSSES = 4, 1  # patches of the one kind, then of the other
+MODULES = (
+    "fsdp, megatron, veomni, sglang, vllm, rollout, trainer, ci, training_utils, recipe, hardware, deployment, ray, "
+    "worker, single_controller, misc, perf, model, algo, env, tool, ckpt, doc, data, cfg, reward, fully_async, "
+    "one_step_off"
+)
+SECTIONS = [
+    "### What does this PR do?",
+    "### Checklist Before Starting",
+    "### Test",
+    "### API and Usage Example",
+    "### Design & Code Changes",
+    "### Checklist Before Submitting",
+]
+"""verl's pull-request template, 2026-08-22."""
 
 
-def _probe(*paths: Path) -> dict:
-    root = Path(__file__).parents[1]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, paths), str(root)])}
-    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=300, env=env, cwd=root)
+def _json(done: subprocess.CompletedProcess[str]) -> dict:
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
-def patched(tmp_path_factory) -> Path:
+def hosts(tmp_path_factory) -> tuple[Path, Path]:
+    """The installed host with the shims' patches, and with the whole series."""
     import verl
 
-    folder = tmp_path_factory.mktemp("host")
-    shutil.copytree(Path(verl.__file__).parent, folder / "verl", ignore=shutil.ignore_patterns("__pycache__"))
-    for patch in PATCHES:
-        subprocess.run(["git", "apply", str(patch)], cwd=folder, check=True)
-    return folder
+    folder = tmp_path_factory.mktemp("hosts")
+    pristine = folder / "pristine"
+    shutil.copytree(Path(verl.__file__).parent, pristine / "verl", ignore=shutil.ignore_patterns("__pycache__"))
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgSign=false"]
+    for command in (["init", "-q"], ["add", "-f", "."], ["commit", "-q", "--no-verify", "-m", "verl as installed"]):
+        subprocess.run([*git, *command], cwd=pristine, check=True)
+    patches = check.patches_of("v0.9.1")
+    check.apply(patches[:SHIMS], pristine, folder / "shims")
+    check.apply(patches, pristine, folder / "all")
+    return folder / "shims", folder / "all"
 
 
-def test_every_shim_has_its_patch():
-    shims = Path(__file__).parents[1] / "fgrpo_plugin" / "host" / "shims"
-    named = [path for path in shims.glob("*.py") if path.name != "__init__.py"]
-    assert len(named) == len(PATCHES) == 4
-    for shim in named:
-        patch = shim.read_text().split("patches/")[1].split(".patch")[0]
-        assert (PATCHES[0].parent / f"{patch}.patch").is_file(), shim
+@pytest.fixture(scope="module")
+def ran(hosts) -> dict[str, Callable[[], subprocess.CompletedProcess[str]]]:
+    """What runs in processes of their own, two at a time; most of it is the import of the host."""
+    shims, everything = hosts
+    with ThreadPoolExecutor(2) as pool:
+        jobs: dict[str, Future] = {
+            "brought tests": pool.submit(
+                check.run_tests, check.tests_of(check.patches_of("v0.9.1")), everything, "--tb=short", "-rs"
+            ),
+            "numbers": pool.submit(check.run_ours, "tests.upstream_process", everything, plugin=False),
+            "stock": pool.submit(check.run_ours, "tests.shims_process"),
+            "patched": pool.submit(check.run_ours, "tests.shims_process", shims),
+        }
+        yield {name: job.result for name, job in jobs.items()}
 
 
-def test_with_the_patches_the_shims_switch_themselves_off_and_the_loss_is_identical(patched):
-    stock, ours = _probe(), _probe(patched)
-    assert stock["host"] != ours["host"] and str(patched) in ours["host"]
+def _message(patch: Path):
+    return message_from_bytes(patch.read_bytes(), policy=policy.default)
+
+
+def _title(patch: Path) -> str:
+    return re.sub(r"^\[PATCH \d/\d\] ", "", " ".join(_message(patch)["Subject"].split()))
+
+
+def _changes(patch: Path) -> dict[str, list[str]]:
+    """File -> removed and added lines."""
+    files = re.split(r"^diff --git a/\S+ b/", _message(patch).get_content(), flags=re.MULTILINE)[1:]
+    result = {}
+    for file in files:
+        path, _, hunks = file.partition("\n")
+        result[path] = [line for line in hunks.split("\n@@", 1)[1].splitlines() if re.match(r"[+-](?!- $)", line)]
+    return result
+
+
+def test_every_shim_has_its_patch_for_both_hosts():
+    shims = [path for path in (ROOT / "fgrpo_plugin/host/shims").glob("*.py") if path.name != "__init__.py"]
+    named = [re.findall(r"[\w-]+\.patch", shim.read_text().split('"""')[1]) for shim in shims]
+    assert all(len(names) == 1 for names in named)
+    for series in ("main", "v0.9.1"):
+        names = [patch.name for patch in check.patches_of(series)]
+        assert len(names) == SHIMS + LOSSES
+        assert sorted(name for [name] in named) == names[:SHIMS]
+    assert check.SERIES == ("main", "v0.9.1")
+
+
+def test_both_series_make_the_same_changes():
+    """verl's index of documentation pages is not part of an installed package; nothing else differs."""
+    for ours, main in zip(check.patches_of("v0.9.1"), check.patches_of("main"), strict=True):
+        assert (ours.name, _title(ours)) == (main.name, _title(main))
+        old, new = _changes(ours), _changes(main)
+        index = new.pop("docs/index.rst", None)
+        assert (index is None) == (ours.name != "0005-f-grpo-f-hal.patch")
+        assert old == new and all(old.values())
+
+
+@pytest.mark.parametrize("patch", check.patches_of("main"), ids=lambda patch: patch.name)
+def test_a_patch_is_what_verl_asks_of_a_pull_request(patch):
+    message, title = _message(patch), _title(patch)
+    modules, rest = re.fullmatch(r"\[([a-z_, ]+)\] (\w+: \S.*)", title).groups()
+    assert set(modules.split(", ")) <= set(MODULES.split(", ")) and rest.startswith("feat: ")
+    assert f"Signed-off-by: {' '.join(message['From'].split())}" in message.get_content()
+    brought = check.tests_of([patch])
+    assert brought and all(path.endswith("_on_cpu.py") for path in brought)
+
+    text = (ROOT / "patches/pull_requests" / patch.name).with_suffix(".md").read_text()
+    assert text.startswith(f"# {title}\n")
+    assert re.findall(r"^###.*$", text, flags=re.MULTILINE) == SECTIONS
+    assert all(path in text for path in brought)
+    assert all(
+        f"`{path}`" in text for path in _changes(patch) if path.startswith("verl/") and "_generated_" not in path
+    )
+    shims = [name for name in ("f-GRPO", "f_grpo", "f-HAL", "f_hal", "fgrpo") if name in message.get_content()]
+    assert bool(shims) == (patch.name == "0005-f-grpo-f-hal.patch"), "a patch of a shim is general"
+
+
+def test_the_tests_that_the_series_brings_pass(ran):
+    done = ran["brought tests"]()
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    passed = re.search(r"^(\d+) passed in ", done.stdout, flags=re.MULTILINE)
+    assert passed and int(passed[1]) > 100 and "SKIP" not in done.stdout
+
+
+def test_with_the_patches_the_shims_switch_themselves_off_and_the_loss_is_identical(ran, hosts):
+    stock, ours = _json(ran["stock"]()), _json(ran["patched"]())
+    assert stock["host"] != ours["host"] and str(hosts[0]) in ours["host"]
     assert stock["refused"] == ours["refused"] == {}
-    assert set(stock["applied"].values()) == {"applied"} and len(stock["applied"]) == 4
+    assert set(stock["applied"].values()) == {"applied"} and len(stock["applied"]) == SHIMS
     assert set(ours["applied"].values()) == {"not needed"} and ours["applied"].keys() == stock["applied"].keys()
     assert ours["hooks"] == ["fgrpo_plugin.host.shims.config_hook"]
     assert ours["trainer"] == stock["trainer"] == "FDivergencePPOTrainerSync"
     assert ours["loss"] == stock["loss"] and ours["gradient"] == stock["gradient"]
+    # The shim reads an attribute of the loss, the patched host its signature.
+    assert ours["fields"] == stock["fields"] and all(ours["fields"].values())
 
 
-def test_the_patched_entry_point_completes_the_configuration(patched, inputs):
-    root = Path(__file__).parents[1]
+def test_the_patched_entry_point_completes_the_configuration(hosts, inputs, tmp_path):
     command = [sys.executable, "-m", "verl.trainer.main_ppo", *inputs, "algorithm.adv_estimator=f_grpo"]
     refused = ["algorithm.use_kl_in_reward=true", "hydra.run.dir=.", "hydra.output_subdir=null"]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(patched), str(root)])}
-    done = subprocess.run([*command, *refused], capture_output=True, text=True, timeout=120, env=env, cwd=patched)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, hosts[0])))}
+    done = subprocess.run([*command, *refused], capture_output=True, text=True, timeout=300, env=env, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("fgrpo-plugin: algorithm.use_kl_in_reward=true contradicts")
+
+
+def test_the_losses_for_verl_are_this_packages_for_every_divergence(ran, hosts):
+    """Rows inside and outside the finite ranges, every link and level; float32, sums in another order."""
+    found = _json(ran["numbers"]())
+    assert str(hosts[1]) in found["host"]
+    built_in = {name for name in available_divergences() if not name.startswith("test")}
+    assert set(found["names"]) == set(found["losses"]) and set(found["losses"]) <= built_in
+    for name, differences in found["losses"].items():
+        for quantity, difference in differences.items():
+            assert difference < (1e-6 if "gradient" in quantity else 1e-5), (name, quantity)
+    assert all(difference < 1e-6 for difference in found["adv"].values()) and len(found["adv"]) == 6
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--series", "v0.1"], "--series v0.1 is not known; choose one of main, v0.9.1."),
+        (["--rev", "no-such-commit"], "name a git checkout of verl and a commit"),
+        (["--series", "v0.9.1"], "v0.9.1/0001-policy-loss-batch-fields.patch does not apply to this commit"),
+    ],
+)
+def test_check_says_what_is_wrong_in_one_sentence(arguments, sentence, tmp_path):
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgSign=false"]
+    subprocess.run([*git, "init", "-q"], cwd=tmp_path, check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "not verl"], cwd=tmp_path, check=True)
+    command = [sys.executable, check.__file__, "--repo", str(tmp_path), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"patches/check.py: {sentence}") and len(done.stderr.strip().splitlines()) == 1

@@ -1,4 +1,4 @@
-"""Completes the configuration before the host reads it. Patch: patches/0003-config-hooks.patch.
+"""Completes the configuration before the host reads it. Patch: 0003-config-hooks.patch in patches/.
 
 ``auto_set_device`` is the first thing that ``main_ppo`` does with the composed configuration, before it asks whether a
 reference policy is needed. The patched host calls registered configuration hooks there.
@@ -22,7 +22,7 @@ def apply(device: Any) -> bool:
         device.auto_set_device,
         hashes=HASHES,
         what="verl.utils.device.auto_set_device",
-        remedy="install verl==0.9.1, or apply patches/0003-config-hooks.patch to this version",
+        remedy="install verl==0.9.1, or apply 0003-config-hooks.patch of patches/main to this version",
     )
     device.auto_set_device = _completing_config(device.auto_set_device)
     return True

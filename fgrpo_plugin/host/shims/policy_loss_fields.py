@@ -1,7 +1,8 @@
-"""Lets a registered policy loss ask for further batch fields. Patch: patches/0001-policy-loss-batch-fields.patch.
+"""Lets a registered policy loss ask for further batch fields. Patch: 0001-policy-loss-batch-fields.patch in patches/.
 
 ``ppo_loss`` hands a registered loss a fixed list of tensors. A loss with an attribute ``batch_fields`` gets those
-fields of the micro-batch as well, as keyword arguments: exactly what the patched host does.
+fields of the micro-batch as well, as keyword arguments. The patched host takes the names from the loss's signature, as
+verl's pull request 7473 does for advantage estimators; for our losses they are the same.
 """
 
 from collections.abc import Callable
@@ -17,14 +18,14 @@ _micro_batch: ContextVar[Any] = ContextVar("micro_batch")
 
 
 def apply(losses: Any) -> bool:
-    """Adapt ``verl.workers.utils.losses``; False where the host passes ``batch_fields`` itself."""
+    """Adapt ``verl.workers.utils.losses``; False where the host passes such fields itself."""
     if hasattr(losses, "policy_loss_batch_fields"):
         return False
     known_source(
         losses.ppo_loss,
         hashes=HASHES,
         what="verl.workers.utils.losses.ppo_loss",
-        remedy="install verl==0.9.1, or apply patches/0001-policy-loss-batch-fields.patch to this version",
+        remedy="install verl==0.9.1, or apply 0001-policy-loss-batch-fields.patch of patches/main to this version",
     )
     losses.ppo_loss = _remembering_micro_batch(losses.ppo_loss)
     losses.get_policy_loss_fn = _binding_fields(losses.get_policy_loss_fn)

@@ -1,4 +1,4 @@
-"""Starts the reference policy for a loss that asks for it. Patch: patches/0002-reference-policy-for-losses.patch.
+"""Starts the reference policy for a loss that asks for it. Patch: 0002-reference-policy-for-losses.patch in patches/.
 
 ``need_reference_policy`` looks at the KL switches alone. The patched host also looks at what the policy loss asks for.
 """
@@ -20,7 +20,7 @@ def apply(utils: Any) -> bool:
         utils.need_reference_policy,
         hashes=HASHES,
         what="verl.trainer.ppo.utils.need_reference_policy",
-        remedy="install verl==0.9.1, or apply patches/0002-reference-policy-for-losses.patch to this version",
+        remedy="install verl==0.9.1, or apply 0002-reference-policy-for-losses.patch of patches/main to this version",
     )
     utils.need_reference_policy = _for_our_loss_too(utils.need_reference_policy)
     return True

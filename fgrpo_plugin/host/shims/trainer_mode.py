@@ -1,4 +1,4 @@
-"""Puts our subclass behind each of verl's v1 trainer modes. Patch: patches/0004-extend-trainer-mode.patch.
+"""Puts our subclass behind each of verl's v1 trainer modes. Patch: 0004-extend-trainer-mode.patch in patches/.
 
 ``register_trainer`` refuses a name that is taken, and a new name would silently get the asynchronous replay buffer. The
 subclass relies on where the host trains each row, which is checked here.

@@ -1,0 +1,41 @@
+"""What test_patches.py and patches/check.py run in a process of its own: this package's loss and shims on some verl."""
+
+import json
+
+import verl
+import verl.trainer.ppo.v1  # the trainers' shim waits for this import
+import verl.utils.config
+from verl.trainer.ppo import core_algos
+from verl.trainer.ppo.v1 import get_trainer_cls
+
+from fgrpo_plugin.host import shims
+from fgrpo_plugin.host.policy_loss import POLICY_LOSSES
+from tests.host import test_policy_loss
+
+
+def fields(name: str) -> list[str]:
+    """Names of the batch fields that the host, or its shim, passes to a loss."""
+    if hasattr(core_algos, "policy_loss_batch_fields"):
+        return sorted(core_algos.policy_loss_batch_fields(name))
+    return sorted(POLICY_LOSSES[name].batch_fields)
+
+
+def main() -> None:
+    config = test_policy_loss._actor_config(divergence="jensen_shannon", beta=0.3)
+    splits = [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9, 10, 11]]
+    loss, _, gradient = test_policy_loss._run(test_policy_loss._rows(), config, splits)
+    answer = {
+        "host": verl.__file__,
+        "applied": shims.APPLIED,
+        "refused": shims.REFUSED,
+        "loss": loss,
+        "gradient": gradient.tolist(),
+        "hooks": [hook.__module__ for hook in getattr(verl.utils.config, "CONFIG_HOOKS", [])],
+        "fields": {name: fields(name) for name in POLICY_LOSSES},
+        "trainer": get_trainer_cls("sync").__name__,
+    }
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()
