@@ -24,7 +24,7 @@ CASES = (  # layers, width, rows, prompt, response
     (0, 0, 64, 16, 8),  # the quick start's own model and lengths
     (4, 256, 64, 64, 128),
     (4, 512, 32, 64, 128),
-    (8, 1024, 8, 64, 192),
+    (8, 1024, 16, 64, 192),
 )
 COLUMNS = (
     "model",
