@@ -1,12 +1,15 @@
-"""The command line: ``fgrpo doctor``, ``fgrpo quickstart`` and ``fgrpo prefs``."""
+"""The command line: ``fgrpo doctor``, ``fgrpo quickstart``, ``fgrpo plan`` and ``fgrpo prefs``."""
 
 import contextlib
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from fgrpo_plugin.plan.command import plan as plan_run
 
 app = typer.Typer(
     help="f-GRPO and f-HAL inside stock verl.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
@@ -60,6 +63,13 @@ def quickstart(
     except QuickstartError as error:
         print(f"fgrpo quickstart: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
+
+
+@app.command()
+@functools.wraps(plan_run)
+def plan(**options: Any) -> None:
+    with _one_sentence("fgrpo plan"):
+        plan_run(**options)
 
 
 prefs = typer.Typer(help="Look at preference data, and convert them.", no_args_is_help=True, rich_markup_mode=None)

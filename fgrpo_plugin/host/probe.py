@@ -1,6 +1,7 @@
 """What ``fgrpo doctor`` asks in fresh processes: is the plugin really attached, here and in a Ray worker?"""
 
 import json
+from typing import Any
 
 PREFIX = "PROBE"
 
@@ -41,23 +42,33 @@ def report_vllm() -> None:
     print(PREFIX + json.dumps(vllm.__version__))
 
 
+def compose(overrides: list[str]) -> Any:
+    """The host's configuration with these overrides, as ``python -m verl.trainer.main_ppo`` composes it.
+
+    Raises:
+        ValueError: one sentence, Hydra's.
+    """
+    import verl  # noqa: F401  (loads the plugin, which offers the config groups)
+    from hydra import compose as compose_by_hydra
+    from hydra import initialize_config_module
+    from hydra.errors import HydraException
+
+    try:
+        with initialize_config_module("verl.trainer.config", version_base=None):
+            return compose_by_hydra("ppo_trainer", overrides=overrides)
+    except HydraException as error:
+        raise ValueError(" ".join(str(error).split())[:300]) from None
+
+
 def check_overrides(overrides: list[str]) -> None:
     """Compose the host's configuration with these overrides and complete it as ``main_ppo`` would.
 
     Raises:
         ValueError: one sentence, the composition's or ours.
     """
-    import verl  # noqa: F401  (loads the plugin, which offers the config groups)
-    from hydra import compose, initialize_config_module
-    from hydra.errors import HydraException
-
     from fgrpo_plugin.host.validate import complete, is_f_divergence
 
-    try:
-        with initialize_config_module("verl.trainer.config", version_base=None):
-            config = compose("ppo_trainer", overrides=overrides)
-    except HydraException as error:
-        raise ValueError(" ".join(str(error).split())[:300]) from None
+    config = compose(overrides)
     if is_f_divergence(config):
         complete(config)
 

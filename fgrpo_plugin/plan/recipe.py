@@ -1,0 +1,179 @@
+"""Between the host's configuration and a `Setup`: reading one, and naming the settings that change the other."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fgrpo_plugin.plan.gpus import Gpu
+from fgrpo_plugin.plan.models import find_model
+from fgrpo_plugin.plan.setup import Setup
+
+ACTOR = "actor_rollout_ref.actor"
+ROLLOUT = "actor_rollout_ref.rollout"
+MODEL = "actor_rollout_ref.model"
+OURS = f"{ACTOR}.policy_loss.f_divergence"
+LAM_OF_F_HAL = 0.5  # the validation's default
+SCHEDULED = 0.5  # both halves are in every update; the value between 0 and 1 changes no cost
+
+KEYS = {
+    "model": f"{MODEL}.path",
+    "nodes": "trainer.nnodes",
+    "gpus_per_node": "trainer.n_gpus_per_node",
+    "tp": f"{ACTOR}.megatron.tensor_model_parallel_size",
+    "pp": f"{ACTOR}.megatron.pipeline_model_parallel_size",
+    "cp": f"{ACTOR}.megatron.context_parallel_size",
+    "ep": f"{ACTOR}.megatron.expert_model_parallel_size",
+    "etp": f"{ACTOR}.megatron.expert_tensor_parallel_size",
+    "sp": f"{ACTOR}.ulysses_sequence_parallel_size",
+    "shard": f"{ACTOR}.fsdp_config.fsdp_size",
+    "param_offload": f"{ACTOR}.{{engine}}.param_offload",
+    "optimizer_offload": f"{ACTOR}.{{engine}}.optimizer_offload",
+    "ref_offload": "actor_rollout_ref.ref.megatron.param_offload",
+    "fused_kernels": f"{MODEL}.use_fused_kernels",
+    "prompts": "data.train_batch_size",
+    "group": f"{ROLLOUT}.n",
+    "minibatch": f"{ACTOR}.ppo_mini_batch_size",
+    "epochs": f"{ACTOR}.ppo_epochs",
+    "prompt_length": "data.max_prompt_length",
+    "response_length": "data.max_response_length",
+    "dynamic_batch": f"{ACTOR}.use_dynamic_bsz",
+    "tokens_per_gpu": f"{ACTOR}.ppo_max_token_len_per_gpu",
+    "micro_rows": f"{ACTOR}.ppo_micro_batch_size_per_gpu",
+    "log_prob_micro_rows": "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu",
+    "log_prob_tokens_per_gpu": "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu",
+    "rollout_tp": f"{ROLLOUT}.tensor_model_parallel_size",
+    "utilization": f"{ROLLOUT}.gpu_memory_utilization",
+    "max_rows": f"{ROLLOUT}.max_num_seqs",
+    "max_batched_tokens": f"{ROLLOUT}.max_num_batched_tokens",
+    "rollout_dtype": f"{ROLLOUT}.dtype",
+    "rollout_sleeps": f"{ROLLOUT}.free_cache_engine",
+    "prefix_caching": f"{ROLLOUT}.enable_prefix_caching",
+    "bucket_mib": f"{ROLLOUT}.checkpoint_engine.update_weights_bucket_megabytes",
+    "temperature": f"{ROLLOUT}.temperature",
+    "dtype": f"{ACTOR}.fsdp_config.model_dtype",
+    "preference_rows": "++data.preference.batch_size",
+    "lam": f"++{OURS}.lam",
+}
+"""Field of `Setup` -> setting of the host, where the two hold the same value."""
+
+
+def overrides(changes: Mapping[str, Any], engine: str) -> list[str]:
+    """The host's settings that stand for changed fields of a `Setup`.
+
+    Args:
+        changes: field -> value.
+        engine: that trains, since its section holds some of them.
+    """
+    section = "megatron" if engine == "megatron" else "fsdp_config"
+    found = []
+    for field, value in changes.items():
+        if field == "engine":
+            found += ["model_engine=megatron"] if value == "megatron" else [f"{ACTOR}.strategy={value}"]
+        elif field == "step_offload":
+            if engine == "megatron":
+                prefix = f"++{ACTOR}.optim.override_optimizer_config"
+                found += [f"{prefix}.optimizer_cpu_offload={value}", f"{prefix}.optimizer_offload_fraction=1.0"]
+            else:
+                found.append(f"{ACTOR}.fsdp_config.offload_policy={value}")
+        elif field == "recompute":
+            found += _recompute(value, engine)
+        elif field == "lora_rank":
+            found.append(f"{MODEL}.lora.rank={value}" if engine == "megatron" else f"{MODEL}.lora_rank={value}")
+        else:
+            found.append(f"{KEYS[field].format(engine=section)}={value}")
+    return found
+
+
+def _recompute(value: str, engine: str) -> list[str]:
+    if engine != "megatron":
+        return [f"{MODEL}.enable_gradient_checkpointing={value != 'none'}"]
+    prefix = f"++{ACTOR}.megatron.override_transformer_config"
+    found = [f"{prefix}.recompute_granularity={'null' if value == 'none' else value}"]
+    if value == "full":
+        found += [f"{prefix}.recompute_method=uniform", f"{prefix}.recompute_num_layers=1"]
+    return found
+
+
+def setup_from_config(config: DictConfig, gpu: Gpu, **changes: Any) -> tuple[Setup, list[str]]:
+    """What a configuration of ``main_ppo`` asks for, and what the plan does not model of it.
+
+    Args:
+        config: composed; it need not name data that exist.
+        gpu: the device.
+        changes: fields of `Setup` that no configuration holds (mean lengths).
+
+    Raises:
+        ValueError: an unknown model, another engine, or values that contradict one another.
+    """
+
+    def get(key: str, default: Any = None) -> Any:
+        value = OmegaConf.select(config, key, default=default, throw_on_missing=False)
+        return default if value is None else value
+
+    engine = get(f"{ACTOR}.strategy")
+    megatron = engine == "megatron"
+    section = f"{ACTOR}.{'megatron' if megatron else 'fsdp_config'}"
+    fields: dict[str, Any] = {"engine": engine, "gpu": gpu, "model": find_model(get(f"{MODEL}.path"))}
+    megatron_only, fsdp_only = {"tp", "pp", "cp", "ep", "etp", "ref_offload"}, {"sp", "shard", "dtype"}
+    skipped = {"model", "lam", "preference_rows", *(fsdp_only if megatron else megatron_only)}
+    for field, key in KEYS.items():
+        if field not in skipped:
+            value = get(key.format(engine=section.rsplit(".", 1)[1]))
+            if value is not None:
+                fields[field] = value
+    if megatron:
+        fields |= {
+            "compute_dtype": get(f"{section}.dtype", "bf16"),
+            "virtual_pp": get(f"{section}.virtual_pipeline_model_parallel_size", 1),
+            "sequence_parallel": get(f"{section}.sequence_parallel", True),
+            "distributed_optimizer": get(f"{section}.use_distributed_optimizer", True),
+            "step_offload": bool(get(f"{ACTOR}.optim.override_optimizer_config.optimizer_cpu_offload", False)),
+            "recompute": get(f"{section}.override_transformer_config.recompute_granularity", "none"),
+            "lora_rank": get(f"{MODEL}.lora.rank", 0),
+        }
+    else:
+        fields |= {
+            "compute_dtype": get(f"{section}.mixed_precision.param_dtype", "bf16"),
+            "sp": max(get(KEYS["sp"], 1), get(f"{section}.ulysses_sequence_parallel_size", 1)),
+            "reshard_after_forward": get(f"{section}.reshard_after_forward", True),
+            "step_offload": get(f"{section}.offload_policy", False),
+            "recompute": "full" if get(f"{MODEL}.enable_gradient_checkpointing", False) else "none",
+            "lora_rank": get(f"{MODEL}.lora_rank", 0),
+            "ref_dtype": get("actor_rollout_ref.ref.fsdp_config.model_dtype", "fp32"),
+        }
+    fields |= _algorithm(get) | changes
+    return Setup(**fields), _notes(get)
+
+
+def _algorithm(get: Any) -> dict[str, Any]:
+    """Which passes and rows the algorithm needs."""
+    estimator = get("algorithm.adv_estimator")
+    bypass = bool(get("algorithm.rollout_correction.bypass_mode", False))
+    if estimator not in ("f_grpo", "f_hal"):
+        kl = bool(get(f"{ACTOR}.use_kl_loss", False)) or bool(get("algorithm.use_kl_in_reward", False))
+        return {"reference": kl, "old_log_prob": not bypass}
+    from fgrpo_plugin.config import FDivergenceConfig  # imports torch
+
+    given = get(OURS)
+    section = OmegaConf.to_container(given) if given is not None else {}
+    settings = FDivergenceConfig(**section)  # type: ignore[arg-type]
+    fresh = get(f"{ACTOR}.ppo_epochs") == 1 and get(f"{ACTOR}.ppo_mini_batch_size") >= get("data.train_batch_size")
+    found: dict[str, Any] = {"reference": True, "old_log_prob": settings.gamma != 0 and not fresh}
+    if estimator == "f_hal":
+        lam = settings.constant_lam if "lam" in section else LAM_OF_F_HAL  # type: ignore[operator]
+        rows = get("data.preference.batch_size") or get(f"{ACTOR}.ppo_mini_batch_size") * get(f"{ROLLOUT}.n")
+        found |= {"lam": SCHEDULED if lam is None else lam, "preference_rows": rows}
+    return found
+
+
+def _notes(get: Any) -> list[str]:
+    notes = []
+    if get("algorithm.adv_estimator") == "gae" or get("critic.enable", False):
+        notes.append("the critic is not modelled.")
+    mode = get("trainer.v1.trainer_mode", "sync")
+    if mode != "sync":
+        notes.append(f"trainer mode {mode} is planned as if it were sync: phases one after the other on the same GPUs.")
+    if get("reward.reward_model.enable", False):
+        notes.append("the reward model is not modelled: it takes its own memory and time.")
+    return notes

@@ -1,0 +1,262 @@
+"""Memory against published formulas and tables, against torch's own bookkeeping, and its monotonic properties."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fgrpo_plugin.plan.gpus import GIB, find_gpu
+from fgrpo_plugin.plan.memory import (
+    PARTS,
+    kv_bytes_per_token,
+    layer_activations,
+    phases,
+    rollout_weights,
+    states,
+    training_activations,
+)
+from fgrpo_plugin.plan.models import find_model, shape_from_config
+from fgrpo_plugin.plan.setup import Assumptions, Setup
+from tests.plan.test_models import GPT3, MT_NLG
+
+BARE = Assumptions(overhead_gib=0, fragmentation=0)
+H100 = find_gpu("H100")
+
+
+def setup(model="Qwen/Qwen2.5-7B", **changes):
+    return Setup(model=find_model(model), gpu=H100, **changes)
+
+
+def phase(planned, name, assumed=BARE):
+    return next(found for found in phases(planned, assumed) if found.name == name)
+
+
+@given(row=st.integers(1, 65536), tp=st.sampled_from([1, 2, 4, 8]))
+def test_activations_are_korthikantis_table_2(row, tp):
+    h, a = GPT3.hidden, GPT3.heads
+    gpt = {"flash": False, "dropout": True, "tp": tp}
+    assert layer_activations(GPT3, row, **gpt) == pytest.approx(h * (10 + 24 / tp + 5 * a * row / (h * tp)))
+    both = layer_activations(GPT3, row, **gpt, sequence_parallel=True)
+    assert both == pytest.approx(h / tp * (34 + 5 * a * row / h))
+    selective = layer_activations(GPT3, row, dropout=True, tp=tp, sequence_parallel=True)
+    assert selective == pytest.approx(34 * h / tp)
+
+
+@pytest.mark.parametrize("model, saved", [(GPT3, 0.70), (MT_NLG, 0.65)])
+def test_unfused_attention_takes_the_published_share(model, saved):
+    """Selective recomputation saves 70 % for GPT-3 and 65 % for the 530B model (arXiv 2205.05198, section 5)."""
+    everything = layer_activations(model, 2048, flash=False, dropout=True)
+    assert 1 - layer_activations(model, 2048, dropout=True) / everything == pytest.approx(saved, abs=0.005)
+
+
+def test_activations_are_those_that_autograd_keeps():
+    """A layer of transformers' own Qwen2 in float32: the bytes of tensors saved for backward."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    numbers = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = AutoConfig.for_model("qwen2", num_hidden_layers=1, vocab_size=100, **numbers)
+    config._attn_implementation = "sdpa"
+    rows, tokens = 2, 256
+    kept = {}
+    for layers in (1, 3):
+        config.num_hidden_layers = layers
+        config.layer_types = ["full_attention"] * layers
+        model = AutoModelForCausalLM.from_config(config)
+        own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        seen: dict[int, int] = {}
+
+        def pack(tensor, own=own, seen=seen):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                seen[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            held = model(input_ids=torch.randint(0, 100, (rows, tokens))).logits
+        kept[layers] = sum(seen.values())
+        del held
+    measured = (kept[3] - kept[1]) / 2 / (rows * tokens)
+    shape = shape_from_config(config.to_dict(), "small")
+    predicted = layer_activations(shape, tokens, width=4, eager_norms=True, fused_gate=False)
+    assert measured == pytest.approx(predicted, rel=0.15)
+
+
+def test_states_are_those_of_zero():
+    """16 bytes a parameter of mixed-precision Adam, over all GPUs (arXiv 1910.02054, section 3.1)."""
+    for planned in (setup(), setup(gpus_per_node=4, nodes=4), setup(engine="megatron")):
+        held = sum(states(planned).values())
+        if planned.megatron:  # bf16 weights and float32 gradients on each, 12 bytes shared
+            expected = planned.model.parameters * (6 + 12 / planned.gpus)
+        else:
+            expected = 16 * planned.model.parameters / planned.gpus
+        assert held == pytest.approx(expected)
+    assert sum(states(setup(dtype="bf16")).values()) == pytest.approx(8 * setup().model.parameters / 8)
+
+
+def test_megatrons_shares_add_up_to_the_model():
+    dense = setup("meta-llama/Llama-3.1-70B", engine="megatron", tp=4, pp=4, nodes=2)
+    # The first and last stages hold one of the two vocabulary matrices each; the other two none.
+    spare = 2 * (dense.model.embedding / 4)
+    assert 4 * states(dense)["weights"] / 2 - spare == pytest.approx(dense.model.parameters / 4, rel=1e-3)
+    sparse = setup("Qwen/Qwen3-30B-A3B", engine="megatron", tp=2, ep=4, etp=1)
+    experts = sparse.model.routed / 4
+    assert states(sparse)["weights"] / 2 == pytest.approx((sparse.model.parameters - sparse.model.routed) / 2 + experts)
+
+
+def test_kv_cache_of_a_known_model():
+    """Llama-3.1 8B: 2 x 32 layers x 8 heads x 128 x 2 bytes = 128 KiB a token."""
+    assert kv_bytes_per_token(setup("meta-llama/Llama-3.1-8B")) == 128 * 1024
+    assert kv_bytes_per_token(setup("meta-llama/Llama-3.1-8B", rollout_tp=8)) == 16 * 1024
+    few = setup("Qwen/Qwen3-30B-A3B", rollout_tp=8)  # 4 heads on 8 GPUs
+    assert kv_bytes_per_token(few) == 48 * 2 * 128 * 2
+
+
+def test_generation_takes_its_share_and_what_the_trainer_leaves():
+    planned = setup(utilization=0.5)
+    generation = phase(planned, "generation")
+    left = states(planned)["weights"] + states(planned)["optimiser"]
+    assert generation.total == pytest.approx(0.5 * H100.memory + left)
+    offloaded = phase(replace(planned, param_offload=True, optimizer_offload=True), "generation")
+    assert offloaded.total == pytest.approx(0.5 * H100.memory)
+    assert not phase(setup(utilization=0.15), "generation").fits  # 11.9 GiB do not hold 14.2 GiB of weights
+    assert phase(setup(utilization=0.15), "generation").shortage > 2 * GIB
+
+
+def test_offloading_between_phases_does_not_help_the_update_and_offloading_in_it_does():
+    planned = setup()
+    training = phase(planned, "training").total
+    assert phase(replace(planned, param_offload=True, optimizer_offload=True), "training").total == training
+    saved = training - phase(replace(planned, step_offload=True), "training").total
+    assert saved == pytest.approx(sum(states(planned).values()))
+
+
+def test_the_reference_is_on_the_host_under_fsdp_and_absent_with_lora():
+    assert phase(setup(), "training").parts["reference"] == 0
+    megatron = setup(engine="megatron", tp=4, ref_offload=False)
+    assert phase(megatron, "training").parts["reference"] == pytest.approx(2 * megatron.model.parameters / 4)
+    assert phase(replace(megatron, lora_rank=8), "training").parts["reference"] == 0
+    assert phase(replace(megatron, ref_offload=True), "training").parts["reference"] == 0
+
+
+def test_lambda_0_has_no_preference_rows_and_lambda_1_no_generation():
+    plain, joined = setup(), setup(lam=0.5, preference_rows=1024)
+    assert phases(replace(joined, lam=0.0), BARE) == phases(plain, BARE)
+    assert phase(plain, "training").parts["preference rows"] == 0
+    found = phase(joined, "training")
+    assert found.parts["preference rows"] == pytest.approx(found.parts["activations"] + found.parts["logits"])
+    alone = phases(setup(lam=1.0, preference_rows=1024), BARE)
+    assert [found.name for found in alone] == ["log-probs", "training"]
+    assert alone[1].parts["activations"] == 0 < alone[1].parts["preference rows"]
+
+
+setups = st.builds(
+    dict,
+    model=st.sampled_from(["Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-7B", "Qwen/Qwen3-30B-A3B"]),
+    gpus_per_node=st.sampled_from([4, 8]),
+    nodes=st.sampled_from([1, 2, 4]),
+    engine=st.sampled_from(["fsdp", "fsdp2", "megatron"]),
+    recompute=st.sampled_from(["none", "full"]),
+    lora_rank=st.sampled_from([0, 32]),
+    prompts=st.sampled_from([64, 256]),
+    minibatch=st.sampled_from([64]),
+    tokens_per_gpu=st.integers(1536, 65536),
+    micro_rows=st.integers(1, 8),
+    dynamic_batch=st.booleans(),
+    param_offload=st.booleans(),
+    step_offload=st.booleans(),
+    lam=st.sampled_from([0.0, 0.5]),
+    preference_rows=st.sampled_from([0, 128, 1024]),
+)
+
+
+def totals(planned):
+    return {found.name: found.total for found in phases(planned, Assumptions())}
+
+
+@settings(max_examples=100, deadline=None)
+@given(numbers=setups, data=st.data())
+def test_more_never_takes_more(numbers, data):
+    """More GPUs, more splitting, fewer tokens and more offloading never take more memory on a GPU in any phase."""
+    planned = setup(**numbers)
+    steps = [
+        {"nodes": 2 * planned.nodes},
+        {"tokens_per_gpu": max(1536, planned.tokens_per_gpu // 2)},
+        {"micro_rows": max(1, planned.micro_rows // 2)},
+        {"param_offload": True},
+        {"optimizer_offload": True},
+        {"step_offload": True},
+        {"lam": 0.0},
+        {"recompute": "full"},
+        {"rollout_tp": 2},
+        {"fused_kernels": True},
+    ]
+    if planned.megatron:
+        steps += [{"tp": 2 * planned.tp}, {"ep": 2} if planned.model.experts else {"tp": 4}]
+    else:
+        steps += [{"sp": 2, "tokens_per_gpu": max(768, planned.tokens_per_gpu // 2)}]
+    more = replace(planned, **data.draw(st.sampled_from(steps)))
+    before, after = totals(planned), totals(more)
+    for name in after:
+        assert after[name] <= before[name] * (1 + 1e-9), name
+
+
+@pytest.mark.parametrize("model", ["Qwen/Qwen2.5-1.5B", "meta-llama/Llama-3.1-70B", "Qwen/Qwen3-30B-A3B"])
+def test_more_stages_never_hold_more_weights(model):
+    """Optimiser states may grow: what dp shared is shared by fewer, and the outer stages hold the vocabulary too."""
+    planned = [setup(model, engine="megatron", pp=pp) for pp in (1, 2, 4)]
+    for part in ("weights", "gradients"):
+        one, two, four = (states(each)[part] for each in planned)
+        assert one > two > four
+
+
+@given(numbers=setups)
+@settings(max_examples=50, deadline=None)
+def test_parts_are_never_negative_and_always_the_same(numbers):
+    for found in phases(setup(**numbers), Assumptions()):
+        assert tuple(found.parts) == PARTS
+        assert min(found.parts.values()) >= 0
+
+
+def test_full_recomputation_keeps_one_tensor_a_layer():
+    """2 s b h a layer (arXiv 2205.05198, section 5), and the layer at work."""
+    planned, deep = setup(engine="megatron", tp=1, recompute="full"), find_model("Qwen/Qwen2.5-7B")
+    twice = replace(planned, model=replace(deep, layers=2 * deep.layers))
+    grown = training_activations(twice) - training_activations(planned)
+    assert grown == pytest.approx(2 * deep.hidden * deep.layers)
+
+
+def test_the_first_stage_of_a_pipeline_holds_as_much_as_one_gpu_of_all_layers():
+    """1F1B keeps p micro-batches of 1/p of the layers (arXiv 2205.05198, section 4.2.3)."""
+    planned = setup("meta-llama/Llama-3.1-70B", engine="megatron", tp=8, nodes=8, recompute="none")
+    assert training_activations(replace(planned, pp=4), in_flight=4) == pytest.approx(training_activations(planned))
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"engine": "deepspeed"}, "engine 'deepspeed' is not one of fsdp, fsdp2, megatron"),
+        ({"tp": 2}, "belong to Megatron"),
+        ({"engine": "megatron", "sp": 2}, "belong to FSDP"),
+        ({"engine": "megatron", "tp": 4, "pp": 3}, "does not divide the 8 GPUs"),
+        ({"engine": "megatron", "tp": 16}, "tp 16 does not divide the 28 attention heads"),
+        ({"engine": "megatron", "ep": 2}, "needs a model whose number of experts"),
+        ({"rollout_tp": 7}, "rollout tp = 7 does not divide the 8 GPUs"),
+        ({"rollout_tp": 8}, "rollout tp 8 does not divide the 28 attention heads"),
+        ({"prompts": 100, "minibatch": 64}, "minibatch 64 does not divide the 100 prompts"),
+        ({"response_length": 32768}, "33280 tokens exceeds the 16384 of a micro-batch .*--tokens-per-gpu"),
+        ({"dtype": "int4"}, "dtype 'int4' is not one of"),
+        ({"lam": 2.0}, "lambda 2.0 must lie"),
+        ({"utilization": 1.5}, "gpu_memory_utilization 1.5"),
+        ({"group": 0}, "group 0 must be a whole number >= 1"),
+    ],
+)
+def test_contradictions_are_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        setup(**changes)
+
+
+def test_rollout_weights_are_split_and_in_their_own_type():
+    assert rollout_weights(setup()) == 2 * setup().model.parameters
+    assert rollout_weights(setup(rollout_tp=4, rollout_dtype="fp32")) == setup().model.parameters

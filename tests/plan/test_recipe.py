@@ -1,0 +1,253 @@
+"""Recipes of the package through the real host's configuration, the advice loop, and the command line."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import typer.testing
+
+from fgrpo_plugin.cli import app
+from fgrpo_plugin.plan.advice import advise, excess, shortfall
+from fgrpo_plugin.plan.gpus import find_gpu
+from fgrpo_plugin.plan.models import find_model
+from fgrpo_plugin.plan.recipe import overrides, setup_from_config
+from fgrpo_plugin.plan.setup import Assumptions, Setup
+
+ROOT = Path(__file__).parents[2]
+H100, A100 = find_gpu("H100"), find_gpu("A100-40")
+ASSUMED = Assumptions()
+MEGATRON = [
+    "model_engine=megatron",
+    "actor_rollout_ref.model.path=meta-llama/Llama-3.1-70B",
+    "algorithm.adv_estimator=f_grpo",
+    "trainer.nnodes=8",
+    "actor_rollout_ref.actor.megatron.tensor_model_parallel_size=8",
+    "actor_rollout_ref.actor.megatron.pipeline_model_parallel_size=4",
+    "actor_rollout_ref.actor.megatron.context_parallel_size=2",
+    "actor_rollout_ref.actor.megatron.param_offload=true",
+    "actor_rollout_ref.actor.megatron.override_transformer_config.recompute_granularity=full",
+    "actor_rollout_ref.actor.use_dynamic_bsz=true",
+    "actor_rollout_ref.rollout.tensor_model_parallel_size=8",
+]
+
+
+def run(*words):
+    return typer.testing.CliRunner().invoke(app, ["plan", *map(str, words)])
+
+
+def test_a_recipe_is_read_as_it_stands(stock_config):
+    planned, notes = setup_from_config(stock_config("+fgrpo=math_7b"), H100)
+    assert planned.model.name == "Qwen/Qwen2.5-Math-7B" and not notes
+    expected = {
+        "engine": "fsdp2",
+        "gpus": 8,
+        "lora_rank": 64,
+        "prompts": 256,
+        "group": 4,
+        "longest": 1536,
+        "tokens_per_gpu": 16384,
+        "rollout_tp": 2,
+        "utilization": 0.5,
+        "recompute": "full",
+        "dtype": "fp32",
+        "compute_dtype": "bf16",
+        "reference": True,
+        "old_log_prob": False,
+        "joined_rows": 0,
+    }
+    assert {name: getattr(planned, name) for name in expected} == expected
+
+
+def test_f_hal_brings_its_preference_rows(stock_config):
+    planned, notes = setup_from_config(stock_config("+fgrpo=safety"), H100)
+    assert (planned.lam, planned.joined_rows) == (0.5, 512)  # as many as on-policy rows
+    assert any("reward model" in note for note in notes)
+    lam = "actor_rollout_ref.actor.policy_loss.f_divergence.lam"
+    assert setup_from_config(stock_config("+fgrpo=safety", f"{lam}=0"), H100)[0].joined_rows == 0
+    assert not setup_from_config(stock_config("+fgrpo=safety", f"{lam}=1"), H100)[0].generates
+    schedule = f"{lam}={{schedule: linear, start: 1.0, end: 0.0}}"
+    planned = setup_from_config(stock_config("+fgrpo=safety", schedule), H100)[0]
+    assert planned.generates and planned.joined_rows == 512
+
+
+def test_which_passes_an_algorithm_needs(stock_config):
+    def passes(*words):
+        planned = setup_from_config(stock_config("actor_rollout_ref.model.path=qwen2.5-7b", *words), H100)[0]
+        return planned.reference, planned.old_log_prob
+
+    dynamic = "actor_rollout_ref.actor.use_dynamic_bsz=true"
+    assert passes(dynamic, "algorithm.adv_estimator=grpo") == (False, True)
+    assert passes(dynamic, "algorithm.adv_estimator=grpo", "actor_rollout_ref.actor.use_kl_loss=true") == (True, True)
+    released = "+actor_rollout_ref.actor.policy_loss.f_divergence.preset=released"
+    assert passes(dynamic, "algorithm.adv_estimator=f_grpo", released) == (True, True)  # four optimiser steps
+    whole = "data.train_batch_size=256"
+    assert passes(dynamic, "algorithm.adv_estimator=f_grpo", released, whole) == (True, False)
+
+
+def test_megatrons_settings_are_read(stock_config):
+    planned, _ = setup_from_config(stock_config(*MEGATRON), H100)
+    assert (planned.tp, planned.pp, planned.cp, planned.dp, planned.gpus) == (8, 4, 2, 1, 64)
+    assert planned.param_offload and planned.ref_offload and planned.recompute == "full"
+    assert not planned.optimizer_offload and planned.compute_dtype == "bfloat16"
+
+
+FSDP = dict(model=find_model("Qwen/Qwen2.5-7B"), gpu=A100)
+CHANGES = [
+    ("fsdp2", {"param_offload": True, "optimizer_offload": True, "step_offload": True, "sp": 4, "shard": 4}),
+    ("fsdp2", {"lora_rank": 32, "tokens_per_gpu": 4096, "log_prob_tokens_per_gpu": 8192, "fused_kernels": True}),
+    ("fsdp2", {"utilization": 0.7, "rollout_tp": 4, "recompute": "none", "nodes": 2, "gpus_per_node": 4}),
+    ("fsdp2", {"prompts": 64, "minibatch": 32, "group": 8, "epochs": 2, "prompt_length": 100, "response_length": 900}),
+    ("fsdp", {"engine": "fsdp", "dtype": "bf16", "max_rows": 128, "bucket_mib": 512, "rollout_sleeps": False}),
+    ("megatron", {"engine": "megatron", "tp": 4, "pp": 2, "param_offload": True, "ref_offload": True}),
+    ("megatron", {"engine": "megatron", "cp": 2, "step_offload": True, "recompute": "full", "lora_rank": 16}),
+    ("megatron", {"engine": "megatron", "recompute": "none", "optimizer_offload": True, "temperature": 0.7}),
+]
+
+
+@pytest.mark.parametrize("engine, changes", CHANGES)
+def test_every_change_that_is_named_is_read_back(stock_config, engine, changes):
+    words = ["actor_rollout_ref.model.path=qwen2.5-7b", "actor_rollout_ref.actor.use_dynamic_bsz=true"]
+    planned, _ = setup_from_config(stock_config(*words, *overrides(changes, engine)), A100)
+    assert {name: getattr(planned, name) for name in changes} == changes
+
+
+SPARSE = find_model("Qwen/Qwen3-235B-A22B")
+DOES_NOT_FIT = [
+    {},
+    {"gpus_per_node": 1},
+    {"utilization": 0.9},
+    {"utilization": 0.3},
+    {"dynamic_batch": False, "micro_rows": 32, "log_prob_micro_rows": 32},
+    {"engine": "megatron", "recompute": "none", "tp": 2},
+    {"model": find_model("Qwen/Qwen2.5-72B"), "nodes": 4},
+    {"model": SPARSE, "gpu": H100, "engine": "megatron", "nodes": 8, "tp": 4, "ep": 8, "etp": 1},
+]
+
+
+@pytest.mark.parametrize("changes", DOES_NOT_FIT)
+def test_advice_fits_and_nothing_of_it_can_be_left_out(changes):
+    planned = Setup(**FSDP | changes)
+    assert excess(planned, ASSUMED) > 0 and shortfall(planned, ASSUMED)
+    advice = advise(planned, ASSUMED)
+    assert advice.fits and excess(replace(planned, **advice.changes), ASSUMED) == 0
+    for field in advice.changes:
+        rest = {name: value for name, value in advice.changes.items() if name != field}
+        try:
+            without = replace(planned, **rest)
+        except ValueError:
+            continue
+        pairs = {"tokens_per_gpu": "log_prob_tokens_per_gpu", "micro_rows": "log_prob_micro_rows"}
+        if field not in (*pairs, *pairs.values()):  # they are changed together
+            assert excess(without, ASSUMED) > 0, field
+    left = [trial.excess for trial in advice.tried if trial.kept]
+    assert left == sorted(left, reverse=True)
+
+
+def test_advice_says_when_nothing_helps():
+    """470 GB of rollout weights do not fit into the 8 x 40 GB of a node, whatever training does."""
+    advice = advise(Setup(model=SPARSE, gpu=A100, nodes=8), ASSUMED)
+    assert not advice.fits and len(advice.tried) > 5
+    done = run("--model", "Qwen3-235B-A22B", "--gpu", "A100-40", "--nodes", 8)
+    assert done.exit_code == 1 and "Nothing that was tried makes it fit" in done.output
+
+
+def test_a_recipe_that_fits_ends_in_its_command():
+    done = run("--recipe", "math_7b", "--gpu", "H100", "--gpus", 4, "data.max_response_length=2048")
+    assert done.exit_code == 0, done.output
+    command = done.output.split("Command:")[1].split()
+    expected = ["+fgrpo=math_7b", "data.max_response_length=2048", "trainer.n_gpus_per_node=4"]
+    assert [word for word in command if "=" in word] == expected
+    for said in ("memory of one GPU", "rollout weights", "generation", "resharding", "tokens/s", "prediction"):
+        assert said in done.output
+
+
+def test_the_command_of_a_recipe_that_does_not_fit_holds_the_advice_and_fits(stock_config):
+    words = ("--recipe", "safety", "--gpu", "RTX4090", "--json")
+    done = run(*words)
+    assert done.exit_code == 1, done.output
+    plan = json.loads(done.output)
+    assert not plan["fits"] and plan["advice"]["fits"] and plan["advice"]["overrides"]
+    command = [word for word in plan["command"].split() if "=" in word]
+    assert command == ["+fgrpo=safety", *plan["advice"]["overrides"]]
+    planned, _ = setup_from_config(stock_config(*command), find_gpu("RTX4090"))
+    assert excess(planned, ASSUMED) == 0
+
+
+def test_flags_alone_give_the_same_plan_as_a_configuration():
+    flags = ["--model", "llama-3.1-70b", "--engine", "megatron", "--param-offload", "--ref-offload"]
+    numbers = {"tp": 8, "pp": 4, "cp": 2, "nodes": 8, "rollout-tp": 8, "batch": 1024, "minibatch": 256, "n": 1}
+    for name, value in ({"recompute": "full", "response-length": 512} | numbers).items():
+        flags += [f"--{name}", value]
+    alone = json.loads(run("--gpu", "H100", "--json", *flags).output)
+    composed = json.loads(run("--gpu", "H100", "--json", *MEGATRON).output)
+    assert alone["phases"] == composed["phases"]
+    assert alone["seconds"] == pytest.approx(composed["seconds"])
+    assert alone["command"] is None and composed["command"].startswith("python -m verl.trainer.main_ppo")
+
+
+def test_assumptions_are_options():
+    words = ("--model", "qwen2.5-7b", "--gpu", "H100", "--json")
+    usual, slow = json.loads(run(*words).output), json.loads(run(*words, "--matmul", 0.3).output)
+    assert slow["assumptions"]["matmul"] == 0.3 and slow["seconds"]["update"] > 1.5 * usual["seconds"]["update"]
+    assert slow["phases"] == usual["phases"]
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--model", "qwen2.5-7b"], "name the GPU: --gpu H100"),
+        (["--gpu", "H100"], "name what to plan: --recipe math_7b"),
+        (["--gpu", "H100", "--model", "gpt-5"], "gpt-5 is neither known"),
+        (["--gpu", "H999", "--model", "qwen2.5-7b"], "H999 is not known"),
+        (["--gpu", "H100", "--recipe", "no_such"], "no_such"),
+        (["--gpu", "H100", "--model", "qwen2.5-7b", "--lam", "0.5"], "needs --preference-rows"),
+        (["--gpu", "H100", "--model", "qwen2.5-7b", "--matmul", "2"], "--matmul 2.0 must be"),
+    ],
+)
+def test_bad_input_is_one_sentence(words, said):
+    done = run(*words)
+    assert done.exit_code == 2 and not isinstance(done.exception, ValueError)
+    assert said in " ".join(done.stderr.split())
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_measured_machine_is_a_gpu(tmp_path):
+    import psutil
+
+    file = tmp_path / "machine.yaml"
+    assert run("--measure-cpu", file).exit_code == 0
+    machine = find_gpu(str(file))
+    assert machine.memory_gib == pytest.approx(psutil.virtual_memory().total / 2**30, rel=0.01)
+    assert 1e-4 < machine.tflops < 50 and 0.1 < machine.bandwidth_gb < 2000
+    plan = json.loads(run("--model", "qwen2.5-0.5b", "--gpu", file, "--gpus", 1, "--json").output)
+    assert plan["gpu"]["name"] == "cpu"
+
+
+def test_planning_from_flags_imports_neither_torch_nor_verl():
+    program = (
+        "import sys, fgrpo_plugin.plan.report, fgrpo_plugin.plan.command as c\n"
+        "try: c.plan(model='qwen2.5-7b', gpu='H100')\n"
+        "finally: print(sorted({'torch', 'verl', 'ray', 'hydra'} & set(sys.modules)))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip().endswith("[]")
+
+
+def test_documented_commands_run_and_the_example_is_current():
+    page = (ROOT / "docs" / "plan.md").read_text()
+    (block,) = re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)
+    commands = [line for line in block.replace("\\\n", " ").splitlines() if line.startswith("fgrpo plan")]
+    assert len(commands) == 4
+    for command in commands:
+        done = run(*shlex.split(command)[2:], "--json")
+        assert json.loads(done.output)["fits"] is (done.exit_code == 0), command
+    command, shown = re.search(r"```text\n\$ fgrpo plan (.*?)\n(.*?)```", page, flags=re.DOTALL).groups()
+    made = run(*shlex.split(command)).output
+    assert [line.rstrip() for line in made.splitlines()] == shown.splitlines(), "docs/plan.md is out of date"
