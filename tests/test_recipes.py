@@ -32,7 +32,8 @@ def test_the_safety_recipe_composes_and_is_valid(stock_config, inputs, tmp_path)
     files = []
     for name in ("train", "held_out"):
         files.append(tmp_path / f"{name}.jsonl")
-        files[-1].write_text('{"prompt": "p", "completion": "c", "label": true}\n' * 2)
+        rows = [f'{{"prompt": "p", "completion": "c", "label": {label}}}\n' for label in ("true", "false")]
+        files[-1].write_text("".join(rows * 256))
     config = stock_config(
         "+fgrpo=safety", *inputs[:2], f"data.preference.files=[{files[0]}]", f"data.preference.val_files=[{files[1]}]"
     )
@@ -70,7 +71,7 @@ def test_every_documented_command_line_composes_and_is_valid(stock_config, input
     from fgrpo_plugin.host.validate import complete
 
     for name in ("files", "val_files"):
-        pairs = [f'{{"prompt": "{i}", "chosen": "a", "rejected": "b"}}\n' for i in range(600)]
+        pairs = [f'{{"prompt": "{i}", "chosen": "a", "rejected": "b"}}\n' for i in range(1024)]
         (tmp_path / f"preference.{name}.jsonl").write_text("".join(pairs))
     commands = _documented_overrides()
     assert len(commands) >= 3
