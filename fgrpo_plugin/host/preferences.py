@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fgrpo_plugin.config import FDivergenceConfig, PreferenceConfig
+from fgrpo_plugin.host.parallel import data_parallel_size
 from fgrpo_plugin.host.policy_loss import PREFERENCE_FIELDS, ROW_FIELDS
 from fgrpo_plugin.preference.files import Preferences, read_preferences
 from fgrpo_plugin.preference.reference_cache import DEFAULT_FOLDER, ReferenceCache, reference_fingerprint
@@ -187,20 +188,6 @@ def check_preferences(config: Any, settings: FDivergenceConfig) -> None:
                 f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={micro}; change either, or set "
                 "actor_rollout_ref.actor.use_dynamic_bsz=true."
             )
-
-
-def data_parallel_size(config: Any) -> int:
-    """Ranks over which the host spreads rows, from its configuration."""
-    actor, trainer = config.actor_rollout_ref.actor, config.trainer
-    world = trainer.nnodes * trainer.n_gpus_per_node
-    if actor.strategy == "megatron":
-        parallel = actor.megatron
-        shared = (
-            parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
-        )
-    else:
-        shared = actor.get("fsdp_config", {}).get("ulysses_sequence_parallel_size", 1) or 1
-    return max(1, world // shared)
 
 
 def rows_per_minibatch(config: Any) -> int:
