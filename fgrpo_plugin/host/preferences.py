@@ -1,12 +1,14 @@
 """The off-policy half on the driver: preference rows, their reference log-probs, their place in the actor's batch."""
 
+import itertools
 import json
 import math
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fgrpo_plugin.config import FDivergenceConfig, PreferenceConfig
@@ -19,6 +21,7 @@ from fgrpo_plugin.preference.tokens import TokenRow, encode
 
 STATE_FILE = "f_divergence.json"
 RECHECKED_ROWS = 8
+BLOCK_ROWS = 512  # preference rows that are put into the host's queue at a time
 RECHECK_TOLERANCE = {"float32": 1e-3, "other": 0.3}  # nats a token; low precision depends on what else is in a batch
 ENGINE_FIELDS = (
     "input_ids",
@@ -76,11 +79,12 @@ class PreferenceRows:
             compute: the host's reference worker.
         """
         cache = self._open_cache(rows, compute)
-        known = sum(cache.get(row) is not None for row in rows)
-        if known < len(rows):
-            cache.add(rows, compute(rows))
         found = [cache.get(row) for row in rows]
-        return [values for values in found if values is not None], known / max(len(rows), 1)
+        missing = sum(values is None for values in found)
+        if missing:
+            cache.add(rows, compute(rows))
+            found = [cache.get(row) for row in rows]
+        return [values for values in found if values is not None], 1 - missing / max(len(rows), 1)
 
     def save(self, folder: Path) -> None:
         """Write the sampler's state into a checkpoint folder of the host."""
@@ -236,13 +240,15 @@ def deal(rows: Sequence[TokenRow], ranks: int) -> list[list[TokenRow]]:
         rows: D+ and D- in turn, as drawn; a multiple of 2 * ranks.
         ranks: > 0.
     """
-    couples = sorted(zip(rows[::2], rows[1::2], strict=True), key=lambda couple: -sum(map(_tokens, couple)))
+    couples = sorted(zip(rows[::2], rows[1::2], strict=True), key=_tokens, reverse=True)
     dealt: list[list[TokenRow]] = [[] for _ in range(ranks)]
+    tokens = [0] * ranks
     for first in range(0, len(couples), ranks):
         hand = couples[first : first + ranks]
         # The longest couple goes to the rank that has the fewest tokens so far.
-        for couple, rank in zip(hand, sorted(dealt, key=lambda rank: sum(map(_tokens, rank))), strict=True):
-            rank += couple
+        for couple, rank in zip(hand, sorted(range(ranks), key=tokens.__getitem__), strict=True):
+            dealt[rank] += couple
+            tokens[rank] += _tokens(couple)
     return dealt
 
 
@@ -281,21 +287,52 @@ def as_host_rows(rows: Sequence[TokenRow], reference: Sequence[torch.Tensor] | N
         rows: token rows.
         reference: log pi_ref of the response tokens; None while it is still to be computed.
     """
-    prompts = [torch.tensor(row.prompt_ids) for row in rows]
-    responses = [torch.tensor(row.response_ids) for row in rows]
-    lengths = [len(response) for response in responses]
-    zeros = [torch.zeros(length) for length in lengths]
+    # One allocation a field, and one for all fields of zeros of a kind: making tensors row by row takes far longer.
+    whole, responses = [len(row.ids) for row in rows], [row.response_length for row in rows]
+    positions = np.arange(max(whole))
+    nothing = _nested(np.zeros(sum(responses), dtype=np.int64), responses)
     fields = {
-        "prompts": prompts,
-        "responses": responses,
-        "input_ids": [torch.cat(parts) for parts in zip(prompts, responses, strict=True)],
-        "position_ids": [torch.arange(len(p) + n) for p, n in zip(prompts, lengths, strict=True)],
-        "response_mask": [torch.zeros(length, dtype=torch.int64) for length in lengths],
-        "loss_mask": [torch.zeros(length, dtype=torch.int64) for length in lengths],
+        "prompts": _nested(_joined(row.ids[: row.prompt_length] for row in rows), [row.prompt_length for row in rows]),
+        "responses": _nested(_joined(row.ids[row.prompt_length :] for row in rows), responses),
+        "input_ids": _nested(_joined(row.ids for row in rows), whole),
+        "position_ids": _nested(_joined(positions[:length] for length in whole), whole),
+        "response_mask": nothing,
+        "loss_mask": nothing,
     }
     if reference is not None:
-        fields |= {"ref_log_prob": list(reference), "old_log_probs": zeros, "advantages": zeros}
-    return {name: torch.nested.as_nested_tensor(values, layout=torch.jagged) for name, values in fields.items()}
+        zeros = _nested(np.zeros(sum(responses), dtype=np.float32), responses)
+        log_probs = _nested(torch.cat(list(reference)), responses)
+        fields |= {"ref_log_prob": log_probs, "old_log_probs": zeros, "advantages": zeros}
+    return fields
+
+
+def host_blocks(
+    rows: Sequence[TokenRow], reference: Sequence[torch.Tensor], numbers: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[slice, dict[str, Any]]]:
+    """Rows in the form of the host's queue, a block at a time: a whole large batch would fill the driver's memory.
+
+    Args:
+        rows: n rows.
+        reference: log pi_ref of each row's response tokens.
+        numbers: name -> (n,), as `preference_numbers` gives them.
+
+    Yields:
+        Which rows, and their fields.
+    """
+    for start in range(0, len(rows), BLOCK_ROWS):
+        block = slice(start, start + BLOCK_ROWS)
+        attached = {name: values[block] for name, values in numbers.items()}
+        yield block, as_host_rows(rows[block], reference[block]) | attached
+
+
+def _joined(rows: Iterable[np.ndarray]) -> np.ndarray:
+    return np.concatenate(list(rows), dtype=np.int64)
+
+
+def _nested(values: np.ndarray | torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+    """A nested tensor, of the values of all rows one after another."""
+    offsets = torch.tensor([0, *itertools.accumulate(lengths)])
+    return torch.nested.nested_tensor_from_jagged(torch.as_tensor(values), offsets)
 
 
 def preference_numbers(rows: Sequence[TokenRow], settings: FDivergenceConfig, lam: float) -> dict[str, torch.Tensor]:
@@ -303,7 +340,7 @@ def preference_numbers(rows: Sequence[TokenRow], settings: FDivergenceConfig, la
 
     The count is the row's own side's: rows, or response tokens at level token (SPEC section 2, Normalisation).
     """
-    tokens = torch.tensor([len(row.response_ids) for row in rows])
+    tokens = torch.tensor([row.response_length for row in rows])
     desirable = torch.tensor([row.desirable for row in rows])
     share = tokens if settings.level == "token" else torch.ones_like(tokens)
     count = torch.where(desirable, share[desirable].sum(), share[~desirable].sum())
@@ -374,8 +411,8 @@ def held_out_metrics(rows: Sequence[TokenRow], rewards: torch.Tensor, settings: 
     }
 
 
-def _tokens(row: TokenRow) -> int:
-    return len(row.prompt_ids) + len(row.response_ids)
+def _tokens(rows: Sequence[TokenRow]) -> int:
+    return sum(len(row.ids) for row in rows)
 
 
 def _summary(files: list[str], found: Preferences, encoded: Any) -> str:
