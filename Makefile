@@ -52,6 +52,7 @@ benchmarks: $(READY)
 	@$(BIN)/python benchmarks/loss.py
 	@$(BIN)/python -m benchmarks.step_time
 	@$(BIN)/python -m benchmarks.hybrid_cost
+	@$(BIN)/python -m benchmarks.driver_cost
 	@$(BIN)/python benchmarks/import_time.py
 
 clean:
