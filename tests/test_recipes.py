@@ -1,7 +1,9 @@
 """Every documented command line composes against the stock host and passes its validation and ours."""
 
+import os
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,6 +128,20 @@ def test_every_algorithm_and_data_set_has_a_folder_of_its_own(stock_config, inpu
     assert len(set(runs)) == len(runs)
 
 
+def test_the_tables_script_prints_every_cell_and_its_commands_are_valid(stock_config, inputs):
+    from fgrpo_plugin.host.validate import complete
+
+    script = ROOT / "recipes" / "math_rlvr" / "tables.sh"
+    printed = subprocess.run([script], env={**os.environ, "LAUNCH": "echo"}, check=True, capture_output=True, text=True)
+    commands = [line.split("main_ppo ")[1].split() for line in printed.stdout.splitlines()]
+    assert len(commands) == 2 * 3 * 7 and len(set(map(tuple, commands))) == 42
+    # Every model and data set once, and every algorithm once.
+    for overrides in [commands[7 * i + i] for i in range(6)] + [commands[6]]:
+        config = stock_config(*overrides, *inputs[:2])
+        if config.algorithm.adv_estimator == "f_grpo":
+            complete(config)
+
+
 def _leaves(config: object, at: str = "") -> Iterator[str]:
     """Dotted names of everything that is set."""
     items = OmegaConf.to_container(config).items() if OmegaConf.is_config(config) else config.items()
@@ -192,7 +208,7 @@ def test_every_documented_command_line_composes_and_is_valid(stock_config, input
             re.sub(r"(preference\.(val_)?files)=.*", rf"\1=[{tmp_path}/\1.jsonl]", word) for word in overrides
         ]
         documented = [word for word in documented if not paths.match(word)]
-        names_a_model = any(word.startswith(("+fgrpo=math", "+fgrpo=safety")) for word in overrides)
+        names_a_model = any(re.match(r"\+fgrpo=\[?(math|safety|scale|async)_?", word) for word in overrides)
         replaced = [*inputs[:2], *([] if names_a_model else inputs[2:3])]
         config = stock_config(*documented, *replaced)
         if config.algorithm.adv_estimator in ("f_grpo", "f_hal"):
