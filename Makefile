@@ -53,6 +53,7 @@ benchmarks: $(READY)
 	@$(BIN)/python -m benchmarks.step_time
 	@$(BIN)/python -m benchmarks.hybrid_cost
 	@$(BIN)/python -m benchmarks.plan_cpu
+	@$(BIN)/python -m benchmarks.driver_cost
 	@$(BIN)/python benchmarks/import_time.py
 
 clean:

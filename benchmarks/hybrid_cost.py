@@ -82,7 +82,7 @@ class MadeRows(PreferenceRows):
 
 def make_preferences(rows: int, prompt: int, response: int) -> list[TokenRow]:
     """Rows of random tokens, D+ and D- in turn."""
-    tokens = torch.randint(3, 200, (rows, prompt + response), generator=torch.Generator().manual_seed(1)).tolist()
+    tokens = torch.randint(3, 200, (rows, prompt + response), generator=torch.Generator().manual_seed(1)).numpy()
     return [TokenRow(row[:prompt], row[prompt:], i % 2 == 0, None, f"row {i}") for i, row in enumerate(tokens)]
 
 

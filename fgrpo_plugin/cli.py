@@ -1,4 +1,4 @@
-"""The command line: ``fgrpo doctor``, ``fgrpo quickstart``, ``fgrpo plan`` and ``fgrpo prefs``."""
+"""The command line: ``fgrpo doctor``, ``fgrpo quickstart``, ``fgrpo plan``, ``fgrpo data`` and ``fgrpo prefs``."""
 
 import contextlib
 import functools
@@ -70,6 +70,33 @@ def quickstart(
 def plan(**options: Any) -> None:
     with _one_sentence("fgrpo plan"):
         plan_run(**options)
+
+
+@app.command()
+def data(
+    names: Annotated[list[str], typer.Argument(help="gsm8k, limr, open_rs, math_500.")],
+    output: Annotated[Path, typer.Option(help="Folder; a set is written to <output>/<name>/<split>.parquet.")] = Path(
+        "~/data"
+    ),
+    source: Annotated[
+        str | None, typer.Option(help="File, folder or dataset name in the published columns, in place of the Hub's.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="This split alone.")] = None,
+) -> None:
+    """Write sets of mathematical problems in verl's parquet format, with a reward of the host that scores them."""
+    from rich.console import Console
+
+    from fgrpo_plugin.host.math_data import prepare
+
+    console = Console()
+    with _one_sentence("fgrpo data"):
+        if source is not None and len(names) > 1:
+            raise ValueError(f"--source={source} is of one set; name one.")
+        for name in names:
+            for found in prepare(name, output, source=source, split=split):
+                console.print(f"{found.rows} rows to {found.file}", soft_wrap=True)
+                for reason, count in found.left_out.most_common():
+                    console.print(f"left out: {count} x {reason} (first: row {found.first_left_out[reason]})")
 
 
 prefs = typer.Typer(help="Look at preference data, and convert them.", no_args_is_help=True, rich_markup_mode=None)

@@ -1,27 +1,155 @@
 """Every documented command line composes against the stock host and passes its validation and ours."""
 
+import os
 import re
 import shlex
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 ROOT = Path(__file__).parents[1]
-GROUPS = ["math_1_5b", "math_7b"]
+CONF = ROOT / "fgrpo_plugin" / "conf" / "fgrpo"
+MATH = ["math_1_5b", "math_7b", "[math_7b,data_limr]", "[math_1_5b,data_open_rs]"]
+MEGATRON = ["scale_32b_megatron", "scale_70b_megatron", "scale_30b_a3b_megatron"]
+FREE_FORM = (  # sections that the host hands on as they are or reads without a default, or that this package reads
+    "actor_rollout_ref.actor.fsdp_config.mixed_precision.",
+    "actor_rollout_ref.actor.megatron.override_transformer_config.",
+    "actor_rollout_ref.actor.policy_loss.f_divergence.",
+    "actor_rollout_ref.model.override_config.",
+    "actor_rollout_ref.ref.fsdp_config.mixed_precision.",
+    "actor_rollout_ref.rollout.enable_sleep_mode",
+    "actor_rollout_ref.rollout.engine_kwargs.vllm.",
+    "data.preference.",
+    "ray_kwargs.ray_init.",
+)
 
 
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("group", sorted(file.stem for file in CONF.glob("*.yaml")))
+def test_a_group_sets_only_what_the_host_knows(stock_config, group):
+    # Hydra checks the keys of a command line against the host's, but not those of a configuration group.
+    config = stock_config(f"+fgrpo={group}")
+    known = set(_leaves(stock_config(f"model_engine={config.model_engine}")))
+    assert not [name for name in set(_leaves(config)) - known if not name.startswith(FREE_FORM)]
+
+
+@pytest.mark.parametrize("group", [*MATH, *MEGATRON, "async_7b"])
 def test_recipe_composes_and_is_valid(stock_config, inputs, group):
+    from verl.trainer.ppo.v1 import get_trainer_cls
     from verl.utils.config import validate_config
 
     from fgrpo_plugin.host.validate import complete
 
     config = stock_config(f"+fgrpo={group}", *inputs[:2])
-    assert config.actor_rollout_ref.model.path.startswith("Qwen/Qwen2.5-Math")
+    assert config.actor_rollout_ref.model.path.startswith("Qwen/Qwen")
     complete(config)
     assert config.algorithm.rollout_correction.bypass_mode is True
-    assert config.actor_rollout_ref.actor.policy_loss.f_divergence.old_log_prob == "current"
+    current = "recomputed" if group == "async_7b" else "current"
+    assert config.actor_rollout_ref.actor.policy_loss.f_divergence.old_log_prob == current
+    get_trainer_cls(config.trainer.v1.trainer_mode)
     validate_config(config, use_reference_policy=True, use_critic=False)
+
+
+@pytest.mark.parametrize(
+    "group, parallel, vllm",
+    [
+        ("scale_32b_megatron", (4, 2, 1, 1, 4), 4),
+        ("scale_70b_megatron", (8, 4, 1, 1, 2), 8),
+        ("scale_30b_a3b_megatron", (2, 1, 1, 8, 8), 4),
+    ],
+)
+def test_a_megatron_recipe_becomes_the_engine_s_own_configuration(stock_config, inputs, group, parallel, vllm):
+    from verl.utils.config import omega_conf_to_dataclass
+
+    from fgrpo_plugin.host.parallel import data_parallel_size
+    from fgrpo_plugin.host.validate import complete
+
+    config = stock_config(f"+fgrpo={group}", *inputs[:2])
+    complete(config)
+    roles = config.actor_rollout_ref
+    actor, reference = omega_conf_to_dataclass(roles.actor), omega_conf_to_dataclass(roles.ref.megatron)
+    sizes = [
+        (
+            engine.tensor_model_parallel_size,
+            engine.pipeline_model_parallel_size,
+            engine.context_parallel_size,
+            engine.expert_model_parallel_size,
+        )
+        for engine in (actor.megatron, reference)
+    ]
+    assert type(actor).__name__ == "McoreActorConfig"
+    assert sizes == [parallel[:4]] * 2, "the reference shares the actor's ranks"
+    assert data_parallel_size(config) == parallel[4]
+    assert reference.use_mbridge and reference.param_offload
+    # A vLLM replica lies inside a node, and every prompt's mini-batch falls evenly on the data-parallel ranks.
+    assert config.trainer.n_gpus_per_node % roles.rollout.tensor_model_parallel_size == 0
+    assert roles.rollout.tensor_model_parallel_size == vllm
+    assert roles.actor.ppo_mini_batch_size * roles.rollout.n % parallel[4] == 0
+    longest = config.data.max_prompt_length + config.data.max_response_length
+    assert roles.actor.ppo_max_token_len_per_gpu >= longest
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["+fgrpo=scale_70b_megatron", "trainer.nnodes=6"], "48 GPUs are no multiple of the model-parallel size 32"),
+        (["+fgrpo=scale_30b_a3b_megatron", "trainer.nnodes=1", "trainer.n_gpus_per_node=4"], "expert-parallel size 8"),
+        (["+fgrpo=math_7b", "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size=3"], "size 3"),
+    ],
+)
+def test_gpus_that_hold_no_whole_copies_of_the_model_are_refused(stock_config, inputs, overrides, words):
+    from fgrpo_plugin.host.validate import complete
+
+    with pytest.raises(ValueError, match=words):
+        complete(stock_config(*inputs[:2], *overrides))
+
+
+def test_the_async_recipe_meets_what_the_host_s_trainer_asserts(stock_config, inputs):
+    config = stock_config("+fgrpo=async_7b", *inputs[:2])
+    mode = config.trainer.v1.separate_async
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    assert config.data.train_batch_size == mode.parameter_sync_step * actor.ppo_mini_batch_size
+    assert rollout.nnodes > 0 and rollout.n_gpus_per_node > 0 and rollout.checkpoint_engine.backend != "naive"
+
+
+def test_every_algorithm_and_data_set_has_a_folder_of_its_own(stock_config, inputs):
+    divergence = "actor_rollout_ref.actor.policy_loss.f_divergence.divergence"
+    runs = [
+        stock_config(f"+fgrpo={group}", *inputs[:2], *overrides).trainer.default_local_dir
+        for group in MATH
+        for overrides in (
+            [],
+            [f"{divergence}=kl"],
+            ["algorithm.adv_estimator=grpo", "~actor_rollout_ref.actor.policy_loss.f_divergence"],
+        )
+    ]
+    assert len(set(runs)) == len(runs)
+
+
+def test_the_tables_script_prints_every_cell_and_its_commands_are_valid(stock_config, inputs):
+    from fgrpo_plugin.host.validate import complete
+
+    script = ROOT / "recipes" / "math_rlvr" / "tables.sh"
+    printed = subprocess.run([script], env={**os.environ, "LAUNCH": "echo"}, check=True, capture_output=True, text=True)
+    commands = [line.split("main_ppo ")[1].split() for line in printed.stdout.splitlines()]
+    assert len(commands) == 2 * 3 * 7 and len(set(map(tuple, commands))) == 42
+    # Every model and data set once, and every algorithm once.
+    for overrides in [commands[7 * i + i] for i in range(6)] + [commands[6]]:
+        config = stock_config(*overrides, *inputs[:2])
+        if config.algorithm.adv_estimator == "f_grpo":
+            complete(config)
+
+
+def _leaves(config: object, at: str = "") -> Iterator[str]:
+    """Dotted names of everything that is set."""
+    items = OmegaConf.to_container(config).items() if OmegaConf.is_config(config) else config.items()
+    for key, value in items:
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{at}{key}.")
+        else:
+            yield f"{at}{key}"
 
 
 def test_the_safety_recipe_composes_and_is_valid(stock_config, inputs, tmp_path):
@@ -81,7 +209,7 @@ def test_every_documented_command_line_composes_and_is_valid(stock_config, input
             re.sub(r"(preference\.(val_)?files)=.*", rf"\1=[{tmp_path}/\1.jsonl]", word) for word in overrides
         ]
         documented = [word for word in documented if not paths.match(word)]
-        names_a_model = any(word.startswith(("+fgrpo=math", "+fgrpo=safety")) for word in overrides)
+        names_a_model = any(re.match(r"\+fgrpo=\[?(math|safety|scale|async)_?", word) for word in overrides)
         replaced = [*inputs[:2], *([] if names_a_model else inputs[2:3])]
         config = stock_config(*documented, *replaced)
         if config.algorithm.adv_estimator in ("f_grpo", "f_hal"):

@@ -1,15 +1,18 @@
 """The off-policy half on the driver: preference rows, their reference log-probs, their place in the actor's batch."""
 
+import itertools
 import json
 import math
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fgrpo_plugin.config import FDivergenceConfig, PreferenceConfig
+from fgrpo_plugin.host.parallel import data_parallel_size
 from fgrpo_plugin.host.policy_loss import PREFERENCE_FIELDS, ROW_FIELDS
 from fgrpo_plugin.losses import clip_implicit_reward
 from fgrpo_plugin.preference.files import Preferences, read_preferences
@@ -19,6 +22,7 @@ from fgrpo_plugin.preference.tokens import Encoded, TokenRow, encode
 
 STATE_FILE = "f_divergence.json"
 RECHECKED_ROWS = 8
+BLOCK_ROWS = 512  # preference rows that are put into the host's queue at a time
 # Largest and mean difference, nats a token; low precision depends on what else is in a batch.
 RECHECK_TOLERANCE = {"float32": (1e-3, 1e-3), "other": (0.3, 0.05)}
 ENGINE_FIELDS = (
@@ -84,14 +88,16 @@ class PreferenceRows:
                 asked for, of which a few are computed again.
         """
         cache = self._open_cache()
-        loaded = [row for row in rows if cache.was_loaded(row) and cache.get(row) is not None]
-        if loaded and not self._rechecked:
-            self._recheck(cache, loaded[:RECHECKED_ROWS], compute)
-            self._rechecked = True
-        missing = [row for row in rows if cache.get(row) is None]
+        if not self._rechecked:
+            loaded = [row for row in rows if cache.was_loaded(row) and cache.get(row) is not None]
+            if loaded:
+                self._recheck(cache, loaded[:RECHECKED_ROWS], compute)
+                self._rechecked = True
+        found = [cache.get(row) for row in rows]
+        missing = [row for row, values in zip(rows, found, strict=True) if values is None]
         if missing:
             cache.add(missing, compute(missing))
-        found = [cache.get(row) for row in rows]
+            found = [cache.get(row) for row in rows]
         return [values for values in found if values is not None], 1 - len(missing) / max(len(rows), 1)
 
     def save(self, folder: Path) -> None:
@@ -206,27 +212,6 @@ def check_preferences(config: Any, settings: FDivergenceConfig) -> None:
             )
 
 
-def data_parallel_size(config: Any) -> int:
-    """Ranks over which the host spreads rows, from its configuration."""
-    actor, trainer = config.actor_rollout_ref.actor, config.trainer
-    world = trainer.nnodes * trainer.n_gpus_per_node
-    if actor.strategy == "megatron":
-        parallel = actor.megatron
-        shared = (
-            parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
-        )
-    else:
-        # The host still takes the actor's own, older key, which wins where it is set.
-        engine = actor.get("fsdp_config") or actor.get("veomni") or {}
-        sizes = (
-            actor.get("ulysses_sequence_parallel_size"),
-            engine.get("ulysses_sequence_parallel_size"),
-            engine.get("ulysses_parallel_size"),
-        )
-        shared = max(size or 1 for size in sizes)
-    return max(1, world // shared)
-
-
 def rows_per_minibatch(config: Any) -> int:
     """Preference rows of one optimiser step: asked for, or as many as it has on-policy rows."""
     asked = preference_settings(config).batch_size
@@ -278,13 +263,15 @@ def deal(rows: Sequence[TokenRow], ranks: int) -> list[list[TokenRow]]:
         rows: D+ and D- in turn, as drawn; a multiple of 2 * ranks.
         ranks: > 0.
     """
-    couples = sorted(zip(rows[::2], rows[1::2], strict=True), key=lambda couple: -sum(map(_tokens, couple)))
+    couples = sorted(zip(rows[::2], rows[1::2], strict=True), key=_tokens, reverse=True)
     dealt: list[list[TokenRow]] = [[] for _ in range(ranks)]
+    tokens = [0] * ranks
     for first in range(0, len(couples), ranks):
         hand = couples[first : first + ranks]
         # The longest couple goes to the rank that has the fewest tokens so far.
-        for couple, rank in zip(hand, sorted(dealt, key=lambda rank: sum(map(_tokens, rank))), strict=True):
-            rank += couple
+        for couple, rank in zip(hand, sorted(range(ranks), key=tokens.__getitem__), strict=True):
+            dealt[rank] += couple
+            tokens[rank] += _tokens(couple)
     return dealt
 
 
@@ -323,21 +310,52 @@ def as_host_rows(rows: Sequence[TokenRow], reference: Sequence[torch.Tensor] | N
         rows: token rows.
         reference: log pi_ref of the response tokens; None while it is still to be computed.
     """
-    prompts = [torch.tensor(row.prompt_ids) for row in rows]
-    responses = [torch.tensor(row.response_ids) for row in rows]
-    lengths = [len(response) for response in responses]
-    zeros = [torch.zeros(length) for length in lengths]
+    # One allocation a field, and one for all fields of zeros of a kind: making tensors row by row takes far longer.
+    whole, responses = [len(row.ids) for row in rows], [row.response_length for row in rows]
+    positions = np.arange(max(whole))
+    nothing = _nested(np.zeros(sum(responses), dtype=np.int64), responses)
     fields = {
-        "prompts": prompts,
-        "responses": responses,
-        "input_ids": [torch.cat(parts) for parts in zip(prompts, responses, strict=True)],
-        "position_ids": [torch.arange(len(p) + n) for p, n in zip(prompts, lengths, strict=True)],
-        "response_mask": [torch.zeros(length, dtype=torch.int64) for length in lengths],
-        "loss_mask": [torch.zeros(length, dtype=torch.int64) for length in lengths],
+        "prompts": _nested(_joined(row.ids[: row.prompt_length] for row in rows), [row.prompt_length for row in rows]),
+        "responses": _nested(_joined(row.ids[row.prompt_length :] for row in rows), responses),
+        "input_ids": _nested(_joined(row.ids for row in rows), whole),
+        "position_ids": _nested(_joined(positions[:length] for length in whole), whole),
+        "response_mask": nothing,
+        "loss_mask": nothing,
     }
     if reference is not None:
-        fields |= {"ref_log_prob": list(reference), "old_log_probs": zeros, "advantages": zeros}
-    return {name: torch.nested.as_nested_tensor(values, layout=torch.jagged) for name, values in fields.items()}
+        zeros = _nested(np.zeros(sum(responses), dtype=np.float32), responses)
+        log_probs = _nested(torch.cat(list(reference)), responses)
+        fields |= {"ref_log_prob": log_probs, "old_log_probs": zeros, "advantages": zeros}
+    return fields
+
+
+def host_blocks(
+    rows: Sequence[TokenRow], reference: Sequence[torch.Tensor], numbers: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[slice, dict[str, Any]]]:
+    """Rows in the form of the host's queue, a block at a time: a whole large batch would fill the driver's memory.
+
+    Args:
+        rows: n rows.
+        reference: log pi_ref of each row's response tokens.
+        numbers: name -> (n,), as `preference_numbers` gives them.
+
+    Yields:
+        Which rows, and their fields.
+    """
+    for start in range(0, len(rows), BLOCK_ROWS):
+        block = slice(start, start + BLOCK_ROWS)
+        attached = {name: values[block] for name, values in numbers.items()}
+        yield block, as_host_rows(rows[block], reference[block]) | attached
+
+
+def _joined(rows: Iterable[np.ndarray]) -> np.ndarray:
+    return np.concatenate(list(rows), dtype=np.int64)
+
+
+def _nested(values: np.ndarray | torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+    """A nested tensor, of the values of all rows one after another."""
+    offsets = torch.tensor([0, *itertools.accumulate(lengths)])
+    return torch.nested.nested_tensor_from_jagged(torch.as_tensor(values), offsets)
 
 
 def preference_numbers(rows: Sequence[TokenRow], settings: FDivergenceConfig, lam: float) -> dict[str, torch.Tensor]:
@@ -345,7 +363,7 @@ def preference_numbers(rows: Sequence[TokenRow], settings: FDivergenceConfig, la
 
     The count is the row's own side's: rows, or response tokens at level token (SPEC section 2, Normalisation).
     """
-    tokens = torch.tensor([len(row.response_ids) for row in rows])
+    tokens = torch.tensor([row.response_length for row in rows])
     desirable = torch.tensor([row.desirable for row in rows])
     share = tokens if settings.level == "token" else torch.ones_like(tokens)
     count = torch.where(desirable, share[desirable].sum(), share[~desirable].sum())
@@ -421,8 +439,8 @@ def held_out_metrics(rows: Sequence[TokenRow], rewards: torch.Tensor, settings: 
     }
 
 
-def _tokens(row: TokenRow) -> int:
-    return len(row.prompt_ids) + len(row.response_ids)
+def _tokens(rows: Sequence[TokenRow]) -> int:
+    return sum(len(row.ids) for row in rows)
 
 
 def _summary(found: Preferences, encoded: Encoded) -> str:

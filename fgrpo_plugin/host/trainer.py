@@ -24,6 +24,7 @@ from fgrpo_plugin.host.preferences import (
     PreferenceRows,
     as_host_rows,
     held_out_metrics,
+    host_blocks,
     joined_order,
     log_prob_multiple,
     new_keys,
@@ -35,6 +36,9 @@ from fgrpo_plugin.preference.tokens import TokenRow
 
 ROLLOUT_DIFFERENCE_WARNING = 0.05
 """Mean |p_actor - p_rollout| above which the rollouts are probably not from the current weights."""
+
+
+_BLOCK_ROWS = 256
 
 
 class FDivergenceTrainer:
@@ -115,7 +119,6 @@ class FDivergenceTrainer:
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         padding = np.array([bool(tag.get("is_padding", False)) for tag in batch.tags])
         uids = np.array(data.pop("uid").tolist(), dtype=object)
-        data = data.to_padded_tensor()
 
         actor = self.config.actor_rollout_ref.actor
         minibatch = minibatch_of_row(
@@ -124,7 +127,7 @@ class FDivergenceTrainer:
             dp_size=self._dp_size(),
         )
         rows, row_metrics = row_numbers(
-            rewards=data["rm_scores"].sum(dim=-1),
+            rewards=row_sums(data["rm_scores"]).float(),
             uids=uids,
             response_mask=data["response_mask"],
             old_log_prob=data.get("old_log_probs", None),
@@ -213,12 +216,13 @@ class FDivergenceTrainer:
         drawn = self.preferences.draw(minibatches, dp_size)
         rows = [row for minibatch in drawn for rank in minibatch for row in rank]
         reference, hits = self.preferences.reference(rows, self._reference_log_probs)
-        numbers = [preference_numbers([row for rank in part for row in rank], settings, lam) for part in drawn]
-        fields = as_host_rows(rows, reference)
-        fields |= {name: torch.cat([part[name] for part in numbers]) for name in numbers[0]}
+        parts = [preference_numbers([row for rank in part for row in rank], settings, lam) for part in drawn]
+        numbers = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         keys = new_keys(len(rows))
-        tags = [{"seq_len": len(row.prompt_ids) + len(row.response_ids)} for row in rows]
-        tq.kv_batch_put(keys=keys, partition_id="train", fields=TensorDict(fields, batch_size=len(rows)), tags=tags)
+        tags = [{"seq_len": len(row.ids)} for row in rows]
+        for block, fields in host_blocks(rows, reference, numbers):
+            fields = TensorDict(fields, batch_size=len(keys[block]))
+            tq.kv_batch_put(keys=keys[block], partition_id="train", fields=fields, tags=tags[block])
         per_rank = self.preferences.batch_size // dp_size
         order = joined_order(len(batch), minibatches, dp_size, per_rank)
         sources = {"on": (batch.keys, batch.tags), "off": (keys, tags)}
@@ -248,7 +252,7 @@ class FDivergenceTrainer:
         policy = self._policy_log_probs(rows)
         rewards = torch.tensor([float((p - r).sum()) for p, r in zip(policy, reference, strict=True)])
         if settings.level != "sequence":
-            rewards = rewards / torch.tensor([len(row.response_ids) for row in rows])
+            rewards = rewards / torch.tensor([row.response_length for row in rows])
         return held_out_metrics(rows, settings.beta * rewards, settings)
 
     def _reference_log_probs(self, rows: Sequence[TokenRow]) -> list[torch.Tensor]:
@@ -274,7 +278,7 @@ class FDivergenceTrainer:
         rows = list(rows)
         padded = rows + [rows[-1]] * (-len(rows) % multiple)
         keys = new_keys(len(padded))
-        tags = [{"seq_len": len(row.prompt_ids) + len(row.response_ids)} for row in padded]
+        tags = [{"seq_len": len(row.ids)} for row in padded]
         fields = TensorDict(as_host_rows(padded), batch_size=len(padded))
         batch = tq.kv_batch_put(keys=keys, partition_id="preference", fields=fields, tags=tags)
         try:
@@ -331,6 +335,33 @@ def minibatch_of_row(rows: int, rows_per_minibatch: int, dp_size: int) -> torch.
     return (torch.arange(rows) % share) // (rows_per_minibatch // dp_size)
 
 
+def row_sums(values: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Sum of each row's (unmasked) values, (n,) float64.
+
+    Args:
+        values: (n, T), or nested as the host's queue returns it, one component a row; it is not padded here, which
+            would write it once more.
+        mask: of the same form, in {0, 1}; what is masked may be anything.
+    """
+    (flat, offsets), kept = _flat(values), None if mask is None else _flat(mask)[0]
+    sums = []
+    # A block of rows at a time, so that what lies between stays in the cache, and fresh memory is not asked for.
+    for start in range(0, len(offsets) - 1, _BLOCK_ROWS):
+        ends = offsets[start : start + _BLOCK_ROWS + 1]
+        block = flat[ends[0] : ends[-1]]
+        if kept is not None:
+            block = torch.where(kept[ends[0] : ends[-1]].bool(), block, 0)
+        sums.append(torch.segment_reduce(block.double(), "sum", offsets=ends - ends[0]))
+    return torch.cat(sums)
+
+
+def _flat(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The values of all rows one after another, and where each row begins and the last ends."""
+    if values.is_nested:
+        return values.values(), values.offsets()  # type: ignore[attr-defined]
+    return values.flatten(), torch.arange(len(values) + 1) * values.shape[-1]
+
+
 def row_numbers(
     *,
     rewards: torch.Tensor,
@@ -347,8 +378,8 @@ def row_numbers(
     Args:
         rewards: (n,) R_i.
         uids: (n,) prompt of each row.
-        response_mask: (n, T) in {0, 1}.
-        old_log_prob: (n, T) log-probs of the policy that sampled, nats; needed by ``softmax_is`` only.
+        response_mask: (n, T) in {0, 1}, or nested.
+        old_log_prob: as the mask, log-probs of the policy that sampled, nats; needed by ``softmax_is`` only.
         minibatch: (n,) index of each row's mini-batch.
         padding: (n,) bool, rows that the host added to fill a mini-batch.
         settings: FDivergenceConfig.
@@ -358,17 +389,23 @@ def row_numbers(
         ``ROW_FIELDS``, each (n,) float32, and a dict of metrics.
     """
     advantage = group_advantages(rewards.float(), uids, normalize_by_std=normalize_by_std)
+    tokens = row_sums(response_mask)
+    if old_log_prob is not None:
+        # One token a row, whose log-prob is the sum or the mean of the row's: all that the weights read of it.
+        old_log_prob = row_sums(old_log_prob, response_mask)
+        if settings.weight_level == "token_mean":
+            old_log_prob /= tokens.clamp(min=1)
+        old_log_prob = old_log_prob.unsqueeze(-1)
     weight = group_weights(
         rewards.float(),
         uids,
         mode=settings.weighting,
         old_log_prob=old_log_prob,
-        response_mask=response_mask if old_log_prob is not None else None,
+        response_mask=(tokens > 0).unsqueeze(-1),
         weight_cap=settings.weight_cap,
         weight_temperature=settings.weight_temperature,
         old_log_prob_level=settings.weight_level,
     )
-    tokens = response_mask.sum(dim=-1)
     # Normalisation: rows (tokens at level token) with an unmasked token, over the whole mini-batch.
     share = (tokens if settings.level == "token" else (tokens > 0)).double()
     count = torch.zeros(int(minibatch.max()) + 1, dtype=torch.float64).index_add_(0, minibatch, share)

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fgrpo_plugin.config import FDivergenceConfig
+from fgrpo_plugin.host.parallel import check_parallel_sizes
 from fgrpo_plugin.host.shims import REFUSED
 from fgrpo_plugin.preflight import check_data_file, check_model
 
@@ -96,6 +97,7 @@ def complete(config: DictConfig) -> None:
     offline = estimator == "f_hal" and settings.constant_lam == 1
     generates = not offline or bool(OmegaConf.select(config, "data.preference.keep_rollout", default=False))
     _refuse_contradictions(config, offline)
+    check_parallel_sizes(config)
     _check_inputs(config, prompts=generates)
     if estimator == "f_hal" and settings.constant_lam != 0:
         from fgrpo_plugin.host.preferences import check_preferences

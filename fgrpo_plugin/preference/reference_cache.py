@@ -55,7 +55,7 @@ class ReferenceCache:
     def get(self, row: TokenRow) -> torch.Tensor | None:
         """log pi_ref of the response tokens, (T,) float32 nats, or None where they are not known."""
         found = self._rows.get(row.digest)
-        return found if found is not None and len(found) == len(row.response_ids) else None
+        return found if found is not None and len(found) == row.response_length else None
 
     def add(self, rows: Sequence[TokenRow], log_probs: Sequence[torch.Tensor]) -> None:
         """Keep the log-probs of rows, (T,) each, in memory and on disk.
@@ -66,7 +66,7 @@ class ReferenceCache:
         new: dict[bytes, torch.Tensor] = {}
         for row, values in zip(rows, log_probs, strict=True):
             values = values.detach().float().cpu()
-            if len(values) != len(row.response_ids) or not bool(torch.isfinite(values).all()):
+            if len(values) != row.response_length or not bool(torch.isfinite(values).all()):
                 raise ValueError(f"{row.source}: the reference gave {values.tolist()!r:.80} as its log-probs.")
             if row.digest not in self._rows:
                 new[row.digest] = values

@@ -108,7 +108,7 @@ def _lengths(found: Preferences, tokenizer: Any, template: Mapping[str, Any] | N
             prompt, response = sum(len(content) for _, content in row.prompt), len(row.response)
         else:
             encoded = encode_row(row, tokenizer, template)
-            prompt, response = len(encoded.prompt_ids), len(encoded.response_ids)
+            prompt, response = encoded.prompt_length, encoded.response_length
         lengths["prompt"].append(prompt)
         lengths["desirable response" if row.desirable else "undesirable response"].append(response)
     table = Table("", "median", "95 %", "longest", title=f"lengths in {unit}")

@@ -29,6 +29,7 @@ class PreferenceSampler:
         self._data = _fingerprint(rows)
         self._units = _pairs(rows) if keep_pairs else _sides(rows)
         self._drawn = [0] * len(self._units)
+        self._kept: dict[int, tuple[int, np.ndarray]] = {}
         self._history = ""
 
     def __len__(self) -> int:
@@ -87,12 +88,18 @@ class PreferenceSampler:
         units, first = self._units[side], self._drawn[side]
         self._drawn[side] += count
         found: list[tuple[int, ...]] = []
-        for number in range(first, first + count):
-            epoch, place = divmod(number, len(units))
-            if not found or place == 0:
-                order = np.random.default_rng([self._seed, side, epoch]).permutation(len(units))
-            found.append(units[order[place]])
+        while len(found) < count:
+            epoch, place = divmod(first + len(found), len(units))
+            rest = count - len(found)
+            found += [units[index] for index in self._order(side, epoch)[place : place + rest].tolist()]
         return found
+
+    def _order(self, side: int, epoch: int) -> np.ndarray:
+        """The permutation of an epoch, kept while it lasts: making it takes time that grows with the data."""
+        if self._kept.get(side, (None,))[0] != epoch:
+            order = np.random.default_rng([self._seed, side, epoch]).permutation(len(self._units[side]))
+            self._kept[side] = (epoch, order)
+        return self._kept[side][1]
 
 
 def _sides(rows: Sequence[TokenRow]) -> list[list[tuple[int, ...]]]:

@@ -14,21 +14,46 @@ from fgrpo_plugin.preference.formats import BadRow, PreferenceRow
 ON_TOO_LONG = ("error", "drop", "truncate")
 
 
-@dataclass(frozen=True)
 class TokenRow:
-    """A preference row in tokens: `prompt_ids` end where the assistant's answer begins, `response_ids` with its end."""
+    """A preference row in tokens: the prompt ends where the assistant's answer begins, the response with its end.
 
-    prompt_ids: list[int]
-    response_ids: list[int]
-    desirable: bool
-    pair: str | None
-    source: str
+    Attributes:
+        ids: (prompt + response,) int32; a list of Python integers would take ten times the memory.
+        prompt_length: tokens of the prompt.
+        desirable: whether the row is of D+.
+        pair: name of the pair that it is half of, or None.
+        source: file and row, for messages.
+        digest: SHA-256 of the tokens and of where the response begins: what a log-prob of the row depends on.
+    """
+
+    __slots__ = ("desirable", "digest", "ids", "pair", "prompt_length", "source")
+
+    def __init__(
+        self, prompt_ids: Sequence[int], response_ids: Sequence[int], desirable: bool, pair: str | None, source: str
+    ):
+        ids = np.concatenate([np.asarray(part, dtype=np.int64) for part in (prompt_ids, response_ids)])
+        head = np.array([len(prompt_ids)], dtype=np.int64)
+        self.ids = ids.astype(np.int32)
+        self.prompt_length = len(prompt_ids)
+        self.desirable = desirable
+        self.pair = pair
+        self.source = source
+        self.digest = hashlib.sha256(head.tobytes() + ids.tobytes()).digest()
 
     @property
-    def digest(self) -> bytes:
-        """SHA-256 of the tokens and of where the response begins: what a log-prob of the row depends on."""
-        head = np.array([len(self.prompt_ids)], dtype=np.int64)
-        return hashlib.sha256(head.tobytes() + np.array(self.prompt_ids + self.response_ids).tobytes()).digest()
+    def response_length(self) -> int:
+        """Tokens of the response."""
+        return len(self.ids) - self.prompt_length
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """The prompt's tokens."""
+        return self.ids[: self.prompt_length].tolist()
+
+    @property
+    def response_ids(self) -> list[int]:
+        """The response's tokens."""
+        return self.ids[self.prompt_length :].tolist()
 
 
 @dataclass
@@ -118,7 +143,7 @@ def encode(
             found.skipped[str(reason)] += 1
             unusable |= {row.pair} if row.pair is not None else set()
             continue
-        prompt, response = len(encoded.prompt_ids), len(encoded.response_ids)
+        prompt, response = encoded.prompt_length, encoded.response_length
         if prompt <= max_prompt_length and response <= max_response_length:
             found.rows.append(encoded)
         elif on_too_long == "error":
@@ -172,13 +197,13 @@ def template_problem(row: PreferenceRow, tokenizer: Any, template: Mapping[str, 
     what the model has been trained on.
     """
     encoded = encode_row(row, tokenizer, template)
-    whole = tokenizer.apply_chat_template(
-        [*row.messages, {"role": "assistant", "content": row.response}],
-        add_generation_prompt=False,
-        tokenize=True,
-        return_dict=True,
-        **(template or {}),
-    )["input_ids"]
+    conversation = [*row.messages, {"role": "assistant", "content": row.response}]
+    try:
+        whole = tokenizer.apply_chat_template(
+            conversation, add_generation_prompt=False, tokenize=True, return_dict=True, **(template or {})
+        )["input_ids"]
+    except TemplateError as error:
+        return f"the template renders the prompt, but no answer behind it ({error})"
     ours = encoded.prompt_ids + encoded.response_ids
     if whole[: len(ours)] == ours:
         return None

@@ -46,6 +46,13 @@ def test_every_rank_gets_as_many_rows_of_each_side_and_couples_stay_together(ran
     assert max(tokens) < 1.1 * min(tokens)
 
 
+def test_dealing_looks_at_every_row_a_bounded_number_of_times(monkeypatch):
+    counted = []
+    monkeypatch.setattr(preferences, "_tokens", lambda couple: counted.append(1) or sum(len(row.ids) for row in couple))
+    deal(rows(512), 4)
+    assert len(counted) <= 512  # two a couple; it was the square of the rows
+
+
 @pytest.mark.parametrize("ranks, minibatches, part, per_rank", [(1, 1, 6, 2), (2, 3, 4, 4), (4, 2, 2, 6), (2, 1, 5, 1)])
 def test_every_mini_batch_of_every_rank_has_both_halves_where_the_host_trains_them(ranks, minibatches, part, per_rank):
     on_policy = ranks * minibatches * part
@@ -82,6 +89,20 @@ def test_rows_are_in_the_hosts_form_and_invisible_to_its_terms():
         assert torch.equal(fields["ref_log_prob"][i], reference[i])
         for name in ("response_mask", "loss_mask"):
             assert fields[name][i].tolist() == [0] * len(row.response_ids)
+
+
+def test_a_large_batch_is_put_into_the_queue_in_blocks_that_hold_every_row_once(monkeypatch):
+    monkeypatch.setattr(preferences, "BLOCK_ROWS", 3)
+    data = rows(8)
+    reference = [-torch.rand(row.response_length) for row in data]
+    numbers = {"f_divergence_side": torch.arange(8.0)}
+    seen = []
+    for block, fields in preferences.host_blocks(data, reference, numbers):
+        for place, row in enumerate(data[block]):
+            assert fields["input_ids"][place].tolist() == row.prompt_ids + row.response_ids
+            assert torch.equal(fields["ref_log_prob"][place], reference[block][place])
+        seen += fields["f_divergence_side"].tolist()
+    assert seen == list(range(8))
 
 
 @pytest.mark.parametrize("level", ["sequence", "token"])

@@ -1,0 +1,133 @@
+"""Sets of problems as the host reads and scores them, from small files in the published columns.
+
+Columns: GSM8K and MATH-500 as on their dataset cards (openai/gsm8k, HuggingFaceH4/MATH-500); GAIR/LIMR (prompt, answer,
+source) and knoveleng/open-rs (problem, solution, answer, level) as programs that read them use them.
+"""
+
+import json
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from fgrpo_plugin.cli import app
+from fgrpo_plugin.host.math_data import MATH_SETS, prepare
+
+ROWS = {
+    "gsm8k": [
+        {"question": "Ann has 3 bags of 500. How many?", "answer": "3 * 500 = <<3*500=1500>>1500\n#### 1,500"},
+        {"question": "Half of 9?", "answer": "9 / 2 = 4.5\n#### 4.5"},
+    ],
+    "limr": [{"prompt": "Half of one?", "answer": "\\frac{1}{2}", "source": "math"}],
+    "open_rs": [{"problem": "Solve $x^2=49, x<0$.", "solution": "...", "answer": "$-7$", "level": "Easy"}],
+    "math_500": [
+        {
+            "problem": "Polar form of $(0,3)$?",
+            "solution": "...",
+            "answer": "\\left( 3, \\frac{\\pi}{2} \\right)",
+            "subject": "Precalculus",
+            "level": 2,
+            "unique_id": "test/precalculus/807.json",
+        }
+    ],
+}
+RESPONSES = {  # of the first row: right, and wrong
+    "gsm8k": ("It is 1500.\n#### 1,500", "It is 1500.\n#### 150"),
+    "limr": ("So \\boxed{\\frac{1}{2}}.", "So \\boxed{\\frac{1}{3}}."),
+    "open_rs": ("So \\boxed{-7}.", "So \\boxed{7}."),
+    "math_500": ("So \\boxed{(3, \\frac{\\pi}{2})}.", "So (3, \\frac{\\pi}{2})."),
+}
+
+
+def _write(file, rows) -> str:
+    if file.suffix == ".parquet":
+        pd.DataFrame(rows).to_parquet(file)
+    else:
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+@pytest.mark.parametrize("name", MATH_SETS)
+@pytest.mark.parametrize("ending", [".parquet", ".jsonl"])
+def test_the_host_s_reward_tells_right_from_wrong(tmp_path, name, ending):
+    from verl.utils.reward_score import default_compute_score
+
+    source = _write(tmp_path / f"published{ending}", ROWS[name])
+    (found,) = prepare(name, tmp_path, source=source)
+    rows = pd.read_parquet(found.file)
+    assert found.rows == len(rows) == len(ROWS[name]) and not found.left_out
+    assert found.file == tmp_path / name / f"{MATH_SETS[name].splits[0]}.parquet"
+    row = rows.iloc[0]
+    right, wrong = RESPONSES[name]
+    truth = row.reward_model["ground_truth"]
+    assert default_compute_score(row.data_source, right, truth, row.extra_info) == 1.0
+    assert default_compute_score(row.data_source, wrong, truth, row.extra_info) == 0.0
+    assert row.extra_info["dataset"] == name and row.ability == "math"
+    assert row.prompt[0]["content"].startswith(ROWS[name][0][MATH_SETS[name].question])
+
+
+def test_the_host_s_data_set_reads_what_is_written(tmp_path, stock_config):
+    from verl.utils.dataset.rl_dataset import RLHFDataset
+
+    from fgrpo_plugin.quickstart.model import build_tokenizer
+
+    published = tmp_path / "published"
+    published.mkdir()
+    _write(published / "train.jsonl", ROWS["gsm8k"])
+    _write(published / "test.jsonl", ROWS["gsm8k"][:1])
+    train, test = prepare("gsm8k", tmp_path, source=str(published))
+    assert (train.rows, test.rows) == (2, 1)
+    config = stock_config(f"+data.cache_dir={tmp_path}", "data.filter_overlong_prompts_workers=1").data
+    rows = RLHFDataset([str(train.file)], build_tokenizer(), config)
+    assert len(rows) == 2 and rows[1]["reward_model"]["ground_truth"] == "4.5" and rows[1]["index"] == 1
+
+
+def test_rows_that_could_earn_no_reward_are_left_out_and_counted(tmp_path):
+    rows = [
+        *ROWS["gsm8k"],
+        {"question": "And?", "answer": "no final answer"},
+        {"question": " ", "answer": "#### 1"},
+        {"question": "What?", "answer": "#### seven"},
+    ]
+    (found,) = prepare("gsm8k", tmp_path, source=_write(tmp_path / "rows.jsonl", rows), split="test")
+    assert found.rows == 2 and found.file.name == "test.parquet"
+    assert found.first_left_out == {
+        "answer holds no final answer": 2,
+        "question is no text": 3,
+        "the host's reward does not recognise the right answer": 4,
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["limo"], "limo is not known; choose among gsm8k, limr, open_rs, math_500"),
+        (["limr", "--source", "{tmp}/missing.parquet"], "there is no such file or folder"),
+        (["limr", "--source", "{tmp}/rows.txt"], "the ending '.txt' is none of .parquet"),
+        (
+            ["open_rs", "--source", "{tmp}/gsm8k.jsonl"],
+            "column problem of open_rs is missing (found: question, answer)",
+        ),
+        (["limr", "--source", "{tmp}/gsm8k.jsonl", "--split", "test"], "--split=test: limr has train."),
+        (["limr", "open_rs", "--source", "{tmp}/gsm8k.jsonl"], "is of one set; name one"),
+        (["gsm8k", "--source", "{tmp}/bad.jsonl"], "no row of train can be used (answer holds no final answer: 1)"),
+    ],
+)
+def test_bad_input_ends_in_one_sentence(tmp_path, arguments, words):
+    (tmp_path / "rows.txt").write_text("x")
+    _write(tmp_path / "gsm8k.jsonl", ROWS["gsm8k"])
+    _write(tmp_path / "bad.jsonl", [{"question": "?", "answer": "none"}])
+    filled = [argument.format(tmp=tmp_path) for argument in arguments]
+    result = CliRunner().invoke(app, ["data", *filled, "--output", str(tmp_path / "out")])
+    assert result.exit_code == 2 and "Traceback" not in result.stderr
+    last = result.stderr.splitlines()[-1]  # before it, progress bars
+    assert last.startswith("fgrpo data: ") and words in last
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_says_what_it_wrote(tmp_path):
+    source = _write(tmp_path / "rows.jsonl", [*ROWS["limr"], {"prompt": "?", "answer": None, "source": ""}])
+    result = CliRunner().invoke(app, ["data", "limr", "--source", source, "--output", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert f"1 rows to {tmp_path}/limr/train.parquet" in result.output
+    assert "left out: 1 x answer holds no final answer (first: row 1)" in result.output
