@@ -34,23 +34,22 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def config(folder: str, *overrides: str) -> Any:
-    """The stock configuration, completed as ``main_ppo`` would."""
+def config(folder: str, *overrides: str, group: str = "cpu") -> Any:
+    """The stock configuration, completed as ``main_ppo`` would; `group` names our config group where there is no GPU."""
     from fgrpo_plugin.host.validate import complete, is_f_divergence
 
-    groups = ["+fgrpo=cpu"] if not torch.cuda.is_available() else []
+    parts = ("actor", "ref")
+    device = [f"actor_rollout_ref.{part}.strategy=fsdp2" for part in parts] if torch.cuda.is_available() else []
     with initialize_config_module("verl.trainer.config", version_base=None):
         composed = compose(
             "ppo_trainer",
             [
-                *groups,
+                *(device or [f"+fgrpo={group}"]),
                 f"actor_rollout_ref.model.path={folder}",
                 f"data.train_files={folder}/rows.parquet",
                 f"data.val_files={folder}/rows.parquet",
                 "actor_rollout_ref.rollout.name=vllm",
                 f"actor_rollout_ref.rollout.n={GROUP}",
-                "actor_rollout_ref.actor.strategy=fsdp2",
-                "actor_rollout_ref.ref.strategy=fsdp2",
                 *overrides,
             ],
         )
