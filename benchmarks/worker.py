@@ -35,7 +35,7 @@ def free_port() -> int:
 
 
 def config(folder: str, *overrides: str, group: str = "cpu") -> Any:
-    """The stock configuration, completed as ``main_ppo`` would; `group` names our config group where there is no GPU."""
+    """The stock configuration, completed as ``main_ppo`` would; without a GPU, with this config group of ours."""
     from fgrpo_plugin.host.validate import complete, is_f_divergence
 
     parts = ("actor", "ref")
@@ -58,8 +58,16 @@ def config(folder: str, *overrides: str, group: str = "cpu") -> Any:
     return composed
 
 
-def make_model(folder: str, layers: int, hidden: int) -> None:
-    """A random Qwen2 model, prompts and preference data, so that the configuration names things that exist."""
+def make_model(folder: str, layers: int, hidden: int, key_value_heads: int = 4, **settings: Any) -> None:
+    """A random Qwen2 model, prompts and preference data, so that the configuration names things that exist.
+
+    Args:
+        folder: where to.
+        layers: of the transformer.
+        hidden: width.
+        key_value_heads: 1, 2 or 4, for 4 query heads.
+        settings: further ones of Qwen2Config.
+    """
     import pandas as pd
     from transformers import AutoModelForCausalLM, Qwen2Config
 
@@ -72,8 +80,9 @@ def make_model(folder: str, layers: int, hidden: int) -> None:
         intermediate_size=4 * hidden,
         num_hidden_layers=layers,
         num_attention_heads=4,
-        num_key_value_heads=4,
+        num_key_value_heads=key_value_heads,
         max_position_embeddings=4096,
+        **settings,
     )
     AutoModelForCausalLM.from_config(shape).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

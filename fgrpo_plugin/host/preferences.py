@@ -195,6 +195,8 @@ def data_parallel_size(config: Any) -> int:
     world = trainer.nnodes * trainer.n_gpus_per_node
     if actor.strategy == "megatron":
         parallel = actor.megatron
+        if parallel.get("dynamic_context_parallel"):
+            return 1  # every rank is given every row
         shared = (
             parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
         )

@@ -33,6 +33,9 @@ OPTIMISERS = {
     # The host's optimiser and clipping. Adam's first step is lr g / (|g| + eps): where |g| is rounding noise, the
     # default eps of 1e-8 turns it into a full step of random sign. This eps lies above the noise, which is 1e-7.
     "adamw": {"optimizer": "AdamW", "lr": 1e-3, "weight_decay": 0.01, "clip_grad": 1.0, "eps": 1e-2},
+    # The same of both engines: Megatron spares norms and biases from weight decay.
+    "adam fsdp2": {"optimizer": "AdamW", "lr": 1e-3, "weight_decay": 0.0, "clip_grad": 1.0, "eps": 1e-2},
+    "adam megatron": {"optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0, "clip_grad": 1.0, "adam_eps": 1e-2},
 }
 
 
@@ -102,7 +105,7 @@ def job(
         batch: name of the batch.
         algorithm: f_grpo or f_hal.
         more: further overrides of the configuration.
-        optimiser: key of OPTIMISERS; empty for the configuration's own.
+        optimiser: key of OPTIMISERS.
         micro: rows in a micro-batch; 0 for as many as TOKENS allows.
         ranks: processes.
         group: config group that selects the engine.
@@ -117,12 +120,11 @@ def job(
         f"data.train_batch_size={ON_POLICY // GROUP}",
         f"actor_rollout_ref.actor.ppo_mini_batch_size={ON_POLICY // GROUP}",
     ]
-    settings = dict(OPTIMISERS[optimiser]) if optimiser else {}
-    eps = settings.pop("eps", None)
-    overrides += [f"actor_rollout_ref.actor.optim.{key}={value}" for key, value in settings.items()]
-    if eps is not None:
-        overrides.append(f"+actor_rollout_ref.actor.optim.override_optimizer_config.eps={eps}")
     actor = "actor_rollout_ref.actor"
+    for key, value in OPTIMISERS[optimiser].items():
+        place = f"+{actor}.optim.override_optimizer_config" if key.endswith("eps") else f"{actor}.optim"
+        overrides.append(f"{place}.{key}={value}")
+    overrides.append(f"{actor}.optim.total_training_steps=100")
     overrides += [f"actor_rollout_ref.rollout.temperature={TEMPERATURE}"]
     if not micro:
         overrides += [f"{actor}.use_dynamic_bsz=true", f"{actor}.ppo_max_token_len_per_gpu={TOKENS}"]

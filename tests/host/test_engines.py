@@ -4,11 +4,13 @@ All updates are made by one fixture, since starting the host costs more than the
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from benchmarks.worker import make_model
+from fgrpo_plugin.host.cpu.attention import packed_attention
 from tests.host.engine_jobs import (
     ON_POLICY,
     PREFERENCES,
@@ -60,11 +62,11 @@ def found(tmp_path_factory) -> dict[str, list[dict]]:
     """name -> what each rank reports."""
     folder = tmp_path_factory.mktemp("engines")
     torch.manual_seed(0)
-    make_model(str(folder / "model"), layers=2, hidden=32)
+    make_model(str(folder / "model"), layers=2, hidden=32, key_value_heads=2)
     adapter = _adapter(str(folder / "model"), folder / "adapter")
     dump(folder, f_grpo1=on_policy(lam=0.0), f_grpo2=on_policy(lam=0.0), f_hal1=joined(1), f_hal2=joined(2))
     jobs = []
-    both = ["reference", "actor"]
+    both = ["adapter off", "actor"]
     for loss, rows in ROWS.items():
         jobs.append(job(folder, f"{loss}, whole", f"{loss}1", loss, micro=rows, log_probs=["actor"]))
         jobs.append(job(folder, f"{loss}, LoRA whole", f"{loss}1", loss, *adapter, micro=rows, log_probs=both))
@@ -128,10 +130,39 @@ def test_averaging_micro_batches_is_seen(found, loss):
 def test_the_reference_is_the_base_model_with_the_adapter_off(found):
     (adapted,) = found["f_grpo, LoRA whole"]
     assert all("lora_" in name for name in adapted["gradients"])
-    log_probs = adapted["log_probs"]
-    assert not any(
-        torch.allclose(*rows, atol=1e-3) for rows in zip(log_probs["reference"], log_probs["actor"], strict=True)
-    )
     (plain,) = found["f_grpo, whole"]
-    for row, base in zip(log_probs["reference"], plain["log_probs"]["actor"], strict=True):
-        torch.testing.assert_close(row, base, atol=1e-6, rtol=0)
+    base, off, on = plain["log_probs, actor"], adapted["log_probs, adapter off"], adapted["log_probs, actor"]
+    assert len(base) == len(off) == len(on) == ON_POLICY
+    for row, same, other in zip(base, off, on, strict=True):
+        torch.testing.assert_close(same, row, atol=1e-6, rtol=0)
+        assert not torch.allclose(other, row, atol=1e-3)
+
+
+def test_ulysses_without_the_hosts_all_to_alls_is_refused():
+    """With sdpa each rank would attend to its own part of the sequence, and nothing would say so."""
+    from fgrpo_plugin.host.cpu.engines import CpuFSDPEngineWithLMHead
+
+    model, engine = SimpleNamespace(override_config={"attn_implementation": "sdpa"}), SimpleNamespace()
+    engine.ulysses_sequence_parallel_size = 2
+    with pytest.raises(
+        ValueError, match=r"ulysses_sequence_parallel_size=2 .* attn_implementation=cpu_packed, not sdpa\.$"
+    ):
+        CpuFSDPEngineWithLMHead(model, engine, None, None)
+
+
+def test_packed_attention_is_causal_attention_of_each_row():
+    generator = torch.Generator().manual_seed(0)
+    lengths = [3, 5, 1]
+    query, key, value = (torch.randn(1, sum(lengths), heads, 8, generator=generator) for heads in (4, 2, 2))
+    positions = torch.cat([torch.arange(n) for n in lengths]).unsqueeze(0)
+    found = packed_attention(query, key, value, None, sum(lengths), position_ids=positions)
+    start = 0
+    for n in lengths:
+        for token in range(start, start + n):
+            for head in range(4):
+                keys, values = (states[0, start : token + 1, head // 2] for states in (key, value))
+                weights = (keys @ query[0, token, head] / 8**0.5).softmax(dim=0)
+                torch.testing.assert_close(found[0, token, head], weights @ values)
+        start += n
+    with pytest.raises(ValueError, match="takes packed rows"):
+        packed_attention(query, key, value, torch.ones(1, 9), 9, position_ids=positions)

@@ -16,6 +16,7 @@ _HOOKS = {
     "verl.utils.distributed": "fgrpo_plugin.host.cpu.collective:register",
     "verl.models.transformers.monkey_patch": "fgrpo_plugin.host.cpu.attention:register",
     "verl.workers.engine.fsdp.transformer_impl": "fgrpo_plugin.host.cpu.engines:register",
+    "verl.workers.engine.megatron.transformer_impl": "fgrpo_plugin.host.cpu.megatron:register",
 }
 
 
