@@ -145,7 +145,7 @@ def test_ulysses_without_the_hosts_all_to_alls_is_refused():
     model, engine = SimpleNamespace(override_config={"attn_implementation": "sdpa"}), SimpleNamespace()
     engine.ulysses_sequence_parallel_size = 2
     with pytest.raises(
-        ValueError, match=r"ulysses_sequence_parallel_size=2 .* attn_implementation=cpu_packed, not sdpa\.$"
+        ValueError, match=r"ulysses_sequence_parallel_size=2 .*attn_implementation=cpu_packed, not sdpa\.$"
     ):
         CpuFSDPEngineWithLMHead(model, engine, None, None)
 

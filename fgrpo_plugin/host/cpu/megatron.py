@@ -102,7 +102,8 @@ class CpuMegatronEngineWithLMHead(MegatronEngineWithLMHead):
     optimizer_zero_grad = _on_cpu(MegatronEngine.optimizer_zero_grad)
     optimizer_step = _on_cpu(MegatronEngine.optimizer_step)
     save_checkpoint = _on_cpu(MegatronEngine.save_checkpoint)
-    load_checkpoint = _on_cpu(MegatronEngine.load_checkpoint)
+    # The optimiser copies what it loads into float32 parameters; half precision has copies of them.
+    load_checkpoint = _on_cpu(torch.no_grad()(MegatronEngine.load_checkpoint))
 
 
 def _use_plain_layers(bridge: Any) -> None:
