@@ -34,23 +34,22 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def config(folder: str, *overrides: str) -> Any:
-    """The stock configuration, completed as ``main_ppo`` would."""
+def config(folder: str, *overrides: str, group: str = "cpu") -> Any:
+    """The stock configuration, completed as ``main_ppo`` would; without a GPU, with this config group of ours."""
     from fgrpo_plugin.host.validate import complete, is_f_divergence
 
-    groups = ["+fgrpo=cpu"] if not torch.cuda.is_available() else []
+    parts = ("actor", "ref")
+    device = [f"actor_rollout_ref.{part}.strategy=fsdp2" for part in parts] if torch.cuda.is_available() else []
     with initialize_config_module("verl.trainer.config", version_base=None):
         composed = compose(
             "ppo_trainer",
             [
-                *groups,
+                *(device or [f"+fgrpo={group}"]),
                 f"actor_rollout_ref.model.path={folder}",
                 f"data.train_files={folder}/rows.parquet",
                 f"data.val_files={folder}/rows.parquet",
                 "actor_rollout_ref.rollout.name=vllm",
                 f"actor_rollout_ref.rollout.n={GROUP}",
-                "actor_rollout_ref.actor.strategy=fsdp2",
-                "actor_rollout_ref.ref.strategy=fsdp2",
                 *overrides,
             ],
         )
@@ -59,8 +58,16 @@ def config(folder: str, *overrides: str) -> Any:
     return composed
 
 
-def make_model(folder: str, layers: int, hidden: int) -> None:
-    """A random Qwen2 model, prompts and preference data, so that the configuration names things that exist."""
+def make_model(folder: str, layers: int, hidden: int, key_value_heads: int = 4, **settings: Any) -> None:
+    """A random Qwen2 model, prompts and preference data, so that the configuration names things that exist.
+
+    Args:
+        folder: where to.
+        layers: of the transformer.
+        hidden: width.
+        key_value_heads: 1, 2 or 4, for 4 query heads.
+        settings: further ones of Qwen2Config.
+    """
     import pandas as pd
     from transformers import AutoModelForCausalLM, Qwen2Config
 
@@ -73,8 +80,9 @@ def make_model(folder: str, layers: int, hidden: int) -> None:
         intermediate_size=4 * hidden,
         num_hidden_layers=layers,
         num_attention_heads=4,
-        num_key_value_heads=4,
+        num_key_value_heads=key_value_heads,
         max_position_embeddings=4096,
+        **settings,
     )
     AutoModelForCausalLM.from_config(shape).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -18,6 +18,9 @@ def model_parallel_size(config: Any) -> int:
 
 def data_parallel_size(config: Any) -> int:
     """Ranks over which the host spreads rows."""
+    actor = config.actor_rollout_ref.actor
+    if actor.strategy == "megatron" and actor.megatron.get("dynamic_context_parallel"):
+        return 1  # every rank is given every row
     return max(1, _world_size(config) // model_parallel_size(config))
 
 

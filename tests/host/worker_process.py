@@ -1,13 +1,18 @@
-"""verl's actor worker in processes of its own: makes the updates that a file of jobs asks for. Used by test_workers.py.
+"""verl's actor worker in processes of its own: makes the updates that a file of jobs asks for. Used by engine_jobs.py.
 
     python -m tests.host.worker_process JOBS RESULTS
 
-A job: name, ranks, model folder, overrides of the configuration, file with a dumped batch (each rank takes its
-contiguous share, as the host deals them), temperature. Every job starts from the folder's weights and a new optimiser.
-The ranks are forked from this process, which has imported the host once for all of them.
+A job: name, ranks, model folder, overrides of the configuration, file with a dumped batch (each data-parallel rank
+takes its contiguous share, as the host deals them), temperature. Where asked, `per_micro_batch` (a control that weights
+rows wrongly), `log_probs` (passes before the update: the actor's, the reference's with the adapter off, or those of a
+reference worker), `export` (the weights as the host sends them to the rollout engine, before the update) and
+`checkpoint` (a folder to save to; then an update, loading, and the same update once more). Every job starts from the
+folder's weights and a new optimiser. The ranks are forked from this process, which has imported the host once for all
+of them.
 """
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,37 +24,117 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 from benchmarks.worker import config, free_port, join_process_group, update
 
 
-def whole(tensors: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Copies of all shards together; every rank must call it."""
-    return {name: tensor.full_tensor().detach().clone() for name, tensor in tensors.items()}
+def whole(engine: Any, of: Callable[[Any], torch.Tensor | None]) -> dict[str, torch.Tensor]:
+    """`of` each parameter that has it, put together from all shards; every rank must call it.
+
+    Megatron's are named and shaped as Hugging Face's: mbridge exports whatever the parameters hold.
+    """
+    if not isinstance(engine.module, list):
+        values = {name: of(value) for name, value in engine.module.named_parameters()}
+        return {name: value.full_tensor().detach().clone() for name, value in values.items() if value is not None}
+    held = [(value, value.data) for chunk in engine.module for value in chunk.parameters()]
+    for value, _ in held:
+        value.data = of(value).detach()  # type: ignore[union-attr]
+    found = {name: value.detach().clone() for name, value in engine.bridge.export_weights(engine.module)}
+    for value, data in held:
+        value.data = data
+    return found
 
 
-def run(job: dict[str, Any], rank: int, ranks: int) -> dict[str, Any]:
-    """Gradients before clipping, parameters after the update, and this rank's rows in each micro-batch."""
-    worker = ActorRolloutRefWorker(config(job["model"], *job["overrides"]).actor_rollout_ref, role="actor")
+def parameters(engine: Any) -> dict[str, torch.Tensor]:
+    return whole(engine, lambda value: value)
+
+
+def gradients(engine: Any) -> dict[str, torch.Tensor]:
+    return whole(engine, lambda value: value.main_grad if hasattr(value, "main_grad") else value.grad)
+
+
+def averaging_micro_batches(loss: Callable, count: int) -> Callable:
+    """The usual mistake: each half of `loss` divided by its rows in the micro-batch, and micro-batches averaged."""
+
+    def wrong(data: Any, **kwargs: Any) -> Any:
+        data = data.copy()
+        side = data["f_divergence_side"]
+        rows = torch.stack([(side == value).sum() for value in side])
+        data["f_divergence_count"] = rows.float() * count
+        return loss(data=data, **kwargs)
+
+    return wrong
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    """Loss, gradients before clipping, parameters after the update, this rank's micro-batches, what was asked for."""
+    torch.manual_seed(0)
+    settings = config(job["model"], *job["overrides"], group=job["group"]).actor_rollout_ref
+    worker = ActorRolloutRefWorker(settings, role="actor")
     worker.init_model()
-    engine = worker.actor.engine
-    step, forward, found = engine.optimizer_step, engine.forward_step, {"micro_batches": []}
+    engine, loss = worker.actor.engine, worker.actor.loss_fn
+    if job.get("per_micro_batch"):
+        loss = averaging_micro_batches(loss, job["per_micro_batch"])
+    size, place = engine.get_data_parallel_size(), engine.get_data_parallel_rank()
+    share = tu.chunk_tensordict(torch.load(job["batch"], weights_only=False), size)[place]
+    found: dict[str, Any] = {"micro_batches": [], "tokens": [], "shapes": []}
+    if job.get("export"):
+        found["export"] = {name: value.detach().clone() for name, value in engine.get_per_tensor_param()[0]}
+    for name in job.get("log_probs", ()):
+        compute = worker.compute_log_prob
+        if name == "reference worker":
+            reference = ActorRolloutRefWorker(settings, role="ref")
+            reference.init_model()
+            compute = reference.compute_ref_log_prob
+        found[f"log_probs, {name}"] = log_probs(compute, share, no_lora_adapter=name == "adapter off")
+
+    step = engine.optimizer_step
 
     def optimizer_step() -> float:
-        found["gradients"] = whole({name: value.grad for name, value in engine.module.named_parameters()})
+        found["gradients"] = gradients(engine)
         return step()
 
-    def forward_step(micro_batch: Any, **kwargs: Any) -> Any:
-        side = micro_batch.get("f_divergence_side", torch.zeros(len(micro_batch)))
-        found["micro_batches"].append(side.tolist())
-        return forward(micro_batch, **kwargs)
+    def loss_fn(data: Any, **kwargs: Any) -> Any:
+        found["micro_batches"].append(data["f_divergence_side"].tolist())
+        found["tokens"].append(data["input_ids"].values().numel())
+        return loss(data=data, **kwargs)
 
-    engine.optimizer_step, engine.forward_step = optimizer_step, forward_step
-    shares = tu.chunk_tensordict(torch.load(job["batch"], weights_only=False), ranks)
-    update(worker, shares[rank], ranks=ranks, temperature=job["temperature"])
-    return found | {"parameters": whole(dict(engine.module.named_parameters()))}
+    def before_forward(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        found["shapes"].append(tuple(kwargs["input_ids"].shape))
+
+    engine.optimizer_step = optimizer_step
+    worker.set_loss_fn(loss_fn)
+    for module in engine.module if isinstance(engine.module, list) else [engine.module]:
+        module.register_forward_pre_hook(before_forward, with_kwargs=True)
+    output = update(worker, share, ranks=size, temperature=job["temperature"])
+    if engine.is_mp_src_rank_with_outputs():
+        found["loss"] = output["metrics"]["loss"]
+    found["parameters"] = parameters(engine)
+    if job.get("checkpoint"):
+        worker.save_checkpoint(job["checkpoint"])
+        update(worker, share, ranks=size, temperature=job["temperature"])
+        found["updated again"] = parameters(engine)
+        worker.load_checkpoint(job["checkpoint"])
+        found["loaded"] = parameters(engine)
+        update(worker, share, ranks=size, temperature=job["temperature"])
+        found["updated after loading"] = parameters(engine)
+    return found
+
+
+def log_probs(compute: Callable, share: Any, **asked: Any) -> list[torch.Tensor] | None:
+    """Log-probs of each row's tokens after its first; None on a rank that has no output."""
+    batch = share.copy()
+    tu.assign_non_tensor(batch, calculate_entropy=False, compute_loss=False, temperature=1.0, **asked)
+    output = compute(batch)
+    return None if output is None else [row[:-1].clone() for row in output["log_probs"].unbind()]
 
 
 def run_all(rank: int, ranks: int, port: int, jobs: list[dict[str, Any]], results: str) -> None:
     """Every job of one group size, in one rank; what it found goes to a file."""
     join_process_group(rank, ranks, port)
-    torch.save({job["name"]: run(job, rank, ranks) for job in jobs}, f"{results}/{rank}of{ranks}.pt")
+    found = {}
+    for job in jobs:
+        found[job["name"]] = run(job)
+        if "megatron.core.parallel_state" in sys.modules:
+            # Megatron keeps its groups, and another job may ask for others.
+            sys.modules["megatron.core.parallel_state"].destroy_model_parallel()
+    torch.save(found, f"{results}/{rank}of{ranks}.pt")
     torch.distributed.destroy_process_group()
 
 

@@ -1,7 +1,7 @@
 """A platform that lets the stock verl run without an accelerator.
 
 What the host offers an extension point for is registered: the platform, the engines, the worker extension, the
-sampler, the distribution's metadata. `collective` is the one wrapper around a host function.
+sampler, the distribution's metadata. `collective` wraps a host function; `attention` stands in for the flash kernel.
 """
 
 from functools import cache
@@ -14,7 +14,9 @@ from fgrpo_plugin.host.cpu import distribution
 _HOOKS = {
     "verl.plugin.platform.platform_manager": "fgrpo_plugin.host.cpu.platform:register",
     "verl.utils.distributed": "fgrpo_plugin.host.cpu.collective:register",
+    "verl.models.transformers.monkey_patch": "fgrpo_plugin.host.cpu.attention:register",
     "verl.workers.engine.fsdp.transformer_impl": "fgrpo_plugin.host.cpu.engines:register",
+    "verl.workers.engine.megatron.transformer_impl": "fgrpo_plugin.host.cpu.megatron:register",
 }
 
 

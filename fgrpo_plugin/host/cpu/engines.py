@@ -7,14 +7,27 @@ from typing import Any
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngine, FSDPEngineWithLMHead, FSDPEngineWithValueHead
 
+from fgrpo_plugin.host.cpu.attention import NAME as attention_name
 
-class _WithoutOffload(FSDPEngine):
+
+class _CpuFSDPEngine(FSDPEngine):
     """The host offloads a forward-only FSDP2 model into pinned memory, which needs an accelerator.
 
     On a CPU the parameters are where offloading would put them.
     """
 
     engine_config: Any
+
+    def __init__(self, model_config: Any, engine_config: Any, *args: Any, **kwargs: Any) -> None:
+        size = engine_config.ulysses_sequence_parallel_size
+        attention = model_config.override_config.get("attn_implementation")
+        if size > 1 and attention != attention_name:
+            # Each rank would attend to its own part of the sequence, without a word.
+            raise ValueError(
+                f"ulysses_sequence_parallel_size={size} on a CPU needs attention that the host's all-to-alls go around;"
+                f" set +actor_rollout_ref.model.override_config.attn_implementation={attention_name}, not {attention}."
+            )
+        super().__init__(model_config, engine_config, *args, **kwargs)
 
     def _build_fsdp_module(self, module: Any) -> Any:
         asked = self.engine_config
@@ -25,11 +38,11 @@ class _WithoutOffload(FSDPEngine):
             self.engine_config = asked
 
 
-class CpuFSDPEngineWithLMHead(_WithoutOffload, FSDPEngineWithLMHead):
+class CpuFSDPEngineWithLMHead(_CpuFSDPEngine, FSDPEngineWithLMHead):
     """Actor and reference model."""
 
 
-class CpuFSDPEngineWithValueHead(_WithoutOffload, FSDPEngineWithValueHead):
+class CpuFSDPEngineWithValueHead(_CpuFSDPEngine, FSDPEngineWithValueHead):
     """Critic."""
 
 

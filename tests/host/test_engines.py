@@ -1,0 +1,168 @@
+"""However FSDP2 splits an update, loss and gradient are those of one rank with one micro-batch (CPU, gloo, float32).
+
+All updates are made by one fixture, since starting the host costs more than they do.
+"""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks.worker import make_model
+from fgrpo_plugin.host.cpu.attention import packed_attention
+from tests.host.engine_jobs import (
+    ON_POLICY,
+    PREFERENCES,
+    difference,
+    dump,
+    job,
+    joined,
+    largest,
+    on_policy,
+    run_jobs,
+)
+
+MODEL, ACTOR = "actor_rollout_ref.model", "actor_rollout_ref.actor"
+PACKED = [f"{MODEL}.use_remove_padding=true"]
+ULYSSES = [
+    *PACKED,
+    f"{MODEL}.override_config.attn_implementation=cpu_packed",
+    f"{ACTOR}.fsdp_config.ulysses_sequence_parallel_size=2",
+]
+ROWS = {"f_grpo": ON_POLICY, "f_hal": ON_POLICY + PREFERENCES}
+MICRO_BATCHES = {"f_grpo": 5, "f_hal": 10}  # of the dynamic batch size on one rank
+# name -> overrides, ranks, data-parallel ranks, rows in a micro-batch (0: as many as a token budget allows)
+SPLITS = {
+    "gradient accumulation": ([], 1, 1, 4),
+    "dynamic batch size": ([], 1, 1, 0),
+    "two ranks": ([], 2, 2, 0),
+    "packing": (PACKED, 1, 1, 0),
+    "Ulysses": (ULYSSES, 2, 1, 0),
+}
+LORA = {"LoRA": ([], 1, 1, 4), "LoRA, two ranks": ([], 2, 2, 0)}
+
+
+def _adapter(model: str, folder: Path) -> list[str]:
+    """Overrides that train a LoRA adapter which is not zero, so that both of its matrices have a gradient."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    settings = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), settings)
+    for name, value in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.1)
+    adapted.save_pretrained(folder)
+    return [f"{MODEL}.lora_rank=4", f"{MODEL}.lora_alpha=8", f"{MODEL}.lora_adapter_path={folder}"]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> dict[str, list[dict]]:
+    """name -> what each rank reports."""
+    folder = tmp_path_factory.mktemp("engines")
+    torch.manual_seed(0)
+    make_model(str(folder / "model"), layers=2, hidden=32, key_value_heads=2)
+    adapter = _adapter(str(folder / "model"), folder / "adapter")
+    dump(folder, f_grpo1=on_policy(lam=0.0), f_grpo2=on_policy(lam=0.0), f_hal1=joined(1), f_hal2=joined(2))
+    jobs = []
+    both = ["adapter off", "actor"]
+    for loss, rows in ROWS.items():
+        jobs.append(job(folder, f"{loss}, whole", f"{loss}1", loss, micro=rows, log_probs=["actor"]))
+        jobs.append(job(folder, f"{loss}, LoRA whole", f"{loss}1", loss, *adapter, micro=rows, log_probs=both))
+        jobs.append(job(folder, f"{loss}, mis-weighted", f"{loss}1", loss, per_micro_batch=MICRO_BATCHES[loss]))
+        for extra, splits in (([], SPLITS), (adapter, LORA)):
+            for name, (overrides, ranks, data_parallel, micro) in splits.items():
+                name, batch = f"{loss}, {name}", f"{loss}{data_parallel}"
+                jobs.append(job(folder, name, batch, loss, *extra, *overrides, ranks=ranks, micro=micro))
+    return run_jobs(jobs, folder)
+
+
+@pytest.mark.parametrize("split", [*SPLITS, *LORA])
+@pytest.mark.parametrize("loss", ROWS)
+def test_a_split_has_the_loss_and_the_gradient_of_the_whole(found, loss, split):
+    (whole,) = found[f"{loss}, LoRA whole" if split in LORA else f"{loss}, whole"]
+    assert len(whole["micro_batches"]) == 1 and largest(whole["gradients"]) > 1e-3
+    ranks = found[f"{loss}, {split}"]
+    for rank in ranks:
+        assert len(rank["micro_batches"]) > 2
+        assert difference(whole["gradients"], rank["gradients"]) <= 1e-5
+    # The host reports the mean over data-parallel ranks, once per data-parallel rank.
+    losses = [rank["loss"] for rank in ranks if "loss" in rank]
+    assert losses and all(loss == pytest.approx(whole["loss"], rel=1e-5) for loss in losses)
+    print(f"{loss}, {split}: {max(difference(whole['gradients'], rank['gradients']) for rank in ranks):.1e}")
+
+
+@pytest.mark.parametrize("loss", ROWS)
+def test_the_micro_batches_are_uneven(found, loss):
+    """Else a mean of micro-batch means would pass, too."""
+    for split in ("dynamic batch size", "two ranks", "packing", "Ulysses"):
+        ranks = found[f"{loss}, {split}"]
+        sizes = [[len(part) for part in rank["micro_batches"]] for rank in ranks]
+        assert all(len(set(rank)) > 1 for rank in sizes), split
+        # Two data-parallel ranks hold different rows, two Ulysses ranks the same.
+        assert (sizes[0] == sizes[-1]) == (split != "two ranks"), split
+    if loss == "f_hal":
+        kinds = [set(part) for rank in found["f_hal, two ranks"] for part in rank["micro_batches"]]
+        assert {0.0} in kinds and any(0.0 not in kind for kind in kinds) and {0.0, 1.0, -1.0} in kinds, kinds
+
+
+@pytest.mark.parametrize("loss, batch", [("f_grpo", on_policy(lam=0.0)), ("f_hal", joined(1))], ids=ROWS)
+def test_packed_rows_stand_in_one_line_which_ulysses_ranks_share(found, loss, batch):
+    tokens = batch["input_ids"].values().numel()
+    assert {shape[0] for shape in found[f"{loss}, dynamic batch size"][0]["shapes"]} != {1}
+    for split, ranks in (("packing", 1), ("Ulysses", 2)):
+        for rank in found[f"{loss}, {split}"]:
+            shapes = rank["shapes"]
+            assert {shape[0] for shape in shapes} == {1} and len(shapes) < len(batch)
+            padding = sum(shape[1] for shape in shapes) * ranks - tokens
+            assert 0 <= padding <= (ranks - 1) * len(shapes)
+
+
+@pytest.mark.parametrize("loss", ROWS)
+def test_averaging_micro_batches_is_seen(found, loss):
+    """The control: rows weighted by their micro-batch miss the bound by four orders of magnitude."""
+    (whole,), (wrong,) = found[f"{loss}, whole"], found[f"{loss}, mis-weighted"]
+    assert len(wrong["micro_batches"]) == MICRO_BATCHES[loss]
+    assert difference(whole["gradients"], wrong["gradients"]) > 0.1
+
+
+def test_the_reference_is_the_base_model_with_the_adapter_off(found):
+    (adapted,) = found["f_grpo, LoRA whole"]
+    assert all("lora_" in name for name in adapted["gradients"])
+    (plain,) = found["f_grpo, whole"]
+    base, off, on = plain["log_probs, actor"], adapted["log_probs, adapter off"], adapted["log_probs, actor"]
+    assert len(base) == len(off) == len(on) == ON_POLICY
+    for row, same, other in zip(base, off, on, strict=True):
+        torch.testing.assert_close(same, row, atol=1e-6, rtol=0)
+        assert not torch.allclose(other, row, atol=1e-3)
+
+
+def test_ulysses_without_the_hosts_all_to_alls_is_refused():
+    """With sdpa each rank would attend to its own part of the sequence, and nothing would say so."""
+    from fgrpo_plugin.host.cpu.engines import CpuFSDPEngineWithLMHead
+
+    model, engine = SimpleNamespace(override_config={"attn_implementation": "sdpa"}), SimpleNamespace()
+    engine.ulysses_sequence_parallel_size = 2
+    with pytest.raises(
+        ValueError, match=r"ulysses_sequence_parallel_size=2 .*attn_implementation=cpu_packed, not sdpa\.$"
+    ):
+        CpuFSDPEngineWithLMHead(model, engine, None, None)
+
+
+def test_packed_attention_is_causal_attention_of_each_row():
+    generator = torch.Generator().manual_seed(0)
+    lengths = [3, 5, 1]
+    query, key, value = (torch.randn(1, sum(lengths), heads, 8, generator=generator) for heads in (4, 2, 2))
+    positions = torch.cat([torch.arange(n) for n in lengths]).unsqueeze(0)
+    found = packed_attention(query, key, value, None, sum(lengths), position_ids=positions)
+    start = 0
+    for n in lengths:
+        for token in range(start, start + n):
+            for head in range(4):
+                keys, values = (states[0, start : token + 1, head // 2] for states in (key, value))
+                weights = (keys @ query[0, token, head] / 8**0.5).softmax(dim=0)
+                torch.testing.assert_close(found[0, token, head], weights @ values)
+        start += n
+    with pytest.raises(ValueError, match="takes packed rows"):
+        packed_attention(query, key, value, torch.ones(1, 9), 9, position_ids=positions)
