@@ -102,8 +102,15 @@ class CpuMegatronEngineWithLMHead(MegatronEngineWithLMHead):
     optimizer_zero_grad = _on_cpu(MegatronEngine.optimizer_zero_grad)
     optimizer_step = _on_cpu(MegatronEngine.optimizer_step)
     save_checkpoint = _on_cpu(MegatronEngine.save_checkpoint)
-    # The optimiser copies what it loads into float32 parameters; half precision has copies of them.
-    load_checkpoint = _on_cpu(torch.no_grad()(MegatronEngine.load_checkpoint))
+
+    def load_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        # The optimiser copies what it loads into float32 parameters; half precision has copies of them.
+        with CudaMeansCpu(), torch.no_grad():
+            super().load_checkpoint(*args, **kwargs)
+        # Megatron gives torch's Adam one step counter for all weights, and each weight would count it up.
+        for part in getattr(self.optimizer, "chained_optimizers", [self.optimizer]):
+            for state in part.optimizer.state.values():
+                state["step"] = state["step"].clone()
 
 
 def _use_plain_layers(bridge: Any) -> None:
