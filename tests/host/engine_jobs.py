@@ -117,6 +117,7 @@ def job(
     if algorithm == "f_hal":
         overrides = [*f_hal(model), f"+data.preference.batch_size={PREFERENCES}"]
     overrides += [
+        f"trainer.n_gpus_per_node={ranks}",
         f"data.train_batch_size={ON_POLICY // GROUP}",
         f"actor_rollout_ref.actor.ppo_mini_batch_size={ON_POLICY // GROUP}",
     ]

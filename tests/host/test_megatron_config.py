@@ -39,7 +39,7 @@ def test_f_hal_too(stock_config, inputs, tmp_path):
     from fgrpo_plugin.host.validate import complete
 
     rows = tmp_path / "pairs.jsonl"
-    rows.write_text('{"prompt": "p", "chosen": "c", "rejected": "r"}\n')
+    rows.write_text('{"prompt": "p", "chosen": "c", "rejected": "r"}\n' * 512)
     config = stock_config(
         "+fgrpo=[cpu_megatron,f_hal]",
         *inputs,
@@ -63,6 +63,8 @@ def test_half_precision_remains_and_other_types_are_refused():
 
 
 def test_megatron_bridge_is_refused_in_a_sentence():
+    import verl.workers.engine  # noqa: F401  (which imports ours)
+
     from fgrpo_plugin.host.cpu.megatron import CpuMegatronEngineWithLMHead
 
     with pytest.raises(ValueError, match=r"megatron\.vanilla_mbridge=true, or use \+fgrpo=cpu_megatron\.$"):
