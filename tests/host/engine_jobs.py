@@ -160,7 +160,7 @@ def run_jobs(jobs: list[dict], folder: Path) -> dict[str, list[dict]]:
         ) as process,
     ):
         try:
-            failed = process.wait(timeout=300)
+            failed = process.wait(timeout=900)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise

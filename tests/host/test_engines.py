@@ -140,12 +140,14 @@ def test_the_reference_is_the_base_model_with_the_adapter_off(found):
 
 def test_ulysses_without_the_hosts_all_to_alls_is_refused():
     """With sdpa each rank would attend to its own part of the sequence, and nothing would say so."""
+    import verl.workers.engine  # noqa: F401  (registers ours, which is then imported)
+
     from fgrpo_plugin.host.cpu.engines import CpuFSDPEngineWithLMHead
 
     model, engine = SimpleNamespace(override_config={"attn_implementation": "sdpa"}), SimpleNamespace()
     engine.ulysses_sequence_parallel_size = 2
     with pytest.raises(
-        ValueError, match=r"ulysses_sequence_parallel_size=2 .* attn_implementation=cpu_packed, not sdpa\.$"
+        ValueError, match=r"ulysses_sequence_parallel_size=2 .*attn_implementation=cpu_packed, not sdpa\.$"
     ):
         CpuFSDPEngineWithLMHead(model, engine, None, None)
 

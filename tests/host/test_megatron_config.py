@@ -63,6 +63,8 @@ def test_half_precision_remains_and_other_types_are_refused():
 
 
 def test_megatron_bridge_is_refused_in_a_sentence():
+    import verl.workers.engine  # noqa: F401  (registers ours, which is then imported)
+
     from fgrpo_plugin.host.cpu.megatron import CpuMegatronEngineWithLMHead
 
     with pytest.raises(ValueError, match=r"megatron\.vanilla_mbridge=true, or use \+fgrpo=cpu_megatron\.$"):

@@ -87,7 +87,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     step = engine.optimizer_step
 
     def optimizer_step() -> float:
-        found["gradients"] = gradients(engine)
+        if "gradients" not in found:  # of the first update
+            found["gradients"] = gradients(engine)
         return step()
 
     def loss_fn(data: Any, **kwargs: Any) -> Any:

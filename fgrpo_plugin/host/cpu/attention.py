@@ -6,7 +6,6 @@ dot-product attention with a block-diagonal causal mask where the flash kernel w
 none of this: transformers builds that mask for `sdpa`.
 """
 
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 NAME = "cpu_packed"
 
 
-def register(module: ModuleType) -> None:
+def register(module: Any) -> None:
     """Offer `NAME` to transformers; `module` is verl.models.transformers.monkey_patch."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import flash_attention_mask

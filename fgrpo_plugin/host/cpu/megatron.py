@@ -102,7 +102,17 @@ class CpuMegatronEngineWithLMHead(MegatronEngineWithLMHead):
     optimizer_zero_grad = _on_cpu(MegatronEngine.optimizer_zero_grad)
     optimizer_step = _on_cpu(MegatronEngine.optimizer_step)
     save_checkpoint = _on_cpu(MegatronEngine.save_checkpoint)
-    load_checkpoint = _on_cpu(MegatronEngine.load_checkpoint)
+
+    def load_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        # The optimiser copies what it loads into float32 parameters; half precision has copies of them.
+        with CudaMeansCpu(), torch.no_grad():
+            super().load_checkpoint(*args, **kwargs)
+        # Without Transformer Engine, Megatron keeps Adam's step counter in the parameter group; those of the weights come
+        # back as they were before.
+        for part in getattr(self.optimizer, "chained_optimizers", [self.optimizer]):
+            for group in part.optimizer.param_groups:
+                for weight in group["params"]:
+                    part.optimizer.state[weight]["step"] = torch.tensor(float(group["step"]))
 
 
 def _use_plain_layers(bridge: Any) -> None:
