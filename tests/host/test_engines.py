@@ -140,7 +140,7 @@ def test_the_reference_is_the_base_model_with_the_adapter_off(found):
 
 def test_ulysses_without_the_hosts_all_to_alls_is_refused():
     """With sdpa each rank would attend to its own part of the sequence, and nothing would say so."""
-    import verl.workers.engine  # noqa: F401  (which imports ours)
+    import verl.workers.engine  # noqa: F401  (registers ours, which is then imported)
 
     from fgrpo_plugin.host.cpu.engines import CpuFSDPEngineWithLMHead
 

@@ -63,7 +63,7 @@ def test_half_precision_remains_and_other_types_are_refused():
 
 
 def test_megatron_bridge_is_refused_in_a_sentence():
-    import verl.workers.engine  # noqa: F401  (which imports ours)
+    import verl.workers.engine  # noqa: F401  (registers ours, which is then imported)
 
     from fgrpo_plugin.host.cpu.megatron import CpuMegatronEngineWithLMHead
 

@@ -107,10 +107,12 @@ class CpuMegatronEngineWithLMHead(MegatronEngineWithLMHead):
         # The optimiser copies what it loads into float32 parameters; half precision has copies of them.
         with CudaMeansCpu(), torch.no_grad():
             super().load_checkpoint(*args, **kwargs)
-        # Megatron gives torch's Adam one step counter for all weights, and each weight would count it up.
+        # Without Transformer Engine, Megatron keeps Adam's step counter in the parameter group; those of the weights come
+        # back as they were before.
         for part in getattr(self.optimizer, "chained_optimizers", [self.optimizer]):
-            for state in part.optimizer.state.values():
-                state["step"] = state["step"].clone()
+            for group in part.optimizer.param_groups:
+                for weight in group["params"]:
+                    part.optimizer.state[weight]["step"] = torch.tensor(float(group["step"]))
 
 
 def _use_plain_layers(bridge: Any) -> None:
