@@ -107,8 +107,8 @@ class CpuMegatronEngineWithLMHead(MegatronEngineWithLMHead):
         # The optimiser copies what it loads into float32 parameters; half precision has copies of them.
         with CudaMeansCpu(), torch.no_grad():
             super().load_checkpoint(*args, **kwargs)
-        # Without Transformer Engine, Megatron keeps Adam's step counter in the parameter group; those of the weights come
-        # back as they were before.
+        # Without Transformer Engine, Megatron keeps Adam's step counter in the parameter group; those of the weights
+        # come back as they were before.
         for part in getattr(self.optimizer, "chained_optimizers", [self.optimizer]):
             for group in part.optimizer.param_groups:
                 for weight in group["params"]:
