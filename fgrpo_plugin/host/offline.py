@@ -4,7 +4,8 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from fgrpo_plugin.host.trainer import FDivergenceTrainer, divide_sums
+from fgrpo_plugin.host.metrics import divide_sums
+from fgrpo_plugin.host.trainer import FDivergenceTrainer
 
 
 class OfflineTrainer(FDivergenceTrainer):

@@ -12,7 +12,8 @@ from tensordict import TensorDict
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host import policy_loss
 from fgrpo_plugin.host.config import FDivergencePolicyLossConfig
-from fgrpo_plugin.host.trainer import divide_sums, minibatch_of_row, row_numbers
+from fgrpo_plugin.host.metrics import divide_sums
+from fgrpo_plugin.host.trainer import minibatch_of_row, row_numbers
 
 BETA = 0.3
 

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host import preferences
+from fgrpo_plugin.host.metrics import quantile_of_bins
 from fgrpo_plugin.host.preferences import (
     PreferenceRows,
     as_host_rows,
@@ -18,7 +19,7 @@ from fgrpo_plugin.host.preferences import (
     joined_order,
     preference_numbers,
 )
-from fgrpo_plugin.host.trainer import minibatch_of_row, quantile_of_bins
+from fgrpo_plugin.host.trainer import minibatch_of_row
 from fgrpo_plugin.preference.tokens import TokenRow
 
 
