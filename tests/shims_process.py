@@ -20,6 +20,30 @@ def fields(name: str) -> list[str]:
     return sorted(POLICY_LOSSES[name].batch_fields)
 
 
+def refusals(config) -> dict[str, str]:
+    """What is said to a run that got past, or around, the entry point."""
+    import verl.trainer.ppo.utils as utils
+    from hydra import compose, initialize_config_module
+
+    found = {}
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        unvalidated = compose("ppo_trainer", overrides=["algorithm.adv_estimator=f_grpo"])
+    entry: dict = {}
+    source = "from verl.utils.device import auto_set_device\ndef main(config):\n    auto_set_device(config)\n"
+    exec(compile(source, "/verl/experimental/one_step_off_policy/main_ppo.py", "exec"), entry)
+    object.__setattr__(config.policy_loss, "loss_mode", "vanilla")
+    for name, attempt in {
+        "another entry point": lambda: entry["main"](unvalidated),
+        "no validation": lambda: utils.need_reference_policy(unvalidated),
+        "another loss": lambda: test_policy_loss._run(test_policy_loss._rows(), config, [list(range(12))]),
+    }.items():
+        try:
+            attempt()
+        except (SystemExit, ValueError, RuntimeError) as error:
+            found[name] = str(error)
+    return found
+
+
 def main() -> None:
     config = test_policy_loss._actor_config(divergence="jensen_shannon", beta=0.3)
     splits = [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9, 10, 11]]
@@ -33,6 +57,7 @@ def main() -> None:
         "hooks": [hook.__module__ for hook in getattr(verl.utils.config, "CONFIG_HOOKS", [])],
         "fields": {name: fields(name) for name in POLICY_LOSSES},
         "trainer": get_trainer_cls("sync").__name__,
+        "refusals": refusals(config),
     }
     print(json.dumps(answer))
 

@@ -149,6 +149,14 @@ def test_with_the_patches_the_shims_switch_themselves_off_and_the_loss_is_identi
     assert ours["loss"] == stock["loss"] and ours["gradient"] == stock["gradient"]
     # The shim reads an attribute of the loss, the patched host its signature.
     assert ours["fields"] == stock["fields"] and all(ours["fields"].values())
+    # What is refused has nothing to do with what the host can.
+    assert stock["refusals"] == ours["refusals"]
+    sentences = {
+        "another entry point": "verl.trainer.main_ppo alone, not main_ppo.py",
+        "no validation": "reached a trainer without validation",
+        "another loss": "in place of our loss",
+    }
+    assert all(words in ours["refusals"][name] for name, words in sentences.items())
 
 
 def test_the_patched_entry_point_completes_the_configuration(hosts, inputs, tmp_path):

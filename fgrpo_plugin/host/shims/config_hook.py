@@ -4,62 +4,82 @@
 reference policy is needed. The patched host calls registered configuration hooks there.
 """
 
+import importlib.util
 import sys
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
-from fgrpo_plugin.host.shims import APPLIED, REFUSED, known_source
+from fgrpo_plugin.host.shims import known_source
 
 HASHES = {"031feb0fd93538991fc74fb8cde2dcaddf7c1855cd1d06f809ecfb64cba6e5fc": "verl 0.9.1"}
 ENTRY_POINT = "verl/trainer/main_ppo.py"
+HOOK = "register_config_hook"
 
 
 def apply(device: Any) -> bool:
-    """Adapt ``verl.utils.device``, which is imported before anything can tell whether the host has hooks."""
-    known_source(
-        device.auto_set_device,
-        hashes=HASHES,
-        what="verl.utils.device.auto_set_device",
-        remedy="install verl==0.9.1, or apply 0003-config-hooks.patch of patches/main to this version",
-    )
-    device.auto_set_device = _completing_config(device.auto_set_device)
-    return True
+    """Adapt ``verl.utils.device``; False where the host has hooks, and only other entry points are refused."""
+    host_can = _host_has_hooks()
+    if not host_can:
+        known_source(
+            device.auto_set_device,
+            hashes=HASHES,
+            what="verl.utils.device.auto_set_device",
+            remedy="install verl==0.9.1, or apply 0003-config-hooks.patch of patches/main to this version",
+        )
+    device.auto_set_device = _checking_config(device.auto_set_device, completing=not host_can)
+    return not host_can
 
 
 def use_host_hooks(config_module: ModuleType) -> None:
-    """Switch this shim off where ``verl.utils.config`` has configuration hooks, and use those."""
-    if hasattr(config_module, "register_config_hook"):
-        config_module.register_config_hook(complete_or_exit)
-        REFUSED.pop("config_hook", None)
-        APPLIED["config_hook"] = "not needed"
+    """Complete configurations in the hooks of ``verl.utils.config``, where it has them."""
+    if hasattr(config_module, HOOK):
+        getattr(config_module, HOOK)(complete_or_exit)
 
 
-def _completing_config(stock: Callable) -> Callable:
+def _host_has_hooks() -> bool:
+    """By its source: ``verl.utils.config`` imports ``verl.utils.device``, so it cannot be imported from there."""
+    spec = importlib.util.find_spec("verl.utils.config")
+    return spec is not None and spec.origin is not None and f"def {HOOK}(" in Path(spec.origin).read_text()
+
+
+def _checking_config(stock: Callable, completing: bool) -> Callable:
     @wraps(stock)
     def auto_set_device(config) -> None:
         stock(config)
-        if APPLIED.get("config_hook") != "not needed":
-            caller = sys._getframe(1).f_code.co_filename.replace("\\", "/")
-            complete_or_exit(config, entry_point=caller)
+        if not _is_ours(config):
+            return
+        caller = sys._getframe(1).f_code.co_filename.replace("\\", "/")
+        if not caller.endswith(ENTRY_POINT):
+            _exit(
+                f"algorithm.adv_estimator={config.algorithm.adv_estimator} supports the entry point "
+                f"verl.trainer.main_ppo alone, not {caller.rsplit('/', 1)[-1]}; start the run with "
+                "`python -m verl.trainer.main_ppo`."
+            )
+        if completing:
+            complete_or_exit(config)
 
     return auto_set_device
 
 
-def complete_or_exit(config, entry_point: str = ENTRY_POINT) -> None:
+def complete_or_exit(config: Any) -> None:
     """Complete and check ``config`` in place, or end the process with one sentence."""
-    from fgrpo_plugin.host.validate import complete, is_f_divergence, uses_our_loss
+    from fgrpo_plugin.host.validate import complete
 
-    if not (is_f_divergence(config) or uses_our_loss(config)):
-        return
-    try:
-        if not entry_point.endswith(ENTRY_POINT):
-            raise ValueError(
-                f"algorithm.adv_estimator={config.algorithm.adv_estimator} supports the entry point "
-                f"verl.trainer.main_ppo alone, not {entry_point.rsplit('/', 1)[-1]}; start the run with "
-                "`python -m verl.trainer.main_ppo`."
-            )
-        complete(config)
-    except ValueError as error:
-        sys.exit(f"fgrpo-plugin: {error}")
+    if _is_ours(config):
+        try:
+            complete(config)
+        except ValueError as error:
+            _exit(str(error))
+
+
+def _is_ours(config: Any) -> bool:
+    from fgrpo_plugin.host.validate import is_f_divergence, uses_our_loss
+
+    return is_f_divergence(config) or uses_our_loss(config)
+
+
+def _exit(sentence: str) -> NoReturn:
+    sys.exit(f"fgrpo-plugin: {sentence}")

@@ -18,24 +18,33 @@ _micro_batch: ContextVar[Any] = ContextVar("micro_batch")
 
 
 def apply(losses: Any) -> bool:
-    """Adapt ``verl.workers.utils.losses``; False where the host passes such fields itself."""
-    if hasattr(losses, "policy_loss_batch_fields"):
-        return False
-    known_source(
-        losses.ppo_loss,
-        hashes=HASHES,
-        what="verl.workers.utils.losses.ppo_loss",
-        remedy="install verl==0.9.1, or apply 0001-policy-loss-batch-fields.patch of patches/main to this version",
-    )
-    losses.ppo_loss = _remembering_micro_batch(losses.ppo_loss)
-    losses.get_policy_loss_fn = _binding_fields(losses.get_policy_loss_fn)
-    return True
+    """Adapt ``verl.workers.utils.losses``; False where the host passes such fields (the loss is checked there too)."""
+    host_can = hasattr(losses, "policy_loss_batch_fields")
+    if not host_can:
+        known_source(
+            losses.ppo_loss,
+            hashes=HASHES,
+            what="verl.workers.utils.losses.ppo_loss",
+            remedy="install verl==0.9.1, or apply 0001-policy-loss-batch-fields.patch of patches/main to this version",
+        )
+        losses.ppo_loss = _remembering_micro_batch(losses.ppo_loss)
+        losses.get_policy_loss_fn = _binding_fields(losses.get_policy_loss_fn)
+    losses.ppo_loss = _refusing_other_losses(losses.ppo_loss)
+    return not host_can
+
+
+def _refusing_other_losses(ppo_loss: Callable) -> Callable:
+    @wraps(ppo_loss)
+    def checked(config, *args, **kwargs):
+        _refuse_other_loss(config)
+        return ppo_loss(config, *args, **kwargs)
+
+    return checked
 
 
 def _remembering_micro_batch(stock: Callable) -> Callable:
     @wraps(stock)
     def ppo_loss(config, model_output, data, dp_group=None):
-        _refuse_other_loss(config)
         token = _micro_batch.set(data)
         try:
             return stock(config=config, model_output=model_output, data=data, dp_group=dp_group)

@@ -13,20 +13,20 @@ HASHES = {"b8a793a391c047143b1a5773c8391b362f0e4062e467022ed09a27f57505e6d7": "v
 
 
 def apply(utils: Any) -> bool:
-    """Adapt ``verl.trainer.ppo.utils``; False where the host looks at the policy loss itself."""
-    if hasattr(utils, "policy_loss_batch_fields"):
-        return False
-    known_source(
-        utils.need_reference_policy,
-        hashes=HASHES,
-        what="verl.trainer.ppo.utils.need_reference_policy",
-        remedy="install verl==0.9.1, or apply 0002-reference-policy-for-losses.patch of patches/main to this version",
-    )
-    utils.need_reference_policy = _for_our_loss_too(utils.need_reference_policy)
-    return True
+    """Adapt ``verl.trainer.ppo.utils``; False where the host asks the loss (validation is checked there too)."""
+    host_can = hasattr(utils, "policy_loss_batch_fields")
+    if not host_can:
+        known_source(
+            utils.need_reference_policy,
+            hashes=HASHES,
+            what="verl.trainer.ppo.utils.need_reference_policy",
+            remedy="install verl==0.9.1, or apply 0002-reference-policy-for-losses.patch of patches/main to it",
+        )
+    utils.need_reference_policy = _checking_validation(utils.need_reference_policy, answering=not host_can)
+    return not host_can
 
 
-def _for_our_loss_too(stock: Callable) -> Callable:
+def _checking_validation(stock: Callable, answering: bool) -> Callable:
     # A plain function: Ray pickles the globals of a user's trainer, and this may be one of them.
     @wraps(stock)
     def need_reference_policy(config):
@@ -34,7 +34,8 @@ def _for_our_loss_too(stock: Callable) -> Callable:
 
         if is_f_divergence(config):
             require_validated(config.algorithm)
-            return True
+            if answering:
+                return True
         return stock(config)
 
     return need_reference_policy
