@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fgrpo_plugin.config import FDivergenceConfig, PreferenceConfig
-from fgrpo_plugin.host.parallel import data_parallel_size
+from fgrpo_plugin.host.parallel import check_micro_batches, data_parallel_size, reference_is_in_actor
 from fgrpo_plugin.host.policy_loss import PREFERENCE_FIELDS, ROW_FIELDS
 from fgrpo_plugin.losses import clip_implicit_reward
 from fgrpo_plugin.preference.files import Preferences, read_preferences
@@ -180,7 +180,6 @@ def check_preferences(config: Any, settings: FDivergenceConfig) -> None:
         ValueError: names the setting and the remedy.
     """
     wanted = preference_settings(config)
-    actor = config.actor_rollout_ref.actor
     rows, ranks = rows_per_minibatch(config), data_parallel_size(config)
     for name, files, split in (
         ("files", wanted.files, wanted.split),
@@ -201,15 +200,7 @@ def check_preferences(config: Any, settings: FDivergenceConfig) -> None:
             f"data.preference.batch_size={rows} must be a multiple of {2 * ranks}: as many rows of each side on each "
             f"of {ranks} data-parallel ranks; set it to {max(1, round(rows / 2 / ranks)) * 2 * ranks}."
         )
-    if not actor.use_dynamic_bsz and actor.ppo_micro_batch_size_per_gpu:
-        on_policy = 0 if settings.constant_lam == 1 else actor.ppo_mini_batch_size * config.actor_rollout_ref.rollout.n
-        per_rank, micro = (on_policy + rows) // ranks, actor.ppo_micro_batch_size_per_gpu
-        if per_rank % micro:
-            raise ValueError(
-                f"data.preference.batch_size={rows} makes {per_rank} rows a mini-batch on each rank, no multiple of "
-                f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={micro}; change either, or set "
-                "actor_rollout_ref.actor.use_dynamic_bsz=true."
-            )
+    check_micro_batches(config, answers=settings.constant_lam != 1, preference_rows=rows)
 
 
 def rows_per_minibatch(config: Any) -> int:
@@ -229,13 +220,6 @@ def reference_dtype(config: Any) -> str:
 
 def _reference_section(config: Any) -> Any:
     return config.actor_rollout_ref["actor" if reference_is_in_actor(config) else "ref"]
-
-
-def reference_is_in_actor(config: Any) -> bool:
-    """Whether the reference is the actor with its adapter switched off (LoRA)."""
-    model = config.actor_rollout_ref.model
-    rank = (model.get("lora") or {}).get("rank", 0) or model.get("lora_rank", 0) or 0
-    return rank > 0 or model.get("lora_adapter_path") is not None
 
 
 def cache_key(config: Any, fingerprint: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Everything that is set is printed, everything that is refused ends in one senten
 """
 
 import importlib
+import os
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fgrpo_plugin.config import FDivergenceConfig
-from fgrpo_plugin.host.parallel import check_parallel_sizes
+from fgrpo_plugin.host.parallel import check_micro_batches, check_parallel_sizes
 from fgrpo_plugin.host.shims import REFUSED
 from fgrpo_plugin.preflight import check_data_file, check_model
 
@@ -20,6 +21,7 @@ ESTIMATORS = ("f_grpo", "f_hal")
 DEFAULT_LAM = 0.5
 VALIDATED = "f_divergence_validated"  # under `algorithm`, which the estimator sees too
 LOSS = "actor_rollout_ref.actor.policy_loss"
+STRATEGIES = ("fsdp", "fsdp2", "megatron", "veomni")
 ENGINES = ("fsdp_config", "megatron", "veomni")
 OURS = "fgrpo_plugin.host.config.FDivergencePolicyLossConfig"
 OFFLINE = "fgrpo_plugin.host.offline"
@@ -103,7 +105,9 @@ def complete(config: DictConfig) -> None:
         from fgrpo_plugin.host.preferences import check_preferences
 
         check_preferences(config, settings)
-    elif estimator == "f_grpo" and any(OmegaConf.select(config, f"data.preference.{name}") for name in FILES):
+    else:
+        check_micro_batches(config)
+    if estimator == "f_grpo" and any(OmegaConf.select(config, f"data.preference.{name}") for name in FILES):
         raise ValueError(
             "data.preference names files, which algorithm.adv_estimator=f_grpo does not read; set "
             "algorithm.adv_estimator=f_hal, or remove them."
@@ -172,6 +176,16 @@ def _refuse_contradictions(config: DictConfig, offline: bool) -> None:
             select("critic.enable"),
             "critic.enable=true",
             f"{name} compares answers within a group and reads no value function; remove it",
+        ),
+        (
+            select(f"{actor}.strategy") not in STRATEGIES,
+            f"{actor}.strategy={select(f'{actor}.strategy')}",
+            f"{name} has not been tried with this engine; choose one of {', '.join(STRATEGIES)}",
+        ),
+        (
+            select("trainer.device") == "cpu" and os.environ.get("VERL_PLATFORM", "").strip().lower() != "cpu",
+            "trainer.device=cpu without VERL_PLATFORM=cpu",
+            "the host would look for GPUs; set VERL_PLATFORM=cpu in the environment, or remove the group +fgrpo=cpu",
         ),
         (select("distillation.enabled"), "distillation.enabled=true", "it replaces the policy loss; set it to false"),
         (

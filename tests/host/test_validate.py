@@ -9,6 +9,9 @@ from omegaconf import OmegaConf
 from fgrpo_plugin.host.validate import VALIDATED, complete
 
 SWITCH = "algorithm.adv_estimator=f_grpo"
+MICRO = "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu"
+REFERENCE = "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu"
+STATIC = ["actor_rollout_ref.actor.use_dynamic_bsz=false"]
 F = "+actor_rollout_ref.actor.policy_loss.f_divergence"
 
 
@@ -78,6 +81,9 @@ def test_the_old_log_prob_pass_is_made_only_where_it_is_needed(stock_config, inp
         (["trainer.use_v1=false"], "trainer.use_v1=false"),
         (["algorithm.use_kl_in_reward=true"], "algorithm.use_kl_in_reward=true"),
         (["actor_rollout_ref.rollout.n=1"], "rollout.n=1"),
+        (["actor_rollout_ref.actor.strategy=torchtitan"], "choose one of fsdp, fsdp2, megatron, veomni"),
+        ([*STATIC, f"{MICRO}=3"], "ppo_mini_batch_size x actor_rollout_ref.rollout.n makes 1024 rows on 8 data-parallel"),
+        ([f"{REFERENCE}=48", "actor_rollout_ref.ref.log_prob_use_dynamic_bsz=false"], "ref.log_prob_micro_batch_size"),
         (["actor_rollout_ref.actor.shuffle=true"], "shuffle=true"),
         (["algorithm.rollout_correction.rollout_is=token"], "rollout_is"),
         (["critic.enable=true"], "critic.enable=true"),
@@ -283,7 +289,7 @@ LAM_ONE = f"{F}.lam=1"
                 "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4",
                 "actor_rollout_ref.actor.ppo_mini_batch_size=16",
             ],
-            "makes 10 rows a mini-batch on each rank",
+            "data.preference.batch_size=16 makes 80 rows on 8 data-parallel ranks, no multiple of",
         ),
         ([f"{F}.lam=2"], "lam=2 must lie in [0, 1]"),
         ([f"{F}.preference_gamma=-1"], "preference_gamma=-1"),
@@ -324,3 +330,18 @@ def test_a_bad_preference_row_ends_the_run_before_ray_unless_it_is_skipped(stock
         complete(config)
     small = ["+data.preference.batch_size=2", "trainer.n_gpus_per_node=1"]
     complete(stock_config(*inputs, HAL, f"+data.preference.files=[{file}]", "+data.preference.on_bad_row=skip", *small))
+
+
+def test_micro_batches_that_divide_each_ranks_rows_are_taken(stock_config, inputs):
+    """And a batch that is no whole number of mini-batches, which the host fills up before its log-prob passes."""
+    for overrides in (
+        [*STATIC, f"{MICRO}=4", f"{REFERENCE}=8", "actor_rollout_ref.ref.log_prob_use_dynamic_bsz=false"],
+        ["data.train_batch_size=300", f"{REFERENCE}=128", "actor_rollout_ref.ref.log_prob_use_dynamic_bsz=false"],
+    ):
+        complete(stock_config(*inputs, SWITCH, *overrides))
+
+
+def test_the_group_for_a_cpu_needs_the_platform(stock_config, inputs, monkeypatch):
+    monkeypatch.delenv("VERL_PLATFORM")
+    with pytest.raises(ValueError, match=r"trainer.device=cpu without VERL_PLATFORM=cpu .* set VERL_PLATFORM=cpu"):
+        complete(stock_config(*inputs, "+fgrpo=cpu", SWITCH))
