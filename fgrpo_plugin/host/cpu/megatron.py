@@ -109,9 +109,9 @@ class CpuMegatronEngineWithLMHead(MegatronEngineWithLMHead):
             super().load_checkpoint(*args, **kwargs)
         # Without Transformer Engine, Megatron keeps Adam's step counter in the parameter group; those of the weights
         # come back as they were before.
-        for part in getattr(self.optimizer, "chained_optimizers", [self.optimizer]):
+        for part in getattr(self.optimizer, "chained_optimizers", filter(None, [self.optimizer])):
             for group in part.optimizer.param_groups:
-                for weight in group["params"]:
+                for weight in group["params"] if "step" in group else ():  # no optimiser was loaded, or it counts none
                     part.optimizer.state[weight]["step"] = torch.tensor(float(group["step"]))
 
 
