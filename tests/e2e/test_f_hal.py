@@ -1,92 +1,15 @@
 """f-HAL through the stock host: both halves in one update, interrupted and resumed; and preference data alone."""
 
 import json
-import os
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from fgrpo_plugin.host.preferences import STATE_FILE
-from fgrpo_plugin.quickstart.model import build_model, build_tokenizer, save_model
-from fgrpo_plugin.quickstart.processes import end_run
-from fgrpo_plugin.quickstart.run import QuickstartOptions, _hybrid, host_command, host_environment
-from fgrpo_plugin.quickstart.summary import read_metrics
+from fgrpo_plugin.quickstart.model import build_tokenizer
+from tests.e2e.host_runs import ROWS, SAVED, STEPS, F, Host, differences, state, steps
 
 pytestmark = pytest.mark.e2e
-
-STEPS, SAVED, ROWS = 4, 2, 64
-F = "actor/f_divergence/"
-
-
-class Host:
-    """Runs of the stock host that share a model, preference data and the cache of reference log-probs."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        tokenizer = build_tokenizer()
-        self.model = save_model(build_model(tokenizer, 0), tokenizer, folder / "model")
-        (folder / "shared" / "data").mkdir(parents=True)
-        self.inputs = _hybrid(folder / "shared", self.model)
-
-    def start(self, name: str, *overrides: str) -> tuple[subprocess.Popen, str, Path]:
-        run = self.folder / name
-        (run / "logs").mkdir(parents=True, exist_ok=True)
-        given = (
-            "data.train_batch_size=8",
-            f"data.preference.batch_size={ROWS}",
-            f"reward.custom_reward_function.path={Path(__file__).parent / 'noisy_reward.py'}",
-            "reward.custom_reward_function.name=compute_score",
-            "trainer.val_before_train=false",
-            "trainer.test_freq=-1",
-            f"trainer.save_freq={SAVED}",
-            "trainer.resume_mode=auto",
-            "actor_rollout_ref.actor.optim.lr_warmup_steps=0",
-            *overrides,
-        )
-        options = QuickstartOptions(algo="f_hal", overrides=given)
-        command = [w for w in host_command(run, options, STEPS, self.inputs, run / "ray") if "_temp_dir" not in w]
-        run_id = f"{name}-{os.getpid()}"
-        env = host_environment(run, run_id)
-        env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), env.get("PYTHONPATH", "")])
-        with (run / "train.log").open("a") as log:
-            process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
-        return process, run_id, run
-
-    def finish(self, name: str, *overrides: str) -> Path:
-        """Run to the end."""
-        process, run_id, run = self.start(name, *overrides)
-        try:
-            assert process.wait(timeout=400) == 0, (run / "train.log").read_text()[-3000:]
-        finally:
-            end_run(run_id)
-        return run
-
-    def kill_after(self, step: int, name: str) -> Path:
-        """Run until ``step`` has been logged, and end it as a pre-empted job is ended."""
-        process, run_id, run = self.start(name)
-        deadline = time.monotonic() + 400
-        try:
-            while not any(row["step"] >= step for row in read_metrics(run / "metrics.jsonl")):
-                assert process.poll() is None and time.monotonic() < deadline, (run / "train.log").read_text()[-3000:]
-                time.sleep(0.1)
-            process.send_signal(signal.SIGKILL)
-        finally:
-            end_run(run_id)
-        return run
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory) -> Host:
-    return Host(tmp_path_factory.mktemp("f_hal"))
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(host) -> Path:
-    return host.finish("uninterrupted")
 
 
 @pytest.fixture(scope="module")
@@ -95,14 +18,6 @@ def resumed(host, uninterrupted) -> Path:
     run = host.kill_after(SAVED + 1, "interrupted")
     assert not (run / "checkpoints" / f"global_step_{STEPS}").exists()
     return host.finish("interrupted")
-
-
-def steps(run: Path) -> list[tuple[int, dict]]:
-    return [(row["step"], row["data"]) for row in read_metrics(run / "metrics.jsonl") if row["step"] > 0]
-
-
-def state(run: Path, step: int) -> dict:
-    return json.loads((run / "checkpoints" / f"global_step_{step}" / STATE_FILE).read_text())["preference_sampler"]
 
 
 def test_both_halves_are_active_in_every_update(uninterrupted):
@@ -128,6 +43,7 @@ def test_both_halves_are_active_in_every_update(uninterrupted):
 def test_interrupted_and_resumed_it_has_seen_what_the_uninterrupted_run_has(uninterrupted, resumed):
     assert "Resuming from" in (resumed / "train.log").read_text()
     assert [step for step, _ in steps(resumed)] == [3, 4]  # step 3 was lost, and done again; the host's log starts anew
+    assert max(differences(uninterrupted, resumed).values()) < 1e-4
     for step in (SAVED, STEPS):
         assert state(resumed, step) == state(uninterrupted, step)  # with the hash of every row drawn, in order
     assert state(uninterrupted, STEPS)["drawn"] == [STEPS * ROWS // 2]  # pairs

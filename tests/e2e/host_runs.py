@@ -1,0 +1,126 @@
+"""Short f-HAL runs of the stock host on the CPU, which tests start with overrides of their own."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from fgrpo_plugin.host.preferences import STATE_FILE
+from fgrpo_plugin.quickstart.model import build_model, build_tokenizer, save_model
+from fgrpo_plugin.quickstart.processes import end_run
+from fgrpo_plugin.quickstart.run import QuickstartOptions, _hybrid, host_command, host_environment
+from fgrpo_plugin.quickstart.summary import read_metrics
+
+STEPS, SAVED, ROWS = 4, 2, 64
+F = "actor/f_divergence/"
+COMPARED = (
+    "actor/grad_norm",
+    "actor/loss",
+    "critic/score/mean",
+    "response_length/mean",
+    *(F + name for name in ("on_policy_loss", "preference_loss", "divergence_estimate", "reference_gap")),
+)
+MICRO_BATCHES = ("actor.ppo", "ref.log_prob", "rollout.log_prob")
+
+
+class Host:
+    """Runs of the stock host that share a model, preference data and the cache of reference log-probs."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        tokenizer = build_tokenizer()
+        # Transformers gives the padding token's embedding no gradient, Megatron does, and an untrained model samples
+        # that token. The end of an answer is never read.
+        tokenizer.pad_token = tokenizer.eos_token
+        self.model = save_model(build_model(tokenizer, 0), tokenizer, folder / "model")
+        (folder / "shared" / "data").mkdir(parents=True)
+        self.inputs = _hybrid(folder / "shared", self.model)
+
+    def start(
+        self,
+        name: str,
+        *overrides: str,
+        groups: str = "laptop_hybrid",
+        module: str = "seeded",
+        verl: Path | None = None,
+    ) -> tuple[subprocess.Popen, str, Path]:
+        """Start a run.
+
+        Args:
+            name: its folder; a second run of this name resumes the first.
+            overrides: settings of the host.
+            groups: value of +fgrpo.
+            module: of this folder, loaded into the host.
+            verl: the folder that holds another copy of verl/ than the installed one.
+        """
+        run = self.folder / name
+        (run / "logs").mkdir(parents=True, exist_ok=True)
+        given = (
+            "data.train_batch_size=8",
+            f"data.preference.batch_size={ROWS}",
+            *(f"actor_rollout_ref.{key}_micro_batch_size_per_gpu=32" for key in MICRO_BATCHES),
+            f"reward.custom_reward_function.path={Path(__file__).parent / 'noisy_reward.py'}",
+            "reward.custom_reward_function.name=compute_score",
+            "trainer.val_before_train=false",
+            "trainer.test_freq=-1",
+            f"trainer.save_freq={SAVED}",
+            "trainer.resume_mode=auto",
+            "actor_rollout_ref.actor.optim.lr_warmup_steps=0",
+            *overrides,
+        )
+        options = QuickstartOptions(algo="f_hal", overrides=given)
+        command = [w for w in host_command(run, options, STEPS, self.inputs, run / "ray") if "_temp_dir" not in w]
+        command[command.index("+fgrpo=laptop_hybrid")] = f"+fgrpo={groups}"
+        run_id = f"{name}-{os.getpid()}"
+        env = host_environment(run, run_id)
+        places = [*([verl] if verl else []), Path(__file__).parents[2], env.get("PYTHONPATH", "")]
+        env["PYTHONPATH"] = os.pathsep.join(map(str, places))
+        env["VERL_USE_EXTERNAL_MODULES"] = f"tests.e2e.{module}"
+        with (run / "train.log").open("a") as log:
+            process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+        return process, run_id, run
+
+    def finish(self, name: str, *overrides: str, **how: Any) -> Path:
+        """Run to the end."""
+        process, run_id, run = self.start(name, *overrides, **how)
+        try:
+            assert process.wait(timeout=400) == 0, (run / "train.log").read_text()[-3000:]
+        finally:
+            end_run(run_id)
+        return run
+
+    def kill_after(self, step: int, name: str, *overrides: str, **how: Any) -> Path:
+        """Run until ``step`` has been logged, and end it as a pre-empted job is ended."""
+        process, run_id, run = self.start(name, *overrides, **how)
+        deadline = time.monotonic() + 400
+        try:
+            while not any(row["step"] >= step for row in read_metrics(run / "metrics.jsonl")):
+                assert process.poll() is None and time.monotonic() < deadline, (run / "train.log").read_text()[-3000:]
+                time.sleep(0.1)
+            process.send_signal(signal.SIGKILL)
+        finally:
+            end_run(run_id)
+        return run
+
+
+def steps(run: Path) -> list[tuple[int, dict]]:
+    return [(row["step"], row["data"]) for row in read_metrics(run / "metrics.jsonl") if row["step"] > 0]
+
+
+def state(run: Path, step: int) -> dict:
+    return json.loads((run / "checkpoints" / f"global_step_{step}" / STATE_FILE).read_text())["preference_sampler"]
+
+
+def differences(one: Path, two: Path) -> dict[str, float]:
+    """The largest difference between the same steps of two seeded runs, relative to the first, by metric."""
+    found, expected = dict(steps(two)), dict(steps(one))
+    assert found, "no step was logged"
+    largest: dict[str, float] = {}
+    for step, data in found.items():
+        for name in COMPARED:
+            gap = abs(data[name] - expected[step][name]) / max(abs(expected[step][name]), 1e-2)
+            largest[name] = max(largest.get(name, 0.0), gap)
+    return largest

@@ -1,0 +1,66 @@
+"""f-HAL through Ray, vLLM and each engine: step for step the run of FSDP2 on one rank (CPU, gloo, float32).
+
+Answers are seeded one by one: runs draw the same ones as long as their weights are the same, in the actor and in vLLM.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.host_runs import SAVED, STEPS, F, differences, state, steps
+
+pytestmark = pytest.mark.e2e
+
+TWO = "trainer.n_gpus_per_node=2"
+MEGATRON = "actor_rollout_ref.actor.megatron"
+HYBRID = ("data.preference.keep_pairs=true", "actor_rollout_ref.actor.policy_loss.f_divergence.divergence=kl")
+TENSOR = (TWO, f"{MEGATRON}.tensor_model_parallel_size=2")
+# name -> config groups, overrides
+ENGINES = {
+    "FSDP2, two ranks": ("laptop_hybrid", (TWO,)),
+    "Megatron": ("[quickstart_megatron,f_hal]", HYBRID),
+    "Megatron, pipeline parallel": (
+        "[quickstart_megatron,f_hal]",
+        (*HYBRID, TWO, f"{MEGATRON}.pipeline_model_parallel_size=2"),
+    ),
+}
+
+
+def check(expected: Path, run: Path) -> None:
+    largest = differences(expected, run)
+    print({name: f"{value:.1e}" for name, value in largest.items()})
+    assert max(largest.values()) < 1e-3, largest
+    found = steps(run)
+    assert max(step[F + "rollout_gap"] for _, step in found) < 1e-5  # nats, between the actor and vLLM
+    assert found[-1][1][F + "reference_gap"] > 0.1  # log-probs have moved by so much
+
+
+@pytest.fixture(scope="module")
+def tensor_parallel(host) -> Path:
+    return host.finish("tensor", *HYBRID, *TENSOR, groups="[quickstart_megatron,f_hal]")
+
+
+def test_megatron_with_tensor_parallel_ranks_is_fsdp2(uninterrupted, tensor_parallel):
+    assert [step for step, _ in steps(tensor_parallel)] == list(range(1, STEPS + 1))
+    check(uninterrupted, tensor_parallel)
+    assert state(tensor_parallel, STEPS) == state(uninterrupted, STEPS)  # the same preference rows
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_engine_is_fsdp2_on_one_rank(host, uninterrupted, engine):
+    groups, overrides = ENGINES[engine]
+    run = host.finish(engine.replace(", ", "_").replace(" ", "_"), *overrides, groups=groups)
+    assert [step for step, _ in steps(run)] == list(range(1, STEPS + 1))
+    check(uninterrupted, run)
+
+
+@pytest.mark.long
+def test_a_megatron_run_that_is_killed_goes_on_as_the_uninterrupted_one(host, uninterrupted):
+    how = {"groups": "[quickstart_megatron,f_hal]"}
+    host.kill_after(SAVED + 1, "killed", *HYBRID, *TENSOR, **how)
+    run = host.finish("killed", *HYBRID, *TENSOR, **how)
+    assert "Resuming from" in (run / "train.log").read_text()
+    assert [step for step, _ in steps(run)] == list(range(SAVED + 1, STEPS + 1))
+    check(uninterrupted, run)
+    assert state(run, STEPS) == state(uninterrupted, STEPS)
