@@ -44,5 +44,6 @@ def inputs(tmp_path) -> list[str]:
         f"actor_rollout_ref.model.path={model}",
         "actor_rollout_ref.rollout.name=vllm",
         "actor_rollout_ref.rollout.n=4",
+        "actor_rollout_ref.rollout.tensor_model_parallel_size=1",
         "actor_rollout_ref.actor.use_dynamic_bsz=true",
     ]

@@ -14,6 +14,8 @@ ROOT = Path(__file__).parents[1]
 CONF = ROOT / "fgrpo_plugin" / "conf" / "fgrpo"
 MATH = ["math_1_5b", "math_7b", "[math_7b,data_limr]", "[math_1_5b,data_open_rs]"]
 MEGATRON = ["scale_32b_megatron", "scale_70b_megatron", "scale_30b_a3b_megatron"]
+ROLLOUT = "actor_rollout_ref.rollout.tensor_model_parallel_size"
+MCORE = "actor_rollout_ref.actor.megatron"
 FREE_FORM = (  # sections that the host hands on as they are or reads without a default, or that this package reads
     "actor_rollout_ref.actor.fsdp_config.mixed_precision.",
     "actor_rollout_ref.actor.megatron.override_transformer_config.",
@@ -97,9 +99,40 @@ def test_a_megatron_recipe_becomes_the_engine_s_own_configuration(stock_config, 
         (["+fgrpo=scale_70b_megatron", "trainer.nnodes=6"], "48 GPUs are no multiple of the model-parallel size 32"),
         (["+fgrpo=scale_30b_a3b_megatron", "trainer.nnodes=1", "trainer.n_gpus_per_node=4"], "expert-parallel size 8"),
         (["+fgrpo=math_7b", "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size=3"], "size 3"),
+        (
+            ["+fgrpo=scale_70b_megatron", f"{ROLLOUT}=3"],
+            "64 GPUs that generate are no multiple of the 3 of one replica",
+        ),
+        (
+            [
+                "+fgrpo=scale_70b_megatron",
+                "trainer.n_gpus_per_node=5",
+                f"{ROLLOUT}=5",
+                f"{MCORE}.tensor_model_parallel_size=5",
+            ],
+            "rollout.tensor_model_parallel_size=5 does not divide the 64 attention heads",
+        ),
+        (
+            ["+fgrpo=scale_70b_megatron", "trainer.n_gpus_per_node=5", f"{MCORE}.tensor_model_parallel_size=5"],
+            "megatron.tensor_model_parallel_size=5 does not divide the 64",
+        ),
+        (
+            ["+fgrpo=scale_70b_megatron", "trainer.nnodes=6", f"{MCORE}.pipeline_model_parallel_size=6"],
+            "makes 6 stages of 80 layers",
+        ),
+        (
+            ["+fgrpo=scale_70b_megatron", "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=4096"],
+            "does not hold the longest row, .* = 9216, on 1 rank",
+        ),
+        (
+            ["+fgrpo=scale_70b_megatron", "actor_rollout_ref.actor.strategy=fsdp2"],
+            "strategy=fsdp2 with model_engine=megatron",
+        ),
+        (["+fgrpo=math_7b", "model_engine=megatron"], "strategy=fsdp2 with model_engine=megatron"),
+        (["+fgrpo=async_7b", "data.train_batch_size=200"], "parameter_sync_step=4 x actor_rollout_ref.actor.ppo_mini"),
     ],
 )
-def test_gpus_that_hold_no_whole_copies_of_the_model_are_refused(stock_config, inputs, overrides, words):
+def test_sizes_that_do_not_fit_together_are_refused(stock_config, inputs, overrides, words):
     from fgrpo_plugin.host.validate import complete
 
     with pytest.raises(ValueError, match=words):
@@ -193,6 +226,17 @@ def _documented_overrides() -> list[tuple[str, list[str]]]:
                         (str(page.relative_to(ROOT)), [word for word in words if "=" in word or word.startswith("~")])
                     )
     return found
+
+
+def test_documented_runs_of_a_recipe_do_not_resume_one_another(stock_config):
+    """The host resumes from the checkpoint folder of the same name."""
+    runs: dict[str, dict[str, list[str]]] = {}
+    for page, overrides in _documented_overrides():
+        if page.startswith("recipes/"):
+            folder = stock_config(*overrides).trainer.default_local_dir
+            earlier = runs.setdefault(page, {}).setdefault(folder, overrides)
+            assert earlier == overrides, f"{page}: {folder}"
+    assert sum(len(folders) for folders in runs.values()) >= 10
 
 
 def test_every_documented_command_line_composes_and_is_valid(stock_config, inputs, tmp_path):

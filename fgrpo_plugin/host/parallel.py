@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from fgrpo_plugin.plan.models import find_model
+
 ROWS = ("actor_rollout_ref.actor.ppo_mini_batch_size", "actor_rollout_ref.rollout.n")
 
 
@@ -35,13 +37,13 @@ def reference_is_in_actor(config: Any) -> bool:
 
 
 def check_parallel_sizes(config: Any) -> None:
-    """Refuse sizes that do not divide the GPUs of the trainer, before any of them is taken.
+    """Refuse sizes that divide neither the GPUs nor, where its shape is known here, the model, before a GPU is taken.
 
     Raises:
         ValueError: names the settings and the remedy.
     """
     world = _world_size(config)
-    actor = config.actor_rollout_ref.actor
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     sizes = {"model-parallel": model_parallel_size(config)}
     if actor.strategy == "megatron" and actor.megatron.expert_model_parallel_size > 1:
         engine = actor.megatron
@@ -55,10 +57,51 @@ def check_parallel_sizes(config: Any) -> None:
                 f"trainer.nnodes x trainer.n_gpus_per_node = {world} GPUs are no multiple of the {name} size {size} "
                 f"of actor_rollout_ref.actor; change one of them, so that whole copies of the model fit."
             )
+    apart = config.trainer.v1.trainer_mode == "separate_async"
+    generating = rollout.nnodes * rollout.n_gpus_per_node if apart else world
+    replica = rollout.tensor_model_parallel_size * rollout.get("pipeline_model_parallel_size", 1)
+    if generating % replica:
+        raise ValueError(
+            f"{generating} GPUs that generate are no multiple of the {replica} of one replica; change "
+            "actor_rollout_ref.rollout.tensor_model_parallel_size (or pipeline_model_parallel_size) or their number."
+        )
+    _check_model_splits(config)
+
+
+def _check_model_splits(config: Any) -> None:
+    """Heads and layers of a model in a local folder or in the table of `fgrpo plan`."""
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    try:
+        model = find_model(str(config.actor_rollout_ref.model.path))
+    except ValueError:
+        return
+    split = {"actor_rollout_ref.rollout": rollout}
+    if actor.strategy == "megatron":
+        at = "actor_rollout_ref.actor.megatron"
+        split[at] = actor.megatron
+        stages = actor.megatron.pipeline_model_parallel_size * (
+            actor.megatron.get("virtual_pipeline_model_parallel_size") or 1
+        )
+        transformer = actor.megatron.get("override_transformer_config") or {}
+        uneven = any("pipeline" in key and value for key, value in transformer.items())
+        if model.layers % stages and not uneven:
+            raise ValueError(
+                f"{at}.pipeline_model_parallel_size makes {stages} stages of {model.layers} layers of {model.name}; "
+                "choose a size that divides them, or state uneven stages in override_transformer_config."
+            )
+    for at, section in split.items():
+        size = section.tensor_model_parallel_size
+        if model.heads % size:
+            raise ValueError(
+                f"{at}.tensor_model_parallel_size={size} does not divide the {model.heads} attention heads of "
+                f"{model.name}; choose one that does."
+            )
 
 
 def check_micro_batches(config: Any, answers: bool = True, preference_rows: int = 0) -> None:
-    """Refuse rows that do not make whole micro-batches on every rank, which the host would find in its first step.
+    """Refuse rows that do not make whole micro-batches on every rank, or do not fit into one.
+
+    The host finds either in its first step, after Ray, the models and a rollout.
 
     Args:
         config: the host's configuration.
@@ -68,27 +111,40 @@ def check_micro_batches(config: Any, answers: bool = True, preference_rows: int 
     Raises:
         ValueError: names the settings and the remedy.
     """
-    parts = config.actor_rollout_ref
-    actor, ranks = parts.actor, data_parallel_size(config)
-    mini_batch = actor.ppo_mini_batch_size * parts.rollout.n if answers else 0
+    parts, data, ranks = config.actor_rollout_ref, config.data, data_parallel_size(config)
+    mini_batch = parts.actor.ppo_mini_batch_size * parts.rollout.n if answers else 0
     trained = f"{ROWS[0]} x {ROWS[1]}" if not preference_rows else f"data.preference.batch_size={preference_rows}"
-    passes = [
-        (trained, mini_batch + preference_rows, "actor", actor, "ppo_micro_batch_size_per_gpu", "use_dynamic_bsz")
-    ]
+    passes = [("actor", "ppo_micro_batch_size", "ppo_max_token_len", "use_dynamic_bsz", trained)]
+    rows = {"actor": mini_batch + preference_rows}
     if answers:
-        whole = math.ceil(config.data.train_batch_size * parts.rollout.n / mini_batch) * mini_batch
-        rows = mini_batch if config.trainer.v1.trainer_mode == "separate_async" else whole
-        named = ("log_prob_micro_batch_size_per_gpu", "log_prob_use_dynamic_bsz")
+        # The host fills a batch up to whole mini-batches.
+        whole = math.ceil(data.train_batch_size * parts.rollout.n / mini_batch) * mini_batch
         part = "rollout" if reference_is_in_actor(config) else "ref"
-        passes.append((f"data.train_batch_size x {ROWS[1]}", rows, part, parts[part], *named))
-    for what, rows, part, section, size, dynamic in passes:
-        micro_batch = section.get(size)
-        if micro_batch and not section.get(dynamic) and (rows % ranks or rows // ranks % micro_batch):
+        rows[part] = mini_batch if config.trainer.v1.trainer_mode == "separate_async" else whole
+        names = ("log_prob_micro_batch_size", "log_prob_max_token_len", "log_prob_use_dynamic_bsz")
+        passes.append((part, *names, f"data.train_batch_size x {ROWS[1]}"))
+    longest = data.max_prompt_length + data.max_response_length
+    for part, micro_batch, tokens, dynamic, what in passes:
+        at, section = f"actor_rollout_ref.{part}", parts[part]
+        size, limit = section.get(f"{micro_batch}_per_gpu"), section.get(f"{tokens}_per_gpu")
+        if section.get(dynamic):
+            if limit and limit * _sequence_ranks(config) < longest:
+                raise ValueError(
+                    f"{at}.{tokens}_per_gpu={limit} does not hold the longest row, data.max_prompt_length + "
+                    f"data.max_response_length = {longest}, on {_sequence_ranks(config)} rank(s) along the sequence; "
+                    "change one of them."
+                )
+        elif size and (rows[part] % ranks or rows[part] // ranks % size):
             raise ValueError(
-                f"{what} makes {rows} rows on {ranks} data-parallel ranks, no multiple of "
-                f"actor_rollout_ref.{part}.{size}={micro_batch} on each; change either, or set "
-                f"actor_rollout_ref.{part}.{dynamic}=true."
+                f"{what} makes {rows[part]} rows on {ranks} data-parallel ranks, no multiple of "
+                f"{at}.{micro_batch}_per_gpu={size} on each; change either, or set {at}.{dynamic}=true."
             )
+
+
+def _sequence_ranks(config: Any) -> int:
+    """Ranks that share one sequence: context or Ulysses parallel."""
+    actor = config.actor_rollout_ref.actor
+    return actor.megatron.context_parallel_size if actor.strategy == "megatron" else model_parallel_size(config)
 
 
 def _world_size(config: Any) -> int:

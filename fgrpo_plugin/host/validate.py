@@ -21,7 +21,7 @@ ESTIMATORS = ("f_grpo", "f_hal")
 DEFAULT_LAM = 0.5
 VALIDATED = "f_divergence_validated"  # under `algorithm`, which the estimator sees too
 LOSS = "actor_rollout_ref.actor.policy_loss"
-STRATEGIES = ("fsdp", "fsdp2", "megatron", "veomni")
+STRATEGIES = {"dp": ("fsdp", "fsdp2"), "megatron": ("megatron",), "veomni": ("veomni",)}
 ENGINES = ("fsdp_config", "megatron", "veomni")
 OURS = "fgrpo_plugin.host.config.FDivergencePolicyLossConfig"
 OFFLINE = "fgrpo_plugin.host.offline"
@@ -152,6 +152,7 @@ def _refuse_contradictions(config: DictConfig, offline: bool) -> None:
     name = config.algorithm.adv_estimator
     select: Callable[..., Any] = lambda key, default=None: OmegaConf.select(config, key, default=default)  # noqa: E731
     actor = "actor_rollout_ref.actor"
+    sync = select("trainer.v1.separate_async.parameter_sync_step", 1)
     replay = [select(f"{actor}.{engine}.router_replay.mode", "disabled") for engine in ENGINES]
     refused = [
         (not select("trainer.use_v1", True), "trainer.use_v1=false", f"{name} runs in the v1 trainer; set it to true"),
@@ -178,9 +179,20 @@ def _refuse_contradictions(config: DictConfig, offline: bool) -> None:
             f"{name} compares answers within a group and reads no value function; remove it",
         ),
         (
-            select(f"{actor}.strategy") not in STRATEGIES,
-            f"{actor}.strategy={select(f'{actor}.strategy')}",
+            select("model_engine", "dp") not in STRATEGIES,
+            f"model_engine={select('model_engine')}",
             f"{name} has not been tried with this engine; choose one of {', '.join(STRATEGIES)}",
+        ),
+        (
+            select(f"{actor}.strategy") not in (strategies := STRATEGIES.get(select("model_engine", "dp"), ())),
+            f"{actor}.strategy={select(f'{actor}.strategy')} with model_engine={select('model_engine')}",
+            f"the host would run the latter; choose {' or '.join(strategies)}, or another model_engine",
+        ),
+        (
+            select("trainer.v1.trainer_mode") == "separate_async"
+            and select("data.train_batch_size") != sync * select(f"{actor}.ppo_mini_batch_size"),
+            f"data.train_batch_size={select('data.train_batch_size')} in the mode separate_async",
+            f"set it to trainer.v1.separate_async.parameter_sync_step={sync} x {actor}.ppo_mini_batch_size",
         ),
         (
             select("trainer.device") == "cpu" and os.environ.get("VERL_PLATFORM", "").strip().lower() != "cpu",

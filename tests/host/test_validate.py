@@ -11,6 +11,12 @@ from fgrpo_plugin.host.validate import VALIDATED, complete
 SWITCH = "algorithm.adv_estimator=f_grpo"
 MICRO = "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu"
 REFERENCE = "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu"
+ASYNC = [
+    "trainer.v1.trainer_mode=separate_async",
+    "trainer.v1.separate_async.parameter_sync_step=1",
+    "actor_rollout_ref.rollout.nnodes=1",
+    "actor_rollout_ref.rollout.n_gpus_per_node=8",
+]
 STATIC = ["actor_rollout_ref.actor.use_dynamic_bsz=false"]
 F = "+actor_rollout_ref.actor.policy_loss.f_divergence"
 
@@ -63,7 +69,7 @@ def test_reference_policy_is_on_for_us_and_untouched_for_others(stock_config, in
         ([], True, "current"),
         ([f"{F}.preset=released", "data.train_batch_size=256"], True, "current"),
         ([f"{F}.preset=released", "data.train_batch_size=512"], False, "recomputed"),
-        ([f"{F}.gamma=0.5", "trainer.v1.trainer_mode=separate_async"], False, "recomputed"),
+        ([f"{F}.gamma=0.5", *ASYNC], False, "recomputed"),
         ([f"{F}.gamma=0.5", "actor_rollout_ref.actor.ppo_epochs=2", "data.train_batch_size=256"], False, "recomputed"),
     ],
 )
@@ -81,8 +87,11 @@ def test_the_old_log_prob_pass_is_made_only_where_it_is_needed(stock_config, inp
         (["trainer.use_v1=false"], "trainer.use_v1=false"),
         (["algorithm.use_kl_in_reward=true"], "algorithm.use_kl_in_reward=true"),
         (["actor_rollout_ref.rollout.n=1"], "rollout.n=1"),
-        (["actor_rollout_ref.actor.strategy=torchtitan"], "choose one of fsdp, fsdp2, megatron, veomni"),
-        ([*STATIC, f"{MICRO}=3"], "ppo_mini_batch_size x actor_rollout_ref.rollout.n makes 1024 rows on 8 data-parallel"),
+        (["model_engine=torchtitan"], "choose one of dp, megatron, veomni"),
+        (
+            [*STATIC, f"{MICRO}=3"],
+            "ppo_mini_batch_size x actor_rollout_ref.rollout.n makes 1024 rows on 8 data-parallel",
+        ),
         ([f"{REFERENCE}=48", "actor_rollout_ref.ref.log_prob_use_dynamic_bsz=false"], "ref.log_prob_micro_batch_size"),
         (["actor_rollout_ref.actor.shuffle=true"], "shuffle=true"),
         (["algorithm.rollout_correction.rollout_is=token"], "rollout_is"),
