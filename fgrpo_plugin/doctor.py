@@ -35,6 +35,7 @@ def examine(start_ray: bool = True) -> bool:
         ("plugin in a fresh process", _plugin),
         ("torch", _torch),
         ("vLLM", _vllm),
+        ("Megatron", _megatron),
     ]
     if start_ray:
         checks.append(("plugin in a Ray worker", _ray))
@@ -108,6 +109,19 @@ def _vllm() -> str:
         return _probe("report_vllm")
     except NotReady as problem:
         raise NotReady(f"cannot be imported ({problem}); pip install {package}") from None
+
+
+def _megatron() -> str:
+    """What is there: only recipes on Megatron need it."""
+    found = {}
+    for name in ("megatron-core", "mbridge", "megatron-bridge"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return ", ".join(f"{name} {state}" for name, state in found.items()) + (
+        "; recipes on Megatron want the first and the last (mbridge with actor.megatron.vanilla_mbridge=true)"
+    )
 
 
 def _ray() -> str:

@@ -17,7 +17,9 @@ def test_doctor_says_that_this_environment_is_ready():
         "plugin in a fresh process",
         "torch",
         "vLLM",
+        "Megatron",
     ]
+    assert "megatron-core 0.16.1, mbridge 0.15.1, megatron-bridge not installed" in result.output.replace("\n", " ")
     for shim in ("config_hook", "policy_loss_fields", "reference_policy", "trainer_mode"):
         assert f"{shim} applied" in result.output.replace("\n", " ")
     assert lines[-1] == "ready"
