@@ -7,6 +7,7 @@ is for small models; nothing here is fast.
 """
 
 import functools
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -104,15 +105,23 @@ class CpuMegatronEngineWithLMHead(MegatronEngineWithLMHead):
     save_checkpoint = _on_cpu(MegatronEngine.save_checkpoint)
 
     def load_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        # Without Transformer Engine, Megatron expects Adam to have made a step before it loads one, and loads the step
+        # counter into the parameter groups alone.
+        adams = [part for part in getattr(self.optimizer, "chained_optimizers", ()) if part.init_state_fn]
+        for part in adams:
+            part.init_state_fn(part.optimizer)
+            _set_steps(part.optimizer, lambda group: 0.0)
         # The optimiser copies what it loads into float32 parameters; half precision has copies of them.
         with CudaMeansCpu(), torch.no_grad():
             super().load_checkpoint(*args, **kwargs)
-        # Without Transformer Engine, Megatron keeps Adam's step counter in the parameter group; those of the weights
-        # come back as they were before.
-        for part in getattr(self.optimizer, "chained_optimizers", filter(None, [self.optimizer])):
-            for group in part.optimizer.param_groups:
-                for weight in group["params"] if "step" in group else ():  # no optimiser was loaded, or it counts none
-                    part.optimizer.state[weight]["step"] = torch.tensor(float(group["step"]))
+        for part in adams:
+            _set_steps(part.optimizer, lambda group: float(group.get("step", 0.0)))
+
+
+def _set_steps(optimizer: torch.optim.Optimizer, step: Callable[[dict[str, Any]], float]) -> None:
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            optimizer.state[weight]["step"] = torch.tensor(step(group))
 
 
 def _use_plain_layers(bridge: Any) -> None:
