@@ -58,23 +58,26 @@ def config(folder: str, *overrides: str, group: str = "cpu") -> Any:
     return composed
 
 
-def make_model(folder: str, layers: int, hidden: int, key_value_heads: int = 4, **settings: Any) -> None:
-    """A random Qwen2 model, prompts and preference data, so that the configuration names things that exist.
+def make_model(
+    folder: str, layers: int, hidden: int, key_value_heads: int = 4, family: str = "Qwen2", **settings: Any
+) -> None:
+    """A random model, prompts and preference data, so that the configuration names things that exist.
 
     Args:
         folder: where to.
         layers: of the transformer.
         hidden: width.
         key_value_heads: 1, 2 or 4, for 4 query heads.
-        settings: further ones of Qwen2Config.
+        family: whose architecture.
+        settings: further ones of the family's configuration.
     """
     import pandas as pd
-    from transformers import AutoModelForCausalLM, Qwen2Config
+    import transformers
 
     from fgrpo_plugin.quickstart.model import build_tokenizer
 
     tokenizer = build_tokenizer()
-    shape = Qwen2Config(
+    shape = getattr(transformers, f"{family}Config")(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
         intermediate_size=4 * hidden,
@@ -84,7 +87,7 @@ def make_model(folder: str, layers: int, hidden: int, key_value_heads: int = 4, 
         max_position_embeddings=4096,
         **settings,
     )
-    AutoModelForCausalLM.from_config(shape).save_pretrained(folder)
+    transformers.AutoModelForCausalLM.from_config(shape).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     pd.DataFrame({"prompt": [[{"role": "user", "content": "1+1="}]]}).to_parquet(f"{folder}/rows.parquet")
     pairs = pd.DataFrame([{"prompt": "1+1=", "chosen": "2", "rejected": "3"}] * 128)

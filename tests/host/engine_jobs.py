@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from tensordict import TensorDict
 
-from benchmarks.worker import GROUP, attach_advantages, f_hal, in_order, make_rows, nested
+from benchmarks.worker import GROUP, attach_advantages, f_hal, in_order, make_model, make_rows, nested
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.preferences import as_host_rows, deal, joined_order, on_policy_fields, preference_numbers
 from fgrpo_plugin.preference.tokens import TokenRow
@@ -25,8 +25,18 @@ RESPONSES = [2, 3, 30, 4, 2, 5, 3, 2, 28, 2, 4, 3, 3, 2, 5, 26]
 PREFERENCE_RESPONSES = [25, 3, 4, 30, 28, 2, 3, 27, 22, 6, 5, 24]
 TOKENS = 40
 ON_POLICY, PREFERENCES = len(RESPONSES), len(PREFERENCE_RESPONSES)
+ROWS = {"f_grpo": ON_POLICY, "f_hal": ON_POLICY + PREFERENCES}
 LAM = 0.3
 SETTINGS = FDivergenceConfig()
+# A mixture of experts, of `make_model`.
+EXPERTS = {
+    "family": "Qwen3Moe",
+    "head_dim": 8,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "norm_topk_prob": True,  # as Megatron's router does
+}
 OPTIMISERS = {
     # The step is the gradient itself: a wrong scale of the loss shows, which Adam's first step and clipping hide.
     "sgd": {"optimizer": "SGD", "lr": 0.05, "weight_decay": 0.0, "clip_grad": 1e6},
@@ -78,6 +88,13 @@ def joined(ranks: int) -> TensorDict:
     rows = [row for rank in deal(preference_rows(), ranks) for row in rank]
     order = joined_order(ON_POLICY, 1, ranks, PREFERENCES // ranks)
     return in_order(order, on=on_policy(LAM), off=preferences(rows, LAM))
+
+
+def prepare(folder: Path, layers: int = 2, hidden: int = 32, **settings: object) -> None:
+    """A model of `make_model` and the batches of both losses, for one and for two data-parallel ranks."""
+    torch.manual_seed(0)
+    make_model(str(folder / "model"), layers, hidden, key_value_heads=2, **settings)
+    dump(folder, f_grpo1=on_policy(lam=0.0), f_grpo2=on_policy(lam=0.0), f_hal1=joined(1), f_hal2=joined(2))
 
 
 def dump(folder: Path, **batches: TensorDict) -> None:

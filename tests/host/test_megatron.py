@@ -9,21 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.worker import make_model
-from tests.host.engine_jobs import ON_POLICY, PREFERENCES, difference, dump, job, joined, largest, on_policy, run_jobs
+from tests.host.engine_jobs import EXPERTS, ROWS, difference, job, largest, prepare, run_jobs
 
 pytest.importorskip("megatron.core")
 
 MODEL, MEGATRON = "actor_rollout_ref.model", "actor_rollout_ref.actor.megatron"
-TENSOR, PIPELINE, CONTEXT = (
-    f"{MEGATRON}.{kind}_parallel_size=2" for kind in ("tensor_model", "pipeline_model", "context")
+TENSOR, PIPELINE, CONTEXT, EXPERT = (
+    f"{MEGATRON}.{kind}_parallel_size=2" for kind in ("tensor_model", "pipeline_model", "context", "expert_model")
 )
 PACKED = f"{MODEL}.use_remove_padding=true"
 # Else each data-parallel rank holds a share of the gradient, while the test looks at the whole.
 UNSHARDED = f"{MEGATRON}.use_distributed_optimizer=false"
 BF16 = f"{MEGATRON}.dtype=bfloat16"
 PER_TOKEN = f"+{MEGATRON}.override_transformer_config.calculate_per_token_loss=true"
-ROWS = {"f_grpo": ON_POLICY, "f_hal": ON_POLICY + PREFERENCES}
 # name -> overrides, ranks, data-parallel ranks
 QUICK = {"one rank": ([], 1, 1), "tensor parallel": ([TENSOR], 2, 1), "pipeline parallel": ([PIPELINE], 2, 1)}
 LONG = {
@@ -31,14 +29,19 @@ LONG = {
     "data parallel": ([UNSHARDED], 2, 2),
     "context parallel": ([CONTEXT, UNSHARDED], 2, 1),
     "context parallel, packing": ([CONTEXT, UNSHARDED, PACKED], 2, 1),
+    "tensor and pipeline parallel": ([TENSOR, PIPELINE], 4, 1),
+    "tensor and data parallel": ([TENSOR, UNSHARDED], 4, 2),
 }
+# Each of two stages holds the layers 1 and 3, or 2 and 4.
+VIRTUAL = {"virtual pipeline": ([PIPELINE, f"{MEGATRON}.virtual_pipeline_model_parallel_size=2"], 2, 1)}
+MIXTURE = {
+    "one rank": ([], 1, 1),
+    "expert parallel": ([EXPERT, UNSHARDED], 2, 2),
+    "expert and pipeline parallel": ([EXPERT, PIPELINE, UNSHARDED], 4, 2),
+}
+# kind -> settings of the model, splits
+MODELS = {"four layers": ({"layers": 4}, VIRTUAL), "mixture of experts": (EXPERTS, MIXTURE)}
 HALF = {"bf16, tensor parallel": ([BF16, TENSOR], 2, 1), "bf16, pipeline parallel": ([BF16, PIPELINE], 2, 1)}
-
-
-def _prepare(folder: Path, hidden: int = 32, **settings) -> None:
-    torch.manual_seed(0)
-    make_model(str(folder / "model"), layers=2, hidden=hidden, key_value_heads=2, **settings)
-    dump(folder, f_grpo1=on_policy(lam=0.0), f_grpo2=on_policy(lam=0.0), f_hal1=joined(1), f_hal2=joined(2))
 
 
 def _job(folder: Path, name: str, batch: str, loss: str, *more: str, **asked) -> dict:
@@ -65,7 +68,7 @@ def _whole(folder: Path, **asked) -> list[dict]:
 def found(tmp_path_factory) -> dict[str, list[dict]]:
     """name -> what each rank reports."""
     folder = tmp_path_factory.mktemp("megatron")
-    _prepare(folder)
+    prepare(folder)
     jobs = _whole(folder, log_probs=["actor"]) + _jobs(folder, QUICK)
     for asked in jobs:
         if asked["group"] == "cpu_megatron" and asked["name"].startswith("f_grpo"):
@@ -76,7 +79,7 @@ def found(tmp_path_factory) -> dict[str, list[dict]]:
 @pytest.fixture(scope="module")
 def found_long(tmp_path_factory) -> dict[str, list[dict]]:
     folder = tmp_path_factory.mktemp("megatron_long")
-    _prepare(folder)
+    prepare(folder)
     jobs = _whole(folder) + _jobs(folder, LONG | HALF)
     for loss, rows in ROWS.items():
         jobs.append(_job(folder, f"{loss}, bf16", f"{loss}1", loss, BF16, micro=rows))
@@ -115,6 +118,24 @@ def test_a_split_has_the_loss_the_gradient_and_the_step_of_fsdp2(found, loss, sp
 @pytest.mark.parametrize("loss", ROWS)
 def test_further_splits_have_the_loss_the_gradient_and_the_step_of_fsdp2(found_long, loss, split):
     _check_split(found_long, loss, split)
+
+
+@pytest.fixture(scope="module")
+def found_models(tmp_path_factory) -> dict[str, dict[str, list[dict]]]:
+    """kind of model -> name -> what each rank reports."""
+    found = {}
+    for kind, (settings, splits) in MODELS.items():
+        folder = tmp_path_factory.mktemp("megatron_models")
+        prepare(folder, **settings)
+        found[kind] = run_jobs(_whole(folder) + _jobs(folder, splits), folder)
+    return found
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind, split", [(kind, split) for kind, (_, splits) in MODELS.items() for split in splits])
+@pytest.mark.parametrize("loss", ROWS)
+def test_splits_of_other_models_have_the_loss_the_gradient_and_the_step_of_fsdp2(found_models, loss, kind, split):
+    _check_split(found_models[kind], loss, split)
 
 
 @pytest.mark.parametrize("split", QUICK)
@@ -186,8 +207,10 @@ def tied(tmp_path_factory) -> dict[str, list[dict]]:
     """A model whose head is its embedding, which Megatron's first and last pipeline stage then both hold."""
     folder = tmp_path_factory.mktemp("megatron_tied")
     # Megatron's checkpoints want each rank's share of a weight to be a multiple of 64 entries.
-    _prepare(folder, hidden=64, tie_word_embeddings=True)
+    prepare(folder, hidden=64, tie_word_embeddings=True)
     jobs = _whole(folder) + _jobs(folder, QUICK, export=True)
+    weights = "actor_rollout_ref.actor.checkpoint.load_contents=[model]"
+    jobs.append(_job(folder, "weights alone", "f_grpo1", "f_grpo", weights))
     for asked in jobs[2:]:
         asked["checkpoint"] = str(folder / asked["name"])
     return {"model": folder / "model"} | run_jobs(jobs, folder)
@@ -215,3 +238,11 @@ def test_an_update_after_loading_a_checkpoint_is_the_update_that_was_made_before
             assert torch.equal(rank["loaded"][name], value), name
             assert not torch.equal(rank["updated again"][name], value), name
             assert torch.equal(rank["updated after loading"][name], rank["updated again"][name]), name
+
+
+@pytest.mark.long
+def test_the_weights_of_a_checkpoint_load_without_the_optimiser(tied):
+    (rank,) = tied["weights alone"]
+    assert all(torch.equal(rank["loaded"][name], value) for name, value in rank["parameters"].items())
+    # Adam starts anew: another step than the one that followed the first.
+    assert any(not torch.equal(rank["updated after loading"][n], v) for n, v in rank["updated again"].items())

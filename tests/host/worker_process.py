@@ -6,9 +6,9 @@ A job: name, ranks, model folder, overrides of the configuration, file with a du
 takes its contiguous share, as the host deals them), temperature. Where asked, `per_micro_batch` (a control that weights
 rows wrongly), `log_probs` (passes before the update: the actor's, the reference's with the adapter off, or those of a
 reference worker), `export` (the weights as the host sends them to the rollout engine, before the update) and
-`checkpoint` (a folder to save to; then an update, loading, and the same update once more). Every job starts from the
-folder's weights and a new optimiser. The ranks are forked from this process, which has imported the host once for all
-of them.
+`checkpoint` (a folder to save to; then an update, and the same update by a new worker that loads from there). Every job
+starts from the model folder's weights and a new optimiser. The ranks are forked from this process, which has imported
+the host once for all of them.
 """
 
 import sys
@@ -17,8 +17,12 @@ from typing import Any
 
 import torch
 import verl.trainer.ppo.v1  # noqa: F401  (what the ranks would each import)
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+from torch.distributed.fsdp._common_utils import clean_tensor_name
 from torch.multiprocessing import start_processes
 from verl.utils import tensordict_utils as tu
+from verl.workers.engine.fsdp.utils import unfuse_moe_params
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from benchmarks.worker import config, free_port, join_process_group, update
@@ -27,15 +31,23 @@ from benchmarks.worker import config, free_port, join_process_group, update
 def whole(engine: Any, of: Callable[[Any], torch.Tensor | None]) -> dict[str, torch.Tensor]:
     """`of` each parameter that has it, put together from all shards; every rank must call it.
 
-    Megatron's are named and shaped as Hugging Face's: mbridge exports whatever the parameters hold.
+    FSDP 1 and mbridge put together whatever the parameters hold. Megatron's are named and shaped as Hugging Face's, and
+    so are FSDP2's fused experts.
     """
-    if not isinstance(engine.module, list):
+    if isinstance(engine.module, FSDPModule):
         values = {name: of(value) for name, value in engine.module.named_parameters()}
-        return {name: value.full_tensor().detach().clone() for name, value in values.items() if value is not None}
-    held = [(value, value.data) for chunk in engine.module for value in chunk.parameters()]
+        full = ((name, value.full_tensor().detach().clone()) for name, value in values.items() if value is not None)
+        return dict(unfuse_moe_params(full))
+    chunks = engine.module if isinstance(engine.module, list) else [engine.module]
+    held = [(value, value.data) for chunk in chunks for value in chunk.parameters()]
     for value, _ in held:
         value.data = of(value).detach()  # type: ignore[union-attr]
-    found = {name: value.detach().clone() for name, value in engine.bridge.export_weights(engine.module)}
+    if isinstance(engine.module, FSDP):
+        with FSDP.summon_full_params(engine.module, writeback=False):
+            values = {clean_tensor_name(name): value for name, value in engine.module.named_parameters()}
+            found = {name: value.detach().clone() for name, value in values.items()}
+    else:
+        found = {name: value.detach().clone() for name, value in engine.bridge.export_weights(engine.module)}
     for value, data in held:
         value.data = data
     return found
@@ -111,10 +123,13 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         worker.save_checkpoint(job["checkpoint"])
         update(worker, share, ranks=size, temperature=job["temperature"])
         found["updated again"] = parameters(engine)
-        worker.load_checkpoint(job["checkpoint"])
-        found["loaded"] = parameters(engine)
-        update(worker, share, ranks=size, temperature=job["temperature"])
-        found["updated after loading"] = parameters(engine)
+        resumed = ActorRolloutRefWorker(settings, role="actor")
+        resumed.init_model()
+        resumed.set_loss_fn(loss)
+        resumed.load_checkpoint(job["checkpoint"])
+        found["loaded"] = parameters(resumed.actor.engine)
+        update(resumed, share, ranks=size, temperature=job["temperature"])
+        found["updated after loading"] = parameters(resumed.actor.engine)
     return found
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from types import ModuleType
 from typing import Any
 
+from torch.distributed.fsdp import _init_utils
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngine, FSDPEngineWithLMHead, FSDPEngineWithValueHead
 
@@ -53,3 +54,6 @@ def register(module: ModuleType) -> None:
         ("value_model", CpuFSDPEngineWithValueHead),
     ):
         EngineRegistry.register(model_type=model_type, backend=["fsdp", "fsdp2"], device="cpu")(engine)
+    # FSDP 1: torch refuses to broadcast weights from a CPU, which gloo can; the host would load them onto "cpu:cpu".
+    _init_utils._check_module_states_for_sync_module_states = lambda module_states: None
+    vars(module)["load_fsdp_model_to_gpu"] = lambda model: None

@@ -7,6 +7,7 @@ is for small models; nothing here is fast.
 """
 
 import functools
+import re
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -49,6 +50,7 @@ def answer_device_calls() -> None:
     from megatron.core import jit
     from megatron.core.tensor_parallel import random
     from megatron.core.transformer import module
+    from megatron.core.transformer.moe import moe_utils, token_dispatcher
 
     jit.disable_jit_fuser()  # a compiler is no gain for small models
     cuda: Any = torch.cuda
@@ -68,6 +70,22 @@ def answer_device_calls() -> None:
     # The second of each pair is a type of torch.cuda, which a CPU build cannot compare with.
     for name in ("_FLOAT_TYPES", "_HALF_TYPES", "_BF16_TYPES"):
         setattr(module, name, getattr(module, name)[:1])
+    # Experts: the dispatcher counts tokens on a stream of its own, and wants as numpy what it fetches from a GPU.
+    cuda.Stream, cuda.stream, cuda.current_stream = _Stream, torch.cpu.stream, torch.cpu.current_stream
+    token_dispatcher.maybe_move_tensor_to_cpu = _fetched
+    # The router asks for it by this name, which Megatron leaves undefined where Transformer Engine is missing.
+    vars(moe_utils).setdefault("te_general_gemm", None)
+
+
+class _Stream(torch.cpu.Stream):
+    """A stream whose events can be waited for."""
+
+    def record_event(self) -> Any:
+        return torch.cpu.Event()
+
+
+def _fetched(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+    return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
 
 
 def _on_cpu(method: Any) -> Any:
@@ -149,9 +167,31 @@ def _use_plain_layers(bridge: Any) -> None:
         return block
 
     bridge._get_transformer_layer_spec = layer_spec
+    bridge.config.moe_grouped_gemm = False  # experts one after another: the grouped kernel needs a GPU
     fused = "self_attention.linear_qkv.layer_norm_weight", "mlp.linear_fc1.layer_norm_weight"
     bridge._OTHER_MAPPING = bridge._OTHER_MAPPING | {"input_layernorm.weight": bridge._ATTENTION_MAPPING[fused[0]]}
-    bridge._MLP_MAPPING = bridge._MLP_MAPPING | {"pre_mlp_layernorm.weight": bridge._MLP_MAPPING[fused[1]]}
+    if bridge.config.num_moe_experts is None:
+        bridge._MLP_MAPPING = bridge._MLP_MAPPING | {"pre_mlp_layernorm.weight": bridge._MLP_MAPPING[fused[1]]}
+    else:
+        _name_experts(bridge)
+
+
+def _name_experts(bridge: Any) -> None:
+    """mbridge knows a layer's experts as one module with a weight for each; here each is a module of its own."""
+    names = bridge._weight_name_mapping_mcore_local_to_global
+
+    def global_names(model: Any, consider_ep: bool = True) -> dict[str, str]:
+        first = bridge.config.num_moe_experts // bridge.mpu.ep_size * bridge.mpu.ep_rank if consider_ep else 0
+
+        def as_one_module(found: re.Match) -> str:
+            return f"{found[2]}{int(found[1]) + first}"
+
+        return {
+            local: re.sub(r"local_experts\.(\d+)\.(linear_fc\d\.weight)", as_one_module, name)
+            for local, name in names(model, consider_ep).items()
+        }
+
+    bridge._weight_name_mapping_mcore_local_to_global = global_names
 
 
 class RMSNorm(torch.nn.RMSNorm):
