@@ -4,6 +4,7 @@ Used by test_workers.py and test_engines*.py; the ranks run `tests.host.worker_p
 group.
 """
 
+import math
 import os
 import signal
 import subprocess
@@ -135,6 +136,8 @@ def job(
         overrides = [*f_hal(model), f"+data.preference.batch_size={PREFERENCES}"]
     overrides += [
         f"trainer.n_gpus_per_node={ranks}",
+        f"data.max_prompt_length={TOKENS - max(RESPONSES)}",
+        f"data.max_response_length={max(RESPONSES)}",
         f"data.train_batch_size={ON_POLICY // GROUP}",
         f"actor_rollout_ref.actor.ppo_mini_batch_size={ON_POLICY // GROUP}",
     ]
@@ -147,9 +150,9 @@ def job(
     if not micro:
         overrides += [f"{actor}.use_dynamic_bsz=true", f"{actor}.ppo_max_token_len_per_gpu={TOKENS}"]
     else:
-        size = "log_prob_micro_batch_size_per_gpu"
         overrides += [f"{actor}.ppo_micro_batch_size_per_gpu={micro}"]
-        overrides += [f"actor_rollout_ref.{part}.{size}={micro}" for part in ("ref", "rollout")]
+        size = f"log_prob_micro_batch_size_per_gpu={math.gcd(micro, ON_POLICY)}"
+        overrides += [f"actor_rollout_ref.{part}.{size}" for part in ("ref", "rollout")]
     return {
         "name": name,
         "ranks": ranks,
