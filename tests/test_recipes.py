@@ -15,6 +15,8 @@ CONF = ROOT / "fgrpo_plugin" / "conf" / "fgrpo"
 MATH = ["math_1_5b", "math_7b", "[math_7b,data_limr]", "[math_1_5b,data_open_rs]"]
 MEGATRON = ["scale_32b_megatron", "scale_70b_megatron", "scale_30b_a3b_megatron"]
 ROLLOUT = "actor_rollout_ref.rollout.tensor_model_parallel_size"
+FSDP = "actor_rollout_ref.actor.fsdp_config"
+SDPA = ["+actor_rollout_ref.model.override_config.attn_implementation=sdpa"]
 MCORE = "actor_rollout_ref.actor.megatron"
 FREE_FORM = (  # sections that the host hands on as they are or reads without a default, or that this package reads
     "actor_rollout_ref.actor.fsdp_config.mixed_precision.",
@@ -129,6 +131,10 @@ def test_a_megatron_recipe_becomes_the_engine_s_own_configuration(stock_config, 
             "strategy=fsdp2 with model_engine=megatron",
         ),
         (["+fgrpo=math_7b", "model_engine=megatron"], "strategy=fsdp2 with model_engine=megatron"),
+        (
+            ["+fgrpo=math_7b", *SDPA, f"{FSDP}.ulysses_sequence_parallel_size=2"],
+            "attn_implementation=sdpa with Ulysses",
+        ),
         (["+fgrpo=async_7b", "data.train_batch_size=200"], "parameter_sync_step=4 x actor_rollout_ref.actor.ppo_mini"),
     ],
 )

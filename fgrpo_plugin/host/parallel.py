@@ -5,6 +5,8 @@ from typing import Any
 
 from fgrpo_plugin.plan.models import find_model
 
+WHOLE_SEQUENCES = ("sdpa", "eager", "flex_attention")
+"""Attention of transformers that the host's Ulysses exchanges do not go around: they go around flash attention."""
 ROWS = ("actor_rollout_ref.actor.ppo_mini_batch_size", "actor_rollout_ref.rollout.n")
 
 
@@ -64,6 +66,13 @@ def check_parallel_sizes(config: Any) -> None:
         raise ValueError(
             f"{generating} GPUs that generate are no multiple of the {replica} of one replica; change "
             "actor_rollout_ref.rollout.tensor_model_parallel_size (or pipeline_model_parallel_size) or their number."
+        )
+    attention = (config.actor_rollout_ref.model.get("override_config") or {}).get("attn_implementation")
+    if attention in WHOLE_SEQUENCES and actor.strategy != "megatron" and model_parallel_size(config) > 1:
+        raise ValueError(
+            f"actor_rollout_ref.model.override_config.attn_implementation={attention} with Ulysses: each "
+            "rank would attend to its own part of the sequence, without a word; set flash_attention_2 "
+            "(cpu_packed on a CPU), or ulysses_sequence_parallel_size=1."
         )
     _check_model_splits(config)
 
