@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.parallel import check_micro_batches, check_parallel_sizes
-from fgrpo_plugin.host.shims import REFUSED
+from fgrpo_plugin.host.shims import APPLIED, REFUSED
 from fgrpo_plugin.preflight import check_data_file, check_model
 
 ESTIMATORS = ("f_grpo", "f_hal")
@@ -331,4 +331,5 @@ def _report(estimator: str, settings: FDivergenceConfig, changes: list[tuple[str
     lines.append("fgrpo-plugin: f_divergence " + ", ".join(f"{k}={v}" for k, v in asdict(settings).items()))
     lines.append("fgrpo-plugin: settings of actor_rollout_ref.actor under f-GRPO:")
     lines += [f"  {key}: {meaning}" for key, meaning in ACTOR_SETTINGS.items()]
+    lines.append("fgrpo-plugin: shims: " + ", ".join(f"{shim} {state}" for shim, state in sorted(APPLIED.items())))
     print("\n".join(lines), flush=True)
