@@ -49,8 +49,14 @@ FOUR_RANKS = {
     "two ranks, Ulysses, sharded by two": ([*ULYSSES, f"{ACTOR}.fsdp_config.fsdp_size=2"], 4, 2, 0),
 }
 MIXTURE = {"dynamic batch size": ([], 1, 1, 0), "two ranks": ([], 2, 2, 0)}
+# The host's patch stays in the process. Its kernel takes no head that FSDP2 shards on its own, as it does one not tied.
+FUSED = {"fused kernels": ([f"{MODEL}.use_fused_kernels=true"], 1, 1, 0)}
 # kind -> settings of the model, splits
-LONG = {"four ranks": ({}, FOUR_RANKS), "mixture of experts": (EXPERTS, MIXTURE)}
+LONG = {
+    "four ranks": ({}, FOUR_RANKS),
+    "mixture of experts": (EXPERTS, MIXTURE),
+    "tied head": ({"tie_word_embeddings": True}, FUSED),
+}
 
 
 def _adapter(model: str, folder: Path) -> list[str]:
