@@ -67,8 +67,11 @@ def advise(setup: Setup, assumed: Assumptions) -> Advice:
 
 
 def _needed(setup: Setup, kept: list[Changes], assumed: Assumptions) -> list[Changes]:
-    """The changes without which it no longer fits; the costly ones, which come last, are dropped first."""
-    for changes in reversed(list(kept)):
+    """The changes without which it no longer fits; the costly ones, which come last, are dropped first.
+
+    A setting may be there with several values, of which the last counts: once one is gone, the others are tried again.
+    """
+    for changes in reversed(kept):
         rest = [other for other in kept if other is not changes]
         merged = {field: value for other in rest for field, value in other.items()}
         try:
@@ -76,7 +79,7 @@ def _needed(setup: Setup, kept: list[Changes], assumed: Assumptions) -> list[Cha
         except ValueError:
             continue
         if not without:
-            kept = rest
+            return _needed(setup, rest, assumed)
     return kept
 
 
