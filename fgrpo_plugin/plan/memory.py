@@ -99,14 +99,17 @@ def layer_activations(
     return (whole / tp if sequence_parallel else whole) + split / tp
 
 
-def logit_bytes(setup: Setup) -> float:
-    """Bytes per token of the vocabulary's tensors, forward and backward, on one GPU."""
+def logit_bytes(setup: Setup, *, training: bool = True) -> float:
+    """Bytes per token of the vocabulary's tensors on one GPU, in training or in a forward pass alone."""
     vocab, width = setup.model.vocab, DTYPES[setup.compute_dtype]
     if setup.megatron:
         # Logits, their float32 copy that becomes the softmax, and the gradient.
-        return vocab * (2 * width + 4) / setup.tp
-    # Logits and gradient; a temperature keeps a scaled copy.
-    return vocab * width * (2 if setup.temperature == 1 else 3)
+        return vocab * (width * (1 + training) + 4) / setup.tp
+    # flash-attn's cross-entropy writes the gradient into the logits; a temperature other than 1 copies them.
+    copies = 1 if setup.temperature == 1 else 2
+    if training and setup.entropy:  # the host then keeps the logits: a gradient of the loss, one of the entropy
+        copies += 2
+    return vocab * width * copies
 
 
 def phases(setup: Setup, assumed: Assumptions) -> list[Phase]:
@@ -212,17 +215,26 @@ def _full_layer(setup: Setup) -> float:
 
 
 def training_activations(setup: Setup, *, in_flight: int | None = None) -> float:
-    """Bytes kept for backward, per token of a micro-batch, on a GPU that holds ``in_flight`` micro-batches (1F1B)."""
-    layer, width = _full_layer(setup), DTYPES[setup.compute_dtype]
+    """Bytes kept for backward, per token of a micro-batch, on a GPU that holds ``in_flight`` micro-batches (1F1B).
+
+    With full recomputation these are the layers' inputs alone; `recomputed_layer` comes on top.
+    """
+    width = DTYPES[setup.compute_dtype]
     layers: float = ceil(setup.model.layers / setup.pp) * (in_flight or 1)
     if setup.pp > 1 and setup.virtual_pp > 1 and in_flight and in_flight > 1:
         layers *= 1 + (setup.pp - 1) / (setup.pp * setup.virtual_pp)
     if setup.recompute != "full":
-        return layers * layer
+        return layers * _full_layer(setup)
     split = setup.tp if setup.megatron and setup.sequence_parallel else 1
-    # One layer is being recomputed, with the gradient of its widest tensor.
+    return layers * width * setup.model.hidden / split
+
+
+def recomputed_layer(setup: Setup) -> float:
+    """Bytes per token of the layer that is being recomputed, with the gradient of its widest tensor."""
+    if setup.recompute != "full":
+        return 0.0
     mlps = setup.model.experts_per_token if setup.model.experts else 1
-    return layers * width * setup.model.hidden / split + layer + 2 * width * mlps * setup.model.intermediate / setup.tp
+    return _full_layer(setup) + 2 * DTYPES[setup.compute_dtype] * mlps * setup.model.intermediate / setup.tp
 
 
 def _training(setup: Setup, assumed: Assumptions) -> Phase:
@@ -237,8 +249,8 @@ def _training(setup: Setup, assumed: Assumptions) -> Phase:
                 parts["weights"] = parts["gradients"] = 0.0
         parts["gathered layers"] = gathered(setup) + _gathered_gradients(setup)
         parts["activations"] = tokens * training_activations(setup, in_flight=flying)
-        if last:
-            parts["logits"] = (min(tokens, CHUNK) if setup.fused_kernels else tokens) * logit_bytes(setup)
+        logits = _with_logits(setup, tokens) * logit_bytes(setup) if last else 0.0
+        _add_larger(parts, tokens * recomputed_layer(setup), logits)
         rows = setup.on_policy_rows + setup.joined_rows
         share = setup.joined_rows / rows if rows else 0.0
         parts["preference rows"] = share * (parts["activations"] + parts.get("logits", 0.0))
@@ -249,6 +261,19 @@ def _training(setup: Setup, assumed: Assumptions) -> Phase:
         parts["KV cache"] = _awake(setup)
         stages.append(parts)
     return Phase("training", _ordered(max(stages, key=lambda parts: sum(parts.values()))), setup.gpu.memory)
+
+
+def _with_logits(setup: Setup, tokens: float) -> float:
+    """Tokens of a micro-batch whose logits are held at a time."""
+    return min(tokens, CHUNK) if setup.fused_kernels else tokens
+
+
+def _add_larger(parts: dict[str, float], layer: float, logits: float) -> None:
+    """The layer at work or the logits, whichever is larger: one is freed before the other is there."""
+    if layer > logits:
+        parts["activations"] += layer
+    else:
+        parts["logits"] = logits
 
 
 def _gathered_gradients(setup: Setup) -> float:
@@ -274,9 +299,8 @@ def _log_probs(setup: Setup, assumed: Assumptions) -> Phase:
     if setup.megatron:
         parts["reference"] = 0.0 if setup.lora_rank or not setup.reference else 2 * sum(stage_parameters(setup))
     parts["gathered layers"] = gathered(setup)
-    parts["activations"] = tokens * _full_layer(setup)
-    kept = min(tokens, CHUNK) if setup.fused_kernels else tokens
-    parts["logits"] = kept * logit_bytes(setup) / 2  # no gradient
+    parts["activations"] = 0.0
+    _add_larger(parts, tokens * _full_layer(setup), _with_logits(setup, tokens) * logit_bytes(setup, training=False))
     parts["overhead"] = _overhead(setup, assumed, parts)
     parts["KV cache"] = _awake(setup)
     return Phase("log-probs", _ordered(parts), setup.gpu.memory)

@@ -142,6 +142,7 @@ def setup_from_config(config: DictConfig, gpu: Gpu, **changes: Any) -> tuple[Set
             "lora_rank": get(f"{MODEL}.lora_rank", 0),
             "ref_dtype": get("actor_rollout_ref.ref.fsdp_config.model_dtype", "fp32"),
         }
+    fields["entropy"] = bool(get(f"{ACTOR}.calculate_entropy", False) or get(f"{ACTOR}.entropy_coeff", 0))
     fields |= _algorithm(get) | changes
     return Setup(**fields), _notes(get)
 

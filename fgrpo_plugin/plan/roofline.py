@@ -214,7 +214,7 @@ class Roofline:
             fused_gate=setup.megatron,
         )
         through = FORWARD if forward_only else FORWARD + BACKWARD + FORWARD * (recompute == "full")
-        moved = through * layer * model.layers / setup.pp + logits * logit_bytes(setup) / 2
+        moved = through * layer * model.layers / setup.pp + logits * logit_bytes(setup, training=False)
         compute = products + tokens * moved / self.bandwidth
         compute *= 1 + (setup.pp - 1) / (max(count, 1) * setup.virtual_pp)  # the pipeline's bubble
         if setup.megatron:

@@ -87,6 +87,8 @@ class Setup:
     fused_kernels: bool = False
     """No logits of a whole micro-batch are held."""
     temperature: float = 1.0
+    entropy: bool = False
+    """The update computes the entropy too, which keeps the logits."""
     # Data.
     prompts: int = 256
     group: int = 4

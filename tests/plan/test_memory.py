@@ -6,13 +6,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fgrpo_plugin.plan.gpus import GIB, find_gpu
 from fgrpo_plugin.plan.memory import (
     PARTS,
     kv_bytes_per_token,
     layer_activations,
+    logit_bytes,
     phases,
+    recomputed_layer,
     rollout_weights,
     states,
     training_activations,
@@ -225,6 +230,88 @@ def test_full_recomputation_keeps_one_tensor_a_layer():
     twice = replace(planned, model=replace(deep, layers=2 * deep.layers))
     grown = training_activations(twice) - training_activations(planned)
     assert grown == pytest.approx(2 * deep.hidden * deep.layers)
+
+
+class Live(TorchDispatchMode):
+    """The most bytes of tensors that are alive at a time, those of ``ignored`` apart."""
+
+    def __init__(self, ignored):
+        super().__init__()
+        self.ignored = {tensor.untyped_storage().data_ptr() for tensor in ignored}
+        self.alive, self.most = {}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in self.ignored:
+                storage = tensor.untyped_storage()
+                self.alive.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
+        self.alive = {key: entry for key, entry in self.alive.items() if not entry[0].expired()}
+        self.most = max(self.most, sum(size for _, size in self.alive.values()))
+        return made
+
+
+class CrossEntropyInPlace(torch.autograd.Function):
+    """As flash-attn's with ``inplace_backward=True``: the gradient is written into the logits."""
+
+    @staticmethod
+    def forward(ctx, logits, labels):
+        total = torch.logsumexp(logits, -1)
+        ctx.save_for_backward(logits, total, labels)
+        return logits.gather(-1, labels[:, None])[:, 0] - total
+
+    @staticmethod
+    def backward(ctx, gradient):
+        logits, total, labels = ctx.saved_tensors
+        logits.sub_(total[:, None]).exp_().neg_()
+        logits.scatter_add_(-1, labels[:, None], torch.ones_like(total)[:, None])
+        return logits.mul_(gradient[:, None]), None
+
+
+@pytest.mark.parametrize("vocab, temperature", [(100, 1.0), (8000, 1.0), (16000, 1.0), (16000, 0.7)])
+def test_the_recomputed_layer_and_the_logits_are_never_there_together(vocab, temperature):
+    """Transformers' own Qwen2 with the host's way of recomputation; weights are frozen, so activations alone count."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    numbers = {"hidden_size": 128, "intermediate_size": 1024, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = AutoConfig.for_model("qwen2", num_hidden_layers=4, vocab_size=vocab, **numbers)
+    config._attn_implementation = "sdpa"
+    model = AutoModelForCausalLM.from_config(config).requires_grad_(False).train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    tokens = 512
+    inputs, labels = torch.randn(1, tokens, 128, requires_grad=True), torch.randint(0, vocab, (tokens,))
+    with Live([*model.parameters(), *model.buffers()]) as live:
+        logits = model(inputs_embeds=inputs, use_cache=False).logits.squeeze(0)
+        if temperature != 1:
+            logits = logits / torch.full((tokens, 1), temperature)
+        loss = CrossEntropyInPlace.apply(logits, labels).sum()
+        del logits
+        loss.backward()
+    shape = shape_from_config(config.to_dict(), "small")
+    planned = Setup(shape, H100, compute_dtype="fp32", recompute="full", temperature=temperature)
+    layer, held = recomputed_layer(planned), logit_bytes(planned)
+    predicted = tokens * (training_activations(planned) + max(layer, held))
+    assert live.most == pytest.approx(predicted, rel=0.1)
+    together = phase(replace(planned, tokens_per_gpu=1536, log_prob_tokens_per_gpu=1536), "training").parts
+    expected = 1536 * (training_activations(planned) + max(layer, held))
+    assert together["activations"] + together["logits"] == pytest.approx(expected)
+
+
+def test_logits_are_held_once_and_more_often_where_they_are_needed_again():
+    plain = setup()
+    once = 2 * plain.model.vocab
+    assert logit_bytes(plain) == logit_bytes(plain, training=False) == once
+    assert logit_bytes(setup(temperature=0.7)) == logit_bytes(setup(temperature=0.7), training=False) == 2 * once
+    assert logit_bytes(setup(entropy=True)) == 3 * once and logit_bytes(setup(entropy=True), training=False) == once
+    megatron = setup(engine="megatron", tp=4)  # bf16, float32 and its gradient in bf16
+    assert logit_bytes(megatron) == 4 * once / 4 and logit_bytes(megatron, training=False) == 3 * once / 4
+
+
+def test_without_recomputation_activations_and_logits_add_up():
+    planned = setup(recompute="none")
+    parts, (tokens, _) = phase(planned, "training").parts, planned.micro_batch()
+    assert parts["logits"] == tokens * logit_bytes(planned)
+    assert parts["activations"] == tokens * training_activations(planned)
 
 
 def test_the_first_stage_of_a_pipeline_holds_as_much_as_one_gpu_of_all_layers():

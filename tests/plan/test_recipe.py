@@ -97,6 +97,13 @@ def test_megatrons_settings_are_read(stock_config):
     assert not planned.optimizer_offload and planned.compute_dtype == "bfloat16"
 
 
+@pytest.mark.parametrize("setting", ["calculate_entropy=true", "entropy_coeff=0.01"])
+def test_an_entropy_is_read(stock_config, setting):
+    words = ("actor_rollout_ref.model.path=qwen2.5-7b", "actor_rollout_ref.actor.use_dynamic_bsz=true")
+    assert not setup_from_config(stock_config(*words), H100)[0].entropy
+    assert setup_from_config(stock_config(*words, f"actor_rollout_ref.actor.{setting}"), H100)[0].entropy
+
+
 FSDP = dict(model=find_model("Qwen/Qwen2.5-7B"), gpu=A100)
 CHANGES = [
     ("fsdp2", {"param_offload": True, "optimizer_offload": True, "step_offload": True, "sp": 4, "shard": 4}),
@@ -119,7 +126,7 @@ def test_every_change_that_is_named_is_read_back(stock_config, engine, changes):
 
 SPARSE = find_model("Qwen/Qwen3-235B-A22B")
 DOES_NOT_FIT = [
-    {},
+    {"gpus_per_node": 4},
     {"gpus_per_node": 1},
     {"utilization": 0.9},
     {"utilization": 0.3},
