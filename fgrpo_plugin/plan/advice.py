@@ -151,9 +151,8 @@ def _split_layers(setup: Setup, assumed: Assumptions) -> Iterator[Changes]:
 
 def _pipeline(setup: Setup, assumed: Assumptions) -> Iterator[Changes]:
     size = setup.pp * 2
-    while setup.megatron and size <= min(setup.gpus, setup.model.layers):
-        if setup.model.layers % size == 0:
-            yield {"pp": size}
+    while setup.megatron and not setup.uneven_stages and size <= min(setup.gpus, setup.model.layers):
+        yield {"pp": size}
         size *= 2
 
 

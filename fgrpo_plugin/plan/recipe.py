@@ -123,13 +123,15 @@ def setup_from_config(config: DictConfig, gpu: Gpu, **changes: Any) -> tuple[Set
             if value is not None:
                 fields[field] = value
     if megatron:
+        transformer = get(f"{section}.override_transformer_config", {})  # of which five are about stages
         fields |= {
             "compute_dtype": get(f"{section}.dtype", "bf16"),
             "virtual_pp": get(f"{section}.virtual_pipeline_model_parallel_size", 1),
+            "uneven_stages": any(value and "pipeline" in name for name, value in transformer.items()),
             "sequence_parallel": get(f"{section}.sequence_parallel", True),
             "distributed_optimizer": get(f"{section}.use_distributed_optimizer", True),
             "step_offload": bool(get(f"{ACTOR}.optim.override_optimizer_config.optimizer_cpu_offload", False)),
-            "recompute": get(f"{section}.override_transformer_config.recompute_granularity", "none"),
+            "recompute": transformer.get("recompute_granularity") or "none",
             "lora_rank": get(f"{MODEL}.lora.rank", 0),
         }
     else:

@@ -61,6 +61,8 @@ class Setup:
     etp: int | None = None
     """Tensor parallelism of experts; None: tp."""
     virtual_pp: int = 1
+    uneven_stages: bool = False
+    """The configuration says how many layers a pipeline stage has; planned as if all had as many."""
     sequence_parallel: bool = True
     sp: int = 1
     """Ulysses sequence parallelism."""
@@ -158,8 +160,6 @@ class Setup:
         if self.megatron:
             if self.sp > 1 or self.shard != -1:
                 raise ValueError("sp and fsdp_size belong to FSDP; with engine megatron use tp, pp, cp and ep.")
-            if self.model.layers < self.pp:
-                raise ValueError(f"pp {self.pp} is more than the {self.model.layers} layers of {self.model.name}.")
             if self.model.heads % self.tp:
                 raise ValueError(f"tp {self.tp} does not divide the {self.model.heads} attention heads.")
             if self.ep > 1 and (not self.model.experts or self.model.experts % self.ep):
@@ -178,6 +178,12 @@ class Setup:
         ):
             if self.gpus % size:
                 raise ValueError(f"{name} = {size} does not divide the {self.gpus} GPUs; change either.")
+        stages = self.pp * self.virtual_pp
+        if self.model.layers % stages and not self.uneven_stages:
+            raise ValueError(
+                f"pp * virtual pp = {stages} does not divide the {self.model.layers} layers of {self.model.name}; "
+                "choose a pp that does, or set uneven stages in override_transformer_config."
+            )
 
     @property
     def megatron(self) -> bool:

@@ -327,6 +327,8 @@ def test_the_first_stage_of_a_pipeline_holds_as_much_as_one_gpu_of_all_layers():
         ({"tp": 2}, "belong to Megatron"),
         ({"engine": "megatron", "sp": 2}, "belong to FSDP"),
         ({"engine": "megatron", "tp": 4, "pp": 3}, "does not divide the 8 GPUs"),
+        ({"engine": "megatron", "pp": 8}, r"pp \* virtual pp = 8 does not divide the 28 layers of Qwen/Qwen2.5-7B"),
+        ({"engine": "megatron", "pp": 4, "virtual_pp": 2}, r"pp \* virtual pp = 8 does not divide the 28 layers"),
         ({"engine": "megatron", "tp": 16}, "tp 16 does not divide the 28 attention heads"),
         ({"engine": "megatron", "ep": 2}, "needs a model whose number of experts"),
         ({"rollout_tp": 7}, "rollout tp = 7 does not divide the 8 GPUs"),

@@ -104,6 +104,17 @@ def test_an_entropy_is_read(stock_config, setting):
     assert setup_from_config(stock_config(*words, f"actor_rollout_ref.actor.{setting}"), H100)[0].entropy
 
 
+def test_stages_of_unequal_depth_are_left_to_the_configuration(stock_config):
+    words = [word for word in MEGATRON if "pipeline" not in word and "context" not in word] + [
+        "trainer.nnodes=6",
+        "actor_rollout_ref.actor.megatron.pipeline_model_parallel_size=6",
+    ]
+    with pytest.raises(ValueError, match=r"pp \* virtual pp = 6 does not divide the 80 layers"):
+        setup_from_config(stock_config(*words), H100)
+    first = "+actor_rollout_ref.actor.megatron.override_transformer_config.num_layers_in_first_pipeline_stage=15"
+    assert setup_from_config(stock_config(*words, first), H100)[0].pp == 6
+
+
 FSDP = dict(model=find_model("Qwen/Qwen2.5-7B"), gpu=A100)
 CHANGES = [
     ("fsdp2", {"param_offload": True, "optimizer_offload": True, "step_offload": True, "sp": 4, "shard": 4}),
