@@ -187,6 +187,8 @@ def find_model(model: str) -> ModelShape:
     path = Path(model).expanduser()
     if path.is_dir():
         path = path / "config.json"
+        if not path.is_file():
+            raise ValueError(f"model {model} is a folder that has no config.json; name one that has.")
     if path.is_file():
         try:
             config = json.loads(path.read_text())

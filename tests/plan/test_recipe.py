@@ -235,6 +235,11 @@ def test_bad_input_is_one_sentence(words, said):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_a_folder_without_a_model_is_named_as_such(tmp_path):
+    done = run("--model", tmp_path, "--gpu", "H100")
+    assert done.exit_code == 2 and f"{tmp_path} is a folder that has no config.json" in done.stderr
+
+
 def test_a_measured_machine_is_a_gpu(tmp_path):
     import psutil
 
