@@ -148,6 +148,12 @@ class Setup:
                 f"a row of {self.longest} tokens exceeds the {limit} of a micro-batch (tokens for each GPU * sp * cp); "
                 "raise ppo_max_token_len_per_gpu (--tokens-per-gpu) or sp or cp."
             )
+        for name, mean, most in (
+            ("prompt", self.mean_prompt, self.prompt_length),
+            ("response", self.mean_response, self.response_length),
+        ):
+            if (mean or 0) > most:
+                raise ValueError(f"mean {name} {mean} is more than the longest, {most}; lower it, or raise that.")
         if self.prompts % min(self.minibatch, self.prompts):
             raise ValueError(f"minibatch {self.minibatch} does not divide the {self.prompts} prompts of a step.")
         if not 0 <= self.lam <= 1:

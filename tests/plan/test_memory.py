@@ -336,6 +336,8 @@ def test_the_first_stage_of_a_pipeline_holds_as_much_as_one_gpu_of_all_layers():
         ({"prompts": 100, "minibatch": 64}, "minibatch 64 does not divide the 100 prompts"),
         ({"response_length": 32768}, "33280 tokens exceeds the 16384 of a micro-batch .*--tokens-per-gpu"),
         ({"dtype": "int4"}, "dtype 'int4' is not one of"),
+        ({"mean_response": 1025}, "mean response 1025 is more than the longest, 1024"),
+        ({"mean_prompt": 600}, "mean prompt 600 is more than the longest, 512"),
         ({"lam": 2.0}, "lambda 2.0 must lie"),
         ({"utilization": 1.5}, "gpu_memory_utilization 1.5"),
         ({"group": 0}, "group 0 must be a whole number >= 1"),
