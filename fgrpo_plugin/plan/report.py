@@ -1,5 +1,6 @@
 """A plan as tables, or as one JSON object."""
 
+import shlex
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -172,7 +173,7 @@ def _print_advice(plan: Plan, advice: Advice, console: Console) -> None:
         return
     console.print("This fits (re-evaluated, and without what turned out not to be needed):")
     for override in overrides(advice.changes, engine):
-        print(f"  {override}")  # never wrapped: it is to be copied
+        print(f"  {shlex.quote(override)}")  # never wrapped: it is to be copied
     after, host = step_time(advice.setup, plan.assumed), host_bytes(advice.setup) * advice.setup.gpus_per_node / GIB
     console.print(
         f"then a step takes {after.total:.3g} s on {advice.setup.gpus} GPUs, {host:.0f} GiB of host memory a node.",
@@ -181,5 +182,5 @@ def _print_advice(plan: Plan, advice: Advice, console: Console) -> None:
 
 
 def _command(words: list[str]) -> str:
-    lines = ["python -m verl.trainer.main_ppo", *words]
+    lines = ["python -m verl.trainer.main_ppo", *map(shlex.quote, words)]
     return " \\\n  ".join(lines)

@@ -197,6 +197,14 @@ def test_the_command_of_a_recipe_that_does_not_fit_holds_the_advice_and_fits(sto
     assert excess(planned, ASSUMED) == 0
 
 
+def test_the_command_can_be_pasted_into_a_shell():
+    words = ["+fgrpo=[math_7b,data_limr]", "algorithm.adv_estimator=f_hal", "+data.preference.batch_size=64"]
+    lam = "+actor_rollout_ref.actor.policy_loss.f_divergence.lam={schedule:cosine,start:0.8,end:0.2}"
+    plan = json.loads(run("--gpu", "H100", "--json", *words, lam).output)
+    assert shlex.split(plan["command"].replace("\\\n", " "))[3:] == [*words, lam]
+    assert plan["command"].count("'") == 4, "nothing is quoted without need"
+
+
 def test_flags_alone_give_the_same_plan_as_a_configuration():
     flags = ["--model", "llama-3.1-70b", "--engine", "megatron", "--param-offload", "--ref-offload"]
     numbers = {"tp": 8, "pp": 4, "cp": 2, "nodes": 8, "rollout-tp": 8, "batch": 1024, "minibatch": 256, "n": 1}
