@@ -112,6 +112,10 @@ def print_plan(plan: Plan, console: Console) -> None:
         fits = plan.fits or (plan.advice is not None and plan.advice.fits)
         console.print("\nCommand:" if fits else "\nCommand (does not fit):")
         print(_command(plan.command))
+    else:
+        console.print(
+            "No command: options alone describe no run. Name a --recipe, or overrides of the host.", style="dim"
+        )
 
 
 def _headline(setup: Setup) -> str:

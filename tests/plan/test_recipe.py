@@ -205,6 +205,12 @@ def test_the_command_can_be_pasted_into_a_shell():
     assert plan["command"].count("'") == 4, "nothing is quoted without need"
 
 
+def test_options_alone_say_what_a_command_needs():
+    done = run("--gpu", "H100", "--model", "qwen2.5-7b")
+    assert "main_ppo" not in done.output
+    assert "Name a --recipe, or overrides of the host" in " ".join(done.output.split())
+
+
 def test_flags_alone_give_the_same_plan_as_a_configuration():
     flags = ["--model", "llama-3.1-70b", "--engine", "megatron", "--param-offload", "--ref-offload"]
     numbers = {"tp": 8, "pp": 4, "cp": 2, "nodes": 8, "rollout-tp": 8, "batch": 1024, "minibatch": 256, "n": 1}
