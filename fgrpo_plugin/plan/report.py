@@ -155,7 +155,8 @@ def _time_table(time: StepTime) -> Table:
     table.add_column("s", justify="right")
     table.add_column("share", justify="right")
     for name, seconds in time.phases.items():
-        table.add_row(name, f"{seconds:.3g}", f"{seconds / time.total:.0%}")
+        label = f"{name}, at least" if name == "resharding" else name  # gathering and copying alone
+        table.add_row(label, f"{seconds:.3g}", f"{seconds / time.total:.0%}")
     return table
 
 
