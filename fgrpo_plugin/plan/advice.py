@@ -55,6 +55,8 @@ def advise(setup: Setup, assumed: Assumptions) -> Advice:
                 candidate = replace(current, **changes)
             except ValueError:  # contradicts the setup, for example a tp that does not divide its heads
                 continue
+            if candidate == current:
+                continue
             left = excess(candidate, assumed)
             tried.append(Trial(changes, left, left < missing))
             if left < missing:

@@ -107,14 +107,14 @@ def plan(
         result = report.make_plan(setup, assumed, notes=[])
     else:
         from fgrpo_plugin.host.probe import compose
-        from fgrpo_plugin.plan.recipe import overrides, setup_from_config
+        from fgrpo_plugin.plan.recipe import overridden, overrides, setup_from_config
 
         words = [f"+fgrpo={recipe}"] if recipe else []
         words += changes or []
         flags = ({"model": model} if model else {}) | fields
         first = compose(words + overrides({k: v for k, v in flags.items() if k == "engine"}, ""))
         chosen = first.actor_rollout_ref.actor.strategy
-        words += overrides(flags, chosen)
+        words = overridden(words, overrides(flags, chosen))
         setup, notes = setup_from_config(compose(words), device, **lengths)
         result = report.make_plan(setup, assumed, recipe=words, notes=notes)
     if as_json:

@@ -85,6 +85,12 @@ def overrides(changes: Mapping[str, Any], engine: str) -> list[str]:
     return found
 
 
+def overridden(words: list[str], later: list[str]) -> list[str]:
+    """Overrides with later ones, each setting once: the last value is the one that counts."""
+    names = {word.partition("=")[0].lstrip("+") for word in later}
+    return [word for word in words if word.partition("=")[0].lstrip("+") not in names] + later
+
+
 def _recompute(value: str, engine: str) -> list[str]:
     if engine != "megatron":
         return [f"{MODEL}.enable_gradient_checkpointing={value != 'none'}"]

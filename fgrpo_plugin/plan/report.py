@@ -2,6 +2,7 @@
 
 import shlex
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Any
 
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.table import Table
 from fgrpo_plugin.plan.advice import Advice, advise, shortfall
 from fgrpo_plugin.plan.gpus import GIB
 from fgrpo_plugin.plan.memory import Phase, host_bytes, phases
-from fgrpo_plugin.plan.recipe import overrides
+from fgrpo_plugin.plan.recipe import overridden, overrides
 from fgrpo_plugin.plan.roofline import StepTime, step_time
 from fgrpo_plugin.plan.setup import Assumptions, Setup
 
@@ -48,7 +49,7 @@ def make_plan(setup: Setup, assumed: Assumptions, *, recipe: list[str] | None = 
     advice = None if all(phase.fits for phase in found) else advise(setup, assumed)
     command = list(recipe or [])
     if advice is not None and advice.fits and recipe:
-        command += overrides(advice.changes, setup.engine)
+        command = overridden(command, overrides(advice.changes, setup.engine))
     return Plan(setup, assumed, found, step_time(setup, assumed), advice, notes, command)
 
 
@@ -76,6 +77,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         engine = plan.setup.engine
         found["advice"] = {
             "fits": plan.advice.fits,
+            "remains": shortfall(plan.advice.setup, plan.assumed),
             "overrides": overrides(plan.advice.changes, engine),
             "tried": [
                 {"overrides": overrides(trial.changes, engine), "missing_bytes": trial.excess, "kept": trial.kept}
@@ -169,12 +171,22 @@ def _print_advice(plan: Plan, advice: Advice, console: Console) -> None:
     table.add_column("change", overflow="fold")
     table.add_column("still missing, GiB", justify="right")
     table.add_column("kept")
-    for trial in advice.tried:
-        changes = "\n".join(word.replace("actor_rollout_ref.", "") for word in overrides(trial.changes, engine))
-        table.add_row(changes, f"{trial.excess / GIB:.1f}" if trial.excess else "fits", "yes" if trial.kept else "no")
+    for _, group in groupby(advice.tried, key=lambda trial: list(trial.changes)):
+        tried = list(group)
+        tried = [trial for trial in tried if trial.kept] or tried
+        changes = [word.replace("actor_rollout_ref.", "") for word in overrides(tried[0].changes, engine)]
+        for trial in tried[1:]:
+            values = (word.split("=")[1] for word in overrides(trial.changes, engine))
+            changes = [f"{word}, {value}" for word, value in zip(changes, values, strict=True)]
+        left = tried[-1].excess
+        table.add_row("\n".join(changes), f"{left / GIB:.1f}" if left else "fits", "yes" if tried[-1].kept else "no")
     console.print(table)
     if not advice.fits:
-        console.print("Nothing that was tried makes it fit: take other GPUs, more of them, or a smaller model.")
+        console.print(
+            "Nothing that was tried makes it fit: take other GPUs, more of them, or a smaller model. What remains:"
+        )
+        for sentence in shortfall(advice.setup, plan.assumed):
+            console.print(f"  {sentence}", highlight=False)
         return
     console.print("This fits (re-evaluated, and without what turned out not to be needed):")
     for override in overrides(advice.changes, engine):

@@ -15,6 +15,7 @@ import typer.testing
 from fgrpo_plugin.cli import app
 from fgrpo_plugin.plan.advice import advise, excess, shortfall
 from fgrpo_plugin.plan.gpus import find_gpu
+from fgrpo_plugin.plan.memory import phases
 from fgrpo_plugin.plan.models import find_model
 from fgrpo_plugin.plan.recipe import overrides, setup_from_config
 from fgrpo_plugin.plan.setup import Assumptions, Setup
@@ -173,6 +174,24 @@ def test_advice_says_when_nothing_helps():
     assert not advice.fits and len(advice.tried) > 5
     done = run("--model", "Qwen3-235B-A22B", "--gpu", "A100-40", "--nodes", 8)
     assert done.exit_code == 1 and "Nothing that was tried makes it fit" in done.output
+    table, remains = done.output.split("What remains:")
+    assert all(" more " in line or "need" in line for line in remains.strip().splitlines()[:2])
+    assert {word.split(":")[0] for word in remains.split("  ") if ":" in word} == {
+        phase.name for phase in phases(advice.setup, ASSUMED) if not phase.fits
+    }
+    rows = [row.split("│")[1] for row in table.split("kept ┃")[1].splitlines() if row.startswith("│")]
+    settings = [row.split("=")[0].strip() for row in rows if "=" in row]
+    assert settings.count("rollout.tensor_model_parallel_size") == settings.count("trainer.nnodes") == 1
+    assert settings.count("rollout.gpu_memory_utilization") == 1
+
+
+def test_a_setting_is_once_in_the_command():
+    words = ("--recipe", "math_7b", "--gpu", "RTX4090", "--json", "--tokens-per-gpu", 32768)
+    utilization = "actor_rollout_ref.rollout.gpu_memory_utilization"
+    plan = json.loads(run(*words, f"{utilization}=0.95").output)
+    assert plan["advice"]["fits"]
+    names = [word.split("=")[0] for word in plan["command"].split() if "=" in word]
+    assert utilization in names and len(set(names)) == len(names)
 
 
 def test_a_recipe_that_fits_ends_in_its_command():
