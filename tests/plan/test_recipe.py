@@ -185,6 +185,33 @@ def test_advice_says_when_nothing_helps():
     assert settings.count("rollout.gpu_memory_utilization") == 1
 
 
+REFUSED = [
+    (
+        "--recipe scale_70b_megatron {tp_}sze=4",
+        "is not a setting of the host with model_engine=megatron; nearest: {tp_}size",
+    ),
+    ("--recipe math_7b {tp_}size=4", "{tp_}size belongs to model_engine=megatron; this run has model_engine=dp"),
+    ("--recipe math_7b data.preference.batch_size=4", "use +data.preference.batch_size=4"),
+    ("--recipe math_7b nosuch.thing=4", "nosuch.thing is not a setting of the host with model_engine=dp"),
+    ("--recipe no_such", "no_such is not known; choose among async_7b, cpu, "),
+    ("--recipe [math_7b,no_such]", "no_such is not known; choose among async_7b, cpu, "),
+]
+
+
+@pytest.mark.parametrize("words, said", REFUSED)
+def test_what_the_host_would_not_run_is_refused_in_one_sentence(words, said):
+    at = {"tp_": "actor_rollout_ref.actor.megatron.tensor_model_parallel_"}
+    done = run("--gpu", "H100", *words.format(**at).split())
+    assert done.exit_code == 2 and not isinstance(done.exception, (ValueError, TypeError))
+    assert said.format(**at) in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_an_unknown_group_is_answered_with_every_group():
+    said = run("--gpu", "H100", "--recipe", "no_such").stderr
+    groups = [file.stem for file in (ROOT / "fgrpo_plugin" / "conf" / "fgrpo").glob("*.yaml")]
+    assert set(said.strip().rstrip(".").split("among ")[1].split(", ")) == set(groups)
+
+
 def test_a_setting_is_once_in_the_command():
     words = ("--recipe", "math_7b", "--gpu", "RTX4090", "--json", "--tokens-per-gpu", 32768)
     utilization = "actor_rollout_ref.rollout.gpu_memory_utilization"
@@ -263,7 +290,6 @@ def test_assumptions_are_options():
         (["--gpu", "H100"], "name what to plan: --recipe math_7b"),
         (["--gpu", "H100", "--model", "gpt-5"], "gpt-5 is neither known"),
         (["--gpu", "H999", "--model", "qwen2.5-7b"], "H999 is not known"),
-        (["--gpu", "H100", "--recipe", "no_such"], "no_such"),
         (["--gpu", "H100", "--model", "qwen2.5-7b", "--lam", "0.5"], "needs --preference-rows"),
         (["--gpu", "H100", "--model", "qwen2.5-7b", "--matmul", "2"], "--matmul 2.0 must be"),
     ],
