@@ -84,7 +84,7 @@ def plan(
 
     from fgrpo_plugin.plan import report
     from fgrpo_plugin.plan.gpus import find_gpu
-    from fgrpo_plugin.plan.setup import Assumptions, Setup
+    from fgrpo_plugin.plan.setup import Assumptions, Setup, check_fields
 
     device = find_gpu(gpu, **{key: given.get(key) for key in GPU_FIELDS})
     assumed = Assumptions(**{key: given[key] for key in ASSUMPTIONS if key in given})
@@ -101,21 +101,17 @@ def plan(
             raise ValueError("name what to plan: --recipe math_7b, overrides of the host, or --model.")
         if lam and "preference_rows" not in fields:
             raise ValueError(f"--lam {lam} needs --preference-rows.")
+        check_fields(fields, engine or Setup.engine)
         if "batch" in given:
             fields.setdefault("minibatch", given["batch"])
         setup = Setup(model=find_model(model), gpu=device, **fields, **lengths)
         result = report.make_plan(setup, assumed, notes=[])
     else:
-        from fgrpo_plugin.host.probe import compose
-        from fgrpo_plugin.plan.recipe import overridden, overrides, setup_from_config
+        from fgrpo_plugin.plan.compose import compose_run
+        from fgrpo_plugin.plan.recipe import setup_from_config
 
-        words = [f"+fgrpo={recipe}"] if recipe else []
-        words += changes or []
-        flags = ({"model": model} if model else {}) | fields
-        first = compose(words + overrides({k: v for k, v in flags.items() if k == "engine"}, ""))
-        chosen = first.actor_rollout_ref.actor.strategy
-        words = overridden(words, overrides(flags, chosen))
-        setup, notes = setup_from_config(compose(words), device, **lengths)
+        words, config = compose_run(recipe, changes or [], ({"model": model} if model else {}) | fields)
+        setup, notes = setup_from_config(config, device, **lengths)
         result = report.make_plan(setup, assumed, recipe=words, notes=notes)
     if as_json:
         print(json.dumps(report.as_json(result), indent=2))

@@ -7,13 +7,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from fgrpo_plugin.plan.gpus import Gpu
 from fgrpo_plugin.plan.models import find_model
-from fgrpo_plugin.plan.setup import Setup
+from fgrpo_plugin.plan.setup import FSDP_ONLY, MEGATRON_ONLY, Setup
 
 ACTOR = "actor_rollout_ref.actor"
 ROLLOUT = "actor_rollout_ref.rollout"
 MODEL = "actor_rollout_ref.model"
-OURS = f"{ACTOR}.policy_loss.f_divergence"
-LAM_OF_F_HAL = 0.5  # the validation's default
+ENGINES = {"dp": ("fsdp", "fsdp2"), "megatron": ("megatron",)}
+"""The host's ``model_engine`` -> strategies of its actor."""
 SCHEDULED = 0.5  # both halves are in every update; the value between 0 and 1 changes no cost
 
 KEYS = {
@@ -53,7 +53,7 @@ KEYS = {
     "temperature": f"{ROLLOUT}.temperature",
     "dtype": f"{ACTOR}.fsdp_config.model_dtype",
     "preference_rows": "++data.preference.batch_size",
-    "lam": f"++{OURS}.lam",
+    "lam": f"++{ACTOR}.policy_loss.f_divergence.lam",
 }
 """Field of `Setup` -> setting of the host, where the two hold the same value."""
 
@@ -101,6 +101,23 @@ def _recompute(value: str, engine: str) -> list[str]:
     return found
 
 
+def engine_of(config: DictConfig) -> str:
+    """The engine that the host starts for a configuration: ``fsdp``, ``fsdp2`` or ``megatron``.
+
+    Raises:
+        ValueError: another engine, or an actor of one with the strategy of another.
+    """
+    engine, strategy = config.model_engine, config.actor_rollout_ref.actor.strategy
+    if engine not in ENGINES:
+        raise ValueError(f"model_engine={engine} is not planned; choose among {', '.join(ENGINES)}.")
+    if strategy not in ENGINES[engine]:
+        raise ValueError(
+            f"{ACTOR}.strategy={strategy} contradicts model_engine={engine}, which is what the host runs; leave one of "
+            "them out, or take a group of the engine that is meant."
+        )
+    return str(strategy)
+
+
 def setup_from_config(config: DictConfig, gpu: Gpu, **changes: Any) -> tuple[Setup, list[str]]:
     """What a configuration of ``main_ppo`` asks for, and what the plan does not model of it.
 
@@ -117,12 +134,11 @@ def setup_from_config(config: DictConfig, gpu: Gpu, **changes: Any) -> tuple[Set
         value = OmegaConf.select(config, key, default=default, throw_on_missing=False)
         return default if value is None else value
 
-    engine = get(f"{ACTOR}.strategy")
+    engine = engine_of(config)
     megatron = engine == "megatron"
     section = f"{ACTOR}.{'megatron' if megatron else 'fsdp_config'}"
     fields: dict[str, Any] = {"engine": engine, "gpu": gpu, "model": find_model(get(f"{MODEL}.path"))}
-    megatron_only, fsdp_only = {"tp", "pp", "cp", "ep", "etp", "ref_offload"}, {"sp", "shard", "dtype"}
-    skipped = {"model", "lam", "preference_rows", *(fsdp_only if megatron else megatron_only)}
+    skipped = {"model", "lam", "preference_rows", *(FSDP_ONLY if megatron else MEGATRON_ONLY)}
     for field, key in KEYS.items():
         if field not in skipped:
             value = get(key.format(engine=section.rsplit(".", 1)[1]))
@@ -151,26 +167,24 @@ def setup_from_config(config: DictConfig, gpu: Gpu, **changes: Any) -> tuple[Set
             "ref_dtype": get("actor_rollout_ref.ref.fsdp_config.model_dtype", "fp32"),
         }
     fields["entropy"] = bool(get(f"{ACTOR}.calculate_entropy", False) or get(f"{ACTOR}.entropy_coeff", 0))
-    fields |= _algorithm(get) | changes
+    fields |= _algorithm(config, get) | changes
     return Setup(**fields), _notes(get)
 
 
-def _algorithm(get: Any) -> dict[str, Any]:
+def _algorithm(config: DictConfig, get: Any) -> dict[str, Any]:
     """Which passes and rows the algorithm needs."""
-    estimator = get("algorithm.adv_estimator")
+    from fgrpo_plugin.host.validate import _settings as f_divergence_settings  # imports torch
+    from fgrpo_plugin.host.validate import is_f_divergence
+
     bypass = bool(get("algorithm.rollout_correction.bypass_mode", False))
-    if estimator not in ("f_grpo", "f_hal"):
+    if not is_f_divergence(config):
         kl = bool(get(f"{ACTOR}.use_kl_loss", False)) or bool(get("algorithm.use_kl_in_reward", False))
         return {"reference": kl, "old_log_prob": not bypass}
-    from fgrpo_plugin.config import FDivergenceConfig  # imports torch
-
-    given = get(OURS)
-    section = OmegaConf.to_container(given) if given is not None else {}
-    settings = FDivergenceConfig(**section)  # type: ignore[arg-type]
-    fresh = get(f"{ACTOR}.ppo_epochs") == 1 and get(f"{ACTOR}.ppo_mini_batch_size") >= get("data.train_batch_size")
-    found: dict[str, Any] = {"reference": True, "old_log_prob": settings.gamma != 0 and not fresh}
-    if estimator == "f_hal":
-        lam = settings.constant_lam if "lam" in section else LAM_OF_F_HAL  # type: ignore[operator]
+    settings = f_divergence_settings(config)
+    recomputed = settings.gamma != 0 and settings.old_log_prob != "current"
+    found: dict[str, Any] = {"reference": True, "old_log_prob": recomputed}
+    if get("algorithm.adv_estimator") == "f_hal":
+        lam = settings.constant_lam
         rows = get("data.preference.batch_size") or get(f"{ACTOR}.ppo_mini_batch_size") * get(f"{ROLLOUT}.n")
         found |= {"lam": SCHEDULED if lam is None else lam, "preference_rows": rows}
     return found

@@ -1,5 +1,6 @@
 """What is planned: model, GPUs, and every setting of the host that changes memory or time."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from math import ceil
 
@@ -8,6 +9,8 @@ from fgrpo_plugin.plan.models import ModelShape
 
 ENGINES = ("fsdp", "fsdp2", "megatron")
 DTYPES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
+MEGATRON_ONLY = ("tp", "pp", "cp", "ep", "etp", "ref_offload")
+FSDP_ONLY = ("sp", "shard", "dtype")
 RECOMPUTE = ("none", "selective", "full")
 
 
@@ -262,3 +265,19 @@ class Setup:
             micro = min(self.micro_rows if training else self.log_prob_micro_rows, rows)
             largest, count = micro * self.longest, ceil(rows / micro)
         return largest / split, count
+
+
+def check_fields(fields: Iterable[str], engine: str) -> None:
+    """Refuse fields of a `Setup` that belong to another engine than the one that trains.
+
+    Raises:
+        ValueError: names them as options.
+    """
+    other, own = (FSDP_ONLY, MEGATRON_ONLY) if engine == "megatron" else (MEGATRON_ONLY, FSDP_ONLY)
+    for field in fields:
+        if field in other:
+            option, *options = (name.replace("shard", "fsdp_size").replace("_", "-") for name in (field, *own))
+            owner = "FSDP" if engine == "megatron" else "Megatron"
+            raise ValueError(
+                f"--{option} belongs to {owner}, and {engine} trains here; its own are --{', --'.join(options)}."
+            )

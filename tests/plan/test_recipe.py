@@ -16,7 +16,7 @@ from fgrpo_plugin.cli import app
 from fgrpo_plugin.plan.advice import advise, excess, shortfall
 from fgrpo_plugin.plan.gpus import find_gpu
 from fgrpo_plugin.plan.memory import phases
-from fgrpo_plugin.plan.models import find_model
+from fgrpo_plugin.plan.models import find_model, known_models
 from fgrpo_plugin.plan.recipe import overrides, setup_from_config
 from fgrpo_plugin.plan.setup import Assumptions, Setup
 
@@ -195,6 +195,19 @@ REFUSED = [
     ("--recipe math_7b nosuch.thing=4", "nosuch.thing is not a setting of the host with model_engine=dp"),
     ("--recipe no_such", "no_such is not known; choose among async_7b, cpu, "),
     ("--recipe [math_7b,no_such]", "no_such is not known; choose among async_7b, cpu, "),
+    ("--recipe scale_70b_megatron +{tp_}sze=4", "nearest: {tp_}size"),
+    ("--recipe scale_70b_megatron --engine fsdp2", "--engine fsdp2 contradicts --recipe scale_70b_megatron"),
+    ("--recipe math_7b --engine megatron", "--engine megatron contradicts --recipe math_7b, which trains with fsdp2"),
+    ("--recipe math_7b model_engine=megatron", "strategy=fsdp2 contradicts model_engine=megatron"),
+    ("--recipe math_7b --engine deepspeed", "--engine deepspeed is not one of fsdp, fsdp2, megatron"),
+    ("--model qwen2.5-7b model_engine=veomni", "model_engine=veomni is not planned"),
+    ("--recipe scale_70b_megatron --sp 2", "--sp belongs to FSDP, and megatron trains here; its own are --tp,"),
+    ("--recipe math_7b --tp 2", "--tp belongs to Megatron, and fsdp2 trains here; its own are --sp, --fsdp-size,"),
+    ("--model qwen2.5-7b --engine megatron --dtype bf16", "--dtype belongs to FSDP"),
+    ("--recipe rlvr", "--recipe rlvr names no model; add --model"),
+    ("--recipe quickstart", "--recipe quickstart names no model; add --model"),
+    ("trainer.nnodes=1", "this configuration names no model; add --model"),
+    ("--recipe math_7b +actor_rollout_ref.actor.policy_loss.f_divergence.lamda=0.5", "f_divergence.lamda is not known"),
 ]
 
 
@@ -210,6 +223,27 @@ def test_an_unknown_group_is_answered_with_every_group():
     said = run("--gpu", "H100", "--recipe", "no_such").stderr
     groups = [file.stem for file in (ROOT / "fgrpo_plugin" / "conf" / "fgrpo").glob("*.yaml")]
     assert set(said.strip().rstrip(".").split("among ")[1].split(", ")) == set(groups)
+
+
+def test_an_engine_that_a_group_leaves_open_can_be_chosen():
+    words = "--recipe rlvr --engine megatron --model qwen2.5-7b --tp 2 --gpu H200 --json"
+    plan = json.loads(run(*words.split()).output)
+    command = [word for word in plan["command"].split() if "=" in word]
+    chosen = ["model_engine=megatron", "actor_rollout_ref.model.path=Qwen/Qwen2.5-7B"]
+    assert command[:3] == ["+fgrpo=rlvr", *chosen]
+    plan = json.loads(run(*["--recipe", "math_7b", "--engine", "fsdp", "--gpu", "H100", "--json"]).output)
+    assert plan["command"].endswith("actor_rollout_ref.actor.strategy=fsdp")
+
+
+def test_the_command_names_the_model_as_the_host_finds_it(tmp_path):
+    def path(model):
+        plan = json.loads(run("--recipe", "math_7b", "--gpu", "H100", "--model", model, "--json").output)
+        return plan["command"].split("model.path=")[1].split()[0]
+
+    assert path("QWEN2.5-7b") == "Qwen/Qwen2.5-7B"
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(known_models()["Qwen/Qwen2.5-7B"]["config"]))
+    assert path(tmp_path) == path(file) == str(tmp_path)
 
 
 def test_a_setting_is_once_in_the_command():

@@ -1,0 +1,65 @@
+"""A recipe, overrides and options: one configuration that the host takes, or a sentence."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from fgrpo_plugin.host.probe import compose, describe_unknown, host_defaults, unknown_settings
+from fgrpo_plugin.plan.models import find_model
+from fgrpo_plugin.plan.recipe import engine_of, overridden, overrides
+from fgrpo_plugin.plan.setup import ENGINES, check_fields
+
+
+def compose_run(recipe: str | None, changes: Iterable[str], fields: dict[str, Any]) -> tuple[list[str], DictConfig]:
+    """Overrides of ``main_ppo``, and the configuration that they make.
+
+    Args:
+        recipe: a config group of this package.
+        changes: overrides of the host.
+        fields: of a `Setup`, from options; ``model`` is a name or a path.
+
+    Raises:
+        ValueError: what contradicts or is unknown, and the remedy.
+    """
+    words = [*([f"+fgrpo={recipe}"] if recipe else []), *changes]
+    named = f"--recipe {recipe}" if recipe else "this configuration"
+    words, engine = _with_engine(words, fields.get("engine"), named)
+    later = {field: value for field, value in fields.items() if field != "engine"}
+    check_fields(later, engine)
+    if "model" in later:
+        later["model"] = _model_path(later["model"])
+    words = overridden(words, overrides(later, engine))
+    config = compose(words)
+    if unknown := unknown_settings(config):
+        raise ValueError(describe_unknown(unknown[0], config.model_engine))
+    if config.actor_rollout_ref.model.path == host_defaults(config.model_engine).actor_rollout_ref.model.path:
+        raise ValueError(f"{named} names no model; add --model.")
+    return words, config
+
+
+def _with_engine(words: list[str], asked: str | None, named: str) -> tuple[list[str], str]:
+    """The overrides with an engine that was asked for, and the engine that the host then runs."""
+    engine = engine_of(compose(words))
+    if asked in (None, engine):
+        return words, engine
+    if asked not in ENGINES:
+        raise ValueError(f"--engine {asked} is not one of {', '.join(ENGINES)}.")
+    words = [*words, *overrides({"engine": asked}, asked)]
+    try:
+        engine_of(compose(words))
+    except ValueError:
+        raise ValueError(
+            f"--engine {asked} contradicts {named}, which trains with {engine}; leave --engine out, or start from a "
+            f"group of {asked}."
+        ) from None
+    return words, asked
+
+
+def _model_path(model: str) -> str:
+    """What the host takes for a model: the folder of a local one, the Hub's name of a known one."""
+    path = Path(model).expanduser()
+    if path.exists():
+        return str(path if path.is_dir() else path.parent)
+    return find_model(model).name
