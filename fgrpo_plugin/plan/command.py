@@ -107,12 +107,19 @@ def plan(
         setup = Setup(model=find_model(model), gpu=device, **fields, **lengths)
         result = report.make_plan(setup, assumed, notes=[])
     else:
-        from fgrpo_plugin.plan.compose import compose_run
+        from fgrpo_plugin.host.probe import compose
+        from fgrpo_plugin.plan.compose import check_run, compose_run
         from fgrpo_plugin.plan.recipe import setup_from_config
 
         words, config = compose_run(recipe, changes or [], ({"model": model} if model else {}) | fields)
-        setup, notes = setup_from_config(config, device, **lengths)
-        result = report.make_plan(setup, assumed, recipe=words, notes=notes)
+        notes = check_run(config)
+        setup, unmodelled = setup_from_config(config, device, **lengths)
+        result = report.make_plan(setup, assumed, recipe=words, notes=notes + unmodelled)
+        if result.command != words:
+            try:
+                check_run(compose(result.command))
+            except ValueError as error:
+                result.notes.append(f"the run would refuse the advice: {error}")
     if as_json:
         print(json.dumps(report.as_json(result), indent=2))
     else:

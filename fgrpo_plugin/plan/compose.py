@@ -1,11 +1,14 @@
 """A recipe, overrides and options: one configuration that the host takes, or a sentence."""
 
 from collections.abc import Iterable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 
+from fgrpo_plugin.host import validate
+from fgrpo_plugin.host.parallel import check_micro_batches, check_parallel_sizes
 from fgrpo_plugin.host.probe import compose, describe_unknown, host_defaults, unknown_settings
 from fgrpo_plugin.plan.models import find_model
 from fgrpo_plugin.plan.recipe import engine_of, overridden, overrides
@@ -37,6 +40,53 @@ def compose_run(recipe: str | None, changes: Iterable[str], fields: dict[str, An
     if config.actor_rollout_ref.model.path == host_defaults(config.model_engine).actor_rollout_ref.model.path:
         raise ValueError(f"{named} names no model; add --model.")
     return words, config
+
+
+def check_run(config: DictConfig) -> list[str]:
+    """The validation that a run of this package begins with, without its files.
+
+    Returns:
+        A sentence for what it would miss of its files here and now.
+
+    Raises:
+        ValueError: what it would refuse, in its own words.
+    """
+    if not validate.is_f_divergence(config):
+        if validate.uses_our_loss(config):
+            validate.complete(config)  # refuses
+        return []
+    settings = validate._settings(config)
+    anywhere = deepcopy(config)
+    anywhere.trainer.device = None  # whether this machine is set up for it does not matter here
+    offline = config.algorithm.adv_estimator == "f_hal" and settings.constant_lam == 1
+    validate._refuse_contradictions(anywhere, offline)
+    check_parallel_sizes(config)
+    if config.algorithm.adv_estimator == "f_hal" and settings.constant_lam != 0:
+        return _check_preferences(config, settings)
+    check_micro_batches(config)
+    return []
+
+
+def _check_preferences(config: DictConfig, settings: Any) -> list[str]:
+    """Their settings and row counts; the data are not read."""
+    from fgrpo_plugin.host.preferences import preference_settings, rows_per_minibatch
+
+    config = deepcopy(config)
+    missing = []
+    if not OmegaConf.select(config, "data.preference.files"):
+        missing.append("data.preference.files is empty: the run needs preference data, +data.preference.files=[...].")
+        with open_dict(config):
+            OmegaConf.update(config, "data.preference.files", ["any"], force_add=True)
+    wanted = preference_settings(config)
+    for name, files in (("files", wanted.files), ("val_files", wanted.val_files)):
+        missing += [f"data.preference.{name}: {file} is not on this machine." for file in files if _is_missing(file)]
+    rows = rows_per_minibatch(config)
+    check_micro_batches(config, answers=settings.constant_lam != 1, preference_rows=rows)
+    return missing
+
+
+def _is_missing(file: str) -> bool:
+    return file.startswith(("/", ".", "~")) and not Path(file).expanduser().exists()
 
 
 def _with_engine(words: list[str], asked: str | None, named: str) -> tuple[list[str], str]:

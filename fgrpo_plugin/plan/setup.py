@@ -164,6 +164,11 @@ class Setup:
         if not 0 < self.utilization < 1:
             raise ValueError(f"gpu_memory_utilization {self.utilization} must lie between 0 and 1.")
         self._check_parallelism()
+        if self.joined_rows % (2 * self.dp):
+            raise ValueError(
+                f"preference rows {self.joined_rows} must be a multiple of {2 * self.dp}: as many of each side on each "
+                f"of {self.dp} data-parallel ranks."
+            )
 
     def _check_parallelism(self) -> None:
         if self.megatron:

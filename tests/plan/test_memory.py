@@ -338,6 +338,7 @@ def test_the_first_stage_of_a_pipeline_holds_as_much_as_one_gpu_of_all_layers():
         ({"dtype": "int4"}, "dtype 'int4' is not one of"),
         ({"mean_response": 1025}, "mean response 1025 is more than the longest, 1024"),
         ({"mean_prompt": 600}, "mean prompt 600 is more than the longest, 512"),
+        ({"lam": 0.5, "preference_rows": 100}, "preference rows 100 must be a multiple of 16"),
         ({"lam": 2.0}, "lambda 2.0 must lie"),
         ({"utilization": 1.5}, "gpu_memory_utilization 1.5"),
         ({"group": 0}, "group 0 must be a whole number >= 1"),

@@ -35,6 +35,7 @@ MEGATRON = [
     "actor_rollout_ref.actor.megatron.override_transformer_config.recompute_granularity=full",
     "actor_rollout_ref.actor.use_dynamic_bsz=true",
     "actor_rollout_ref.rollout.tensor_model_parallel_size=8",
+    "actor_rollout_ref.rollout.n=4",
 ]
 
 
@@ -208,6 +209,15 @@ REFUSED = [
     ("--recipe quickstart", "--recipe quickstart names no model; add --model"),
     ("trainer.nnodes=1", "this configuration names no model; add --model"),
     ("--recipe math_7b +actor_rollout_ref.actor.policy_loss.f_divergence.lamda=0.5", "f_divergence.lamda is not known"),
+    (
+        "--recipe math_7b --lam 0.5",
+        "f_divergence.lam=0.5 needs preference data",
+    ),
+    ("--recipe safety --lam 1", "reward.reward_model.enable=true with lam=1 contradicts"),
+    ("--recipe safety +data.preference.nosuch=4", "data.preference.nosuch is not known"),
+    ("--recipe safety --preference-rows 100", "preference rows 100 must be a multiple of 16"),
+    ("--recipe math_7b algorithm.adv_estimator=grpo", "asks for f-GRPO but algorithm.adv_estimator=grpo"),
+    ("--recipe math_7b --n 1", "a group needs at least 2 answers a prompt"),
 ]
 
 
@@ -217,6 +227,19 @@ def test_what_the_host_would_not_run_is_refused_in_one_sentence(words, said):
     done = run("--gpu", "H100", *words.format(**at).split())
     assert done.exit_code == 2 and not isinstance(done.exception, (ValueError, TypeError))
     assert said.format(**at) in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_preference_data_that_are_not_there_are_a_note(tmp_path):
+    def notes(*words):
+        return json.loads(run("--gpu", "H100", "--json", *words).output)["notes"]
+
+    words = ("--recipe", "scale_70b_megatron", "algorithm.adv_estimator=f_hal")
+    assert any("data.preference.files is empty" in note for note in notes(*words))
+    there = tmp_path / "pairs.jsonl"
+    there.touch()
+    assert not notes(*words, f"+data.preference.files=[{there}]")
+    (note,) = notes(*words, f"+data.preference.files=[{there},{tmp_path}/none.jsonl]")
+    assert "none.jsonl is not on this machine" in note
 
 
 def test_an_unknown_group_is_answered_with_every_group():
@@ -300,7 +323,7 @@ def test_options_alone_say_what_a_command_needs():
 
 def test_flags_alone_give_the_same_plan_as_a_configuration():
     flags = ["--model", "llama-3.1-70b", "--engine", "megatron", "--param-offload", "--ref-offload"]
-    numbers = {"tp": 8, "pp": 4, "cp": 2, "nodes": 8, "rollout-tp": 8, "batch": 1024, "minibatch": 256, "n": 1}
+    numbers = {"tp": 8, "pp": 4, "cp": 2, "nodes": 8, "rollout-tp": 8, "batch": 1024, "minibatch": 256, "n": 4}
     for name, value in ({"recompute": "full", "response-length": 512} | numbers).items():
         flags += [f"--{name}", value]
     alone = json.loads(run("--gpu", "H100", "--json", *flags).output)
