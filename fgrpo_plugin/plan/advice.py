@@ -92,11 +92,10 @@ def _offload(setup: Setup, assumed: Assumptions) -> Iterator[Changes]:
 
 def _utilization(setup: Setup, assumed: Assumptions) -> Iterator[Changes]:
     """The share that the trainer's states leave, in steps of 5 %, or the least that holds weights and some rows."""
-    if not setup.generates:
+    short = [phase for phase in phases(setup, assumed) if phase.name.startswith("generation") and not phase.fits]
+    if not short:
         return
-    generation = next(phase for phase in phases(setup, assumed) if phase.name == "generation")
-    if generation.fits:
-        return
+    generation = max(short, key=lambda phase: phase.excess)
     engine = ("rollout weights", "KV cache", "activations")
     left = (setup.gpu.memory - sum(v for part, v in generation.parts.items() if part not in engine)) / setup.gpu.memory
     least = rollout_weights(setup) + rollout_activations(setup) + kv_bytes_per_token(setup) * setup.longest

@@ -115,8 +115,10 @@ def logit_bytes(setup: Setup, *, training: bool = True) -> float:
 def phases(setup: Setup, assumed: Assumptions) -> list[Phase]:
     """Every phase that the run has, in the order of a step."""
     found = []
-    if setup.generates:
-        found.append(_generation(setup, assumed))
+    if setup.colocated:
+        found.append(_generation(setup, assumed, _resident(setup)))
+    if setup.generates and setup.rollout_gpus:
+        found.append(replace(_generation(setup, assumed, {}), name="generation apart"))
     if setup.reference or setup.old_log_prob:
         found.append(_log_probs(setup, assumed))
     found.append(_training(setup, assumed))
@@ -287,7 +289,7 @@ def _gathered_gradients(setup: Setup) -> float:
 
 def _awake(setup: Setup) -> float:
     """The rollout engine's memory in the trainer's phases."""
-    return 0.0 if setup.rollout_sleeps or not setup.generates else setup.utilization * setup.gpu.memory
+    return 0.0 if setup.rollout_sleeps or not setup.colocated else setup.utilization * setup.gpu.memory
 
 
 def _log_probs(setup: Setup, assumed: Assumptions) -> Phase:
@@ -330,8 +332,8 @@ def kv_cache(setup: Setup) -> float:
     return setup.utilization * setup.gpu.memory - rollout_weights(setup) - rollout_activations(setup)
 
 
-def _generation(setup: Setup, assumed: Assumptions) -> Phase:
-    parts = _resident(setup)
+def _generation(setup: Setup, assumed: Assumptions, resident: dict[str, float]) -> Phase:
+    parts = dict(resident)
     parts["overhead"] = assumed.overhead_gib * GIB
     parts["rollout weights"] = rollout_weights(setup)
     parts["activations"] = rollout_activations(setup)
@@ -346,11 +348,12 @@ def _resharding(setup: Setup, assumed: Assumptions) -> Phase:
     parts = _resident(setup)
     if setup.megatron or setup.lora_rank or setup.engine == "fsdp":
         parts["weights"] = states(setup)["weights"]  # whole shards come back; FSDP2's one matrix at a time
-    parts["rollout weights"] = rollout_weights(setup)
+    parts["rollout weights"] = rollout_weights(setup) if setup.colocated else 0.0
     whole = setup.model.embedding * (2 if setup.megatron else DTYPES[setup.dtype])
-    parts["transfer buffer"] = setup.bucket_mib * 2**20 + (0 if setup.lora_rank else whole)
+    buckets = 2 if setup.rollout_gpus else 1  # between GPUs one is filled while the other is sent
+    parts["transfer buffer"] = buckets * setup.bucket_mib * 2**20 + (0 if setup.lora_rank else whole)
     parts["overhead"] = _overhead(setup, assumed, parts)
-    if not setup.rollout_sleeps:
+    if setup.colocated and not setup.rollout_sleeps:
         parts["KV cache"] = _awake(setup) - parts["rollout weights"]
     return Phase("resharding", _ordered(parts), setup.gpu.memory)
 

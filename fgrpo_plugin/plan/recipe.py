@@ -167,6 +167,11 @@ def setup_from_config(config: DictConfig, gpu: Gpu, **changes: Any) -> tuple[Set
             "ref_dtype": get("actor_rollout_ref.ref.fsdp_config.model_dtype", "fp32"),
         }
     fields["entropy"] = bool(get(f"{ACTOR}.calculate_entropy", False) or get(f"{ACTOR}.entropy_coeff", 0))
+    if get("trainer.v1.trainer_mode") == "separate_async":
+        fields["rollout_gpus"] = get(f"{ROLLOUT}.nnodes") * get(f"{ROLLOUT}.n_gpus_per_node")
+        fields["trainer_generates"] = get("actor_rollout_ref.hybrid_engine", True)
+        if not fields["rollout_gpus"]:
+            raise ValueError(f"trainer mode separate_async needs GPUs that generate: {ROLLOUT}.nnodes is 0; set it.")
     fields |= _algorithm(config, get) | changes
     return Setup(**fields), _notes(get)
 
@@ -195,7 +200,12 @@ def _notes(get: Any) -> list[str]:
     if get("algorithm.adv_estimator") == "gae" or get("critic.enable", False):
         notes.append("the critic is not modelled.")
     mode = get("trainer.v1.trainer_mode", "sync")
-    if mode != "sync":
+    if mode == "separate_async":
+        notes.append(
+            "generation and training are planned side by side, a step as long as the longer of both; the training GPUs "
+            "generate at the start and in validation alone."
+        )
+    elif mode != "sync":
         notes.append(f"trainer mode {mode} is planned as if it were sync: phases one after the other on the same GPUs.")
     if get("reward.reward_model.enable", False):
         notes.append("the reward model is not modelled: it takes its own memory and time.")

@@ -58,7 +58,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
     found: dict[str, Any] = {
         "model": {"name": plan.setup.model.name, "parameters": plan.setup.model.parameters},
         "gpu": plan.setup.gpu.described(),
-        "gpus": plan.setup.gpus,
+        "gpus": plan.setup.all_gpus,
         "assumptions": asdict(plan.assumed),
         "fits": plan.fits,
         "phases": [
@@ -97,7 +97,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print(_time_table(plan.time))
     rate = plan.time.tokens / plan.time.total
     console.print(
-        f"step {plan.time.total:.3g} s: {rate:,.0f} tokens/s, {rate / setup.gpus:,.0f} a GPU; "
+        f"step {plan.time.total:.3g} s: {rate:,.0f} tokens/s, {rate / setup.all_gpus:,.0f} a GPU; "
         f"model FLOPs utilisation of the update {plan.time.utilization:.0%}",
         highlight=False,
     )
@@ -129,6 +129,8 @@ def _headline(setup: Setup) -> str:
     layout = ", ".join([setup.engine, *split, f"data parallel {setup.dp}", f"rollout tp {setup.rollout_tp}"])
     lora = f", LoRA rank {setup.lora_rank}" if setup.lora_rank else ""
     gpus = f"{setup.nodes} x {setup.gpus_per_node} {setup.gpu.name} ({setup.gpu.memory_gib:g} GiB)"
+    if setup.rollout_gpus:
+        gpus += f" and {setup.rollout_gpus} that generate"
     rows = f"{setup.prompts} prompts x {setup.group} answers" if setup.generates else "preference rows alone"
     if setup.joined_rows:
         rows += f", {setup.joined_rows} preference rows an optimiser step"
@@ -193,7 +195,7 @@ def _print_advice(plan: Plan, advice: Advice, console: Console) -> None:
         print(f"  {shlex.quote(override)}")  # never wrapped: it is to be copied
     after, host = step_time(advice.setup, plan.assumed), host_bytes(advice.setup) * advice.setup.gpus_per_node / GIB
     console.print(
-        f"then a step takes {after.total:.3g} s on {advice.setup.gpus} GPUs, {host:.0f} GiB of host memory a node.",
+        f"then a step takes {after.total:.3g} s on {advice.setup.all_gpus} GPUs, {host:.0f} GiB of host memory a node.",
         highlight=False,
     )
 

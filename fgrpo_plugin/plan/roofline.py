@@ -39,14 +39,17 @@ class StepTime:
     update_flops: float
     """Of the whole run, in one step, without what is recomputed."""
     peak_flops: float
-    """Of all GPUs, FLOP/s."""
+    """Of the GPUs that train, FLOP/s."""
     rows_at_once: float
     """Rows that one replica decodes at a time."""
+    overlapped: bool = False
+    """Generation runs beside the other phases, on GPUs of its own."""
 
     @property
     def total(self) -> float:
         """Seconds."""
-        return sum(self.phases.values())
+        everything, generation = sum(self.phases.values()), self.phases.get("generation", 0.0)
+        return max(generation, everything - generation) if self.overlapped else everything
 
     @property
     def utilization(self) -> float:
@@ -74,12 +77,13 @@ def step_time(setup: Setup, assumed: Assumptions) -> StepTime:
         phases=found,
         tokens=tokens,
         new_tokens=rows * (setup.mean_response or setup.response_length),
-        gpus=setup.gpus,
+        gpus=setup.all_gpus,
         update_flops=(rows * setup.epochs + joined)
         * setup.mean_row
         * update_flops(setup.model, setup.mean_row, lora_rank=setup.lora_rank),
         peak_flops=setup.gpus * setup.gpu.flops,
         rows_at_once=step.rows_at_once() if setup.generates else 0.0,
+        overlapped=setup.rollout_gpus > 0,
     )
 
 
@@ -125,7 +129,7 @@ class Roofline:
     def rows_at_once(self) -> float:
         """Rows that a replica decodes together: what there is, the limit, and the room in the cache."""
         setup = self.setup
-        replicas = setup.gpus / setup.rollout_tp
+        replicas = setup.generating_gpus / setup.rollout_tp
         mean_context = (setup.mean_prompt or setup.prompt_length) + (setup.mean_response or setup.response_length) / 2
         room = kv_cache(setup) / (kv_bytes_per_token(setup) * mean_context)
         return max(1.0, min(setup.prompts * setup.group / replicas, setup.max_rows, room))
@@ -148,7 +152,7 @@ class Roofline:
         setup = self.setup
         prompt, response = setup.mean_prompt or setup.prompt_length, setup.mean_response or setup.response_length
         size = setup.rollout_tp
-        rows = setup.prompts * setup.group * size / setup.gpus
+        rows = setup.prompts * setup.group * size / setup.generating_gpus
         prefilled = rows / (setup.group if setup.prefix_caching else 1) * prompt
         prefill = prefilled * forward_flops(setup.model, prompt) / size / self.flops
         # The last row's response ends no earlier than the longest does.

@@ -11,6 +11,7 @@ ENGINES = ("fsdp", "fsdp2", "megatron")
 DTYPES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
 MEGATRON_ONLY = ("tp", "pp", "cp", "ep", "etp", "ref_offload")
 FSDP_ONLY = ("sp", "shard", "dtype")
+LEAST = {"shard": -1, "lora_rank": 0, "preference_rows": 0, "rollout_gpus": 0}
 RECOMPUTE = ("none", "selective", "full")
 
 
@@ -120,6 +121,10 @@ class Setup:
     """In an optimiser step."""
     # Rollout engine.
     rollout_tp: int = 1
+    rollout_gpus: int = 0
+    """GPUs that generate while those of ``nodes`` train (``separate_async``); 0: the same ones do both in turn."""
+    trainer_generates: bool = True
+    """With ``rollout_gpus``: the training GPUs hold a rollout engine too, for the start and for validation."""
     utilization: float = 0.5
     """Share of the GPU's memory that the rollout engine takes."""
     max_rows: int = 256
@@ -142,7 +147,7 @@ class Setup:
         for field in fields(self):
             value = getattr(self, field.name)
             whole = field.type in (int, int | None) and value is not None
-            least = -1 if field.name == "shard" else 0 if field.name in ("lora_rank", "preference_rows") else 1
+            least = LEAST.get(field.name, 1)
             if whole and (not isinstance(value, int) or value < least):
                 raise ValueError(f"{field.name} {value!r} must be a whole number >= {least}.")
         limit = min(self.tokens_per_gpu, self.log_prob_tokens_per_gpu) * self.sp * self.cp
@@ -190,8 +195,9 @@ class Setup:
             ("fsdp_size", self.shards),
             ("rollout tp", self.rollout_tp),
         ):
-            if self.gpus % size:
-                raise ValueError(f"{name} = {size} does not divide the {self.gpus} GPUs; change either.")
+            gpus = self.generating_gpus if name == "rollout tp" else self.gpus
+            if gpus % size:
+                raise ValueError(f"{name} = {size} does not divide the {gpus} GPUs; change either.")
         stages = self.pp * self.virtual_pp
         if self.model.layers % stages and not self.uneven_stages:
             raise ValueError(
@@ -206,8 +212,23 @@ class Setup:
 
     @property
     def gpus(self) -> int:
-        """GPUs of the run."""
+        """GPUs that train."""
         return self.nodes * self.gpus_per_node
+
+    @property
+    def generating_gpus(self) -> int:
+        """GPUs that generate: those that train, or others."""
+        return self.rollout_gpus or self.gpus
+
+    @property
+    def all_gpus(self) -> int:
+        """GPUs of the run."""
+        return self.gpus + self.rollout_gpus
+
+    @property
+    def colocated(self) -> bool:
+        """Whether the training GPUs hold a rollout engine."""
+        return self.generates and (not self.rollout_gpus or self.trainer_generates)
 
     @property
     def expert_split(self) -> int:

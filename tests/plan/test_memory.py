@@ -129,6 +129,17 @@ def test_generation_takes_its_share_and_what_the_trainer_leaves():
     assert phase(setup(utilization=0.15), "generation").shortage > 2 * GIB
 
 
+def test_gpus_that_generate_alone_hold_nothing_of_the_trainer():
+    apart = setup(rollout_gpus=8, utilization=0.8)
+    assert phase(apart, "generation apart").total == pytest.approx(0.8 * H100.memory)
+    assert phase(apart, "generation") == phase(setup(utilization=0.8), "generation")
+    never = phases(replace(apart, trainer_generates=False), BARE)
+    assert [found.name for found in never] == ["generation apart", "log-probs", "training", "resharding"]
+    assert never[-1].parts["rollout weights"] == 0
+    buckets = never[-1].parts["transfer buffer"] - phase(setup(), "resharding").parts["transfer buffer"]
+    assert buckets == 2048 * 2**20
+
+
 def test_offloading_between_phases_does_not_help_the_update_and_offloading_in_it_does():
     planned = setup()
     training = phase(planned, "training").total

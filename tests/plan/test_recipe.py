@@ -78,6 +78,23 @@ def test_f_hal_brings_its_preference_rows(stock_config):
     assert planned.generates and planned.joined_rows == 512
 
 
+def test_the_asynchronous_recipe_generates_on_gpus_of_its_own(stock_config):
+    planned, notes = setup_from_config(stock_config("+fgrpo=async_7b"), H100)
+    assert (planned.gpus, planned.generating_gpus, planned.all_gpus, planned.minibatch) == (8, 8, 16, 64)
+    assert planned.colocated and any("side by side" in note for note in notes)
+    more = stock_config(
+        "+fgrpo=async_7b", "actor_rollout_ref.rollout.nnodes=2", "actor_rollout_ref.hybrid_engine=false"
+    )
+    planned, _ = setup_from_config(more, H100)
+    assert (planned.generating_gpus, planned.all_gpus, planned.colocated) == (16, 24, False)
+    with pytest.raises(ValueError, match="needs GPUs that generate"):
+        setup_from_config(stock_config("+fgrpo=async_7b", "actor_rollout_ref.rollout.nnodes=0"), H100)
+    plan = json.loads(run("--recipe", "async_7b", "--gpu", "H100", "--json").output)
+    others = sum(seconds for phase, seconds in plan["seconds"].items() if phase != "generation")
+    assert plan["gpus"] == 16
+    assert plan["step_seconds"] == pytest.approx(max(plan["seconds"]["generation"], others))
+
+
 def test_which_passes_an_algorithm_needs(stock_config):
     def passes(*words):
         planned = setup_from_config(stock_config("actor_rollout_ref.model.path=qwen2.5-7b", *words), H100)[0]

@@ -101,6 +101,15 @@ def test_phases_are_those_that_the_algorithm_has():
     assert alone.phases["reference"] == 0 and "generation" not in alone.phases and alone.new_tokens == 0
 
 
+def test_gpus_that_generate_alone_do_so_beside_training():
+    together = step_time(setup(), IDEAL)
+    apart = step_time(setup(rollout_gpus=8), IDEAL)
+    assert apart.phases == together.phases and apart.gpus == 16
+    generation = together.phases["generation"]
+    assert apart.total == max(generation, together.total - generation) < together.total
+    assert step_time(setup(rollout_gpus=16), IDEAL).phases["generation"] < generation
+
+
 def test_preference_rows_cost_what_as_many_rolled_out_rows_do():
     half = setup(gpu=FAST, prompts=128, minibatch=128, lam=0.5, preference_rows=512)
     assert Roofline(half, IDEAL).update() == pytest.approx(Roofline(setup(gpu=FAST), IDEAL).update())
