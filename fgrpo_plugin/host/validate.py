@@ -77,8 +77,8 @@ def require_validated(algorithm: Any) -> None:
         )
 
 
-def complete(config: DictConfig) -> None:
-    """Fill in what ``algorithm.adv_estimator=f_grpo`` or ``f_hal`` implies, in place, and check the rest.
+def check_settings(config: DictConfig) -> FDivergenceConfig:
+    """What can be refused by the settings alone: no file is read, and rows are not counted.
 
     Args:
         config: the composed configuration of ``verl.trainer.main_ppo``.
@@ -91,15 +91,34 @@ def complete(config: DictConfig) -> None:
             f"{LOSS} asks for f-GRPO but algorithm.adv_estimator={config.algorithm.adv_estimator}; "
             "set algorithm.adv_estimator=f_grpo or f_hal, or remove the policy_loss settings."
         )
+    estimator = config.algorithm.adv_estimator
+    settings = f_divergence_settings(config)
+    _refuse_contradictions(config, offline=estimator == "f_hal" and settings.constant_lam == 1)
+    check_parallel_sizes(config)
+    if estimator == "f_grpo" and any(OmegaConf.select(config, f"data.preference.{name}") for name in FILES):
+        raise ValueError(
+            "data.preference names files, which algorithm.adv_estimator=f_grpo does not read; set "
+            "algorithm.adv_estimator=f_hal, or remove them."
+        )
+    return settings
+
+
+def complete(config: DictConfig) -> None:
+    """Fill in what ``algorithm.adv_estimator=f_grpo`` or ``f_hal`` implies, in place, and check the rest.
+
+    Args:
+        config: the composed configuration of ``verl.trainer.main_ppo``.
+
+    Raises:
+        ValueError: a sentence naming the setting and the remedy.
+    """
     importlib.import_module("verl.trainer.ppo.v1")  # the host does so in its task runner alone, too late to refuse
     if REFUSED:
         raise ValueError(" ".join(REFUSED.values()))
+    settings = check_settings(config)
     estimator = config.algorithm.adv_estimator
-    settings = _settings(config)
     offline = estimator == "f_hal" and settings.constant_lam == 1
     generates = not offline or bool(OmegaConf.select(config, "data.preference.keep_rollout", default=False))
-    _refuse_contradictions(config, offline)
-    check_parallel_sizes(config)
     _check_inputs(config, prompts=generates)
     if estimator == "f_hal" and settings.constant_lam != 0:
         from fgrpo_plugin.host.preferences import check_preferences
@@ -107,11 +126,6 @@ def complete(config: DictConfig) -> None:
         check_preferences(config, settings)
     else:
         check_micro_batches(config)
-    if estimator == "f_grpo" and any(OmegaConf.select(config, f"data.preference.{name}") for name in FILES):
-        raise ValueError(
-            "data.preference names files, which algorithm.adv_estimator=f_grpo does not read; set "
-            "algorithm.adv_estimator=f_hal, or remove them."
-        )
 
     changes: list[tuple[str, Any, str]] = []
 
@@ -285,7 +299,7 @@ def _check_inputs(config: DictConfig, *, prompts: bool) -> None:
             check_data_file(file, columns, key)
 
 
-def _settings(config: DictConfig) -> FDivergenceConfig:
+def f_divergence_settings(config: DictConfig) -> FDivergenceConfig:
     given = OmegaConf.select(config, f"{LOSS}.f_divergence")
     values: dict[str, Any] = OmegaConf.to_container(given, resolve=True) if given is not None else {}  # type: ignore
     f_hal = config.algorithm.adv_estimator == "f_hal"

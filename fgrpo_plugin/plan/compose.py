@@ -7,9 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from fgrpo_plugin.host import validate
-from fgrpo_plugin.host.parallel import check_micro_batches, check_parallel_sizes
+from fgrpo_plugin.host.parallel import check_micro_batches
 from fgrpo_plugin.host.probe import compose, describe_unknown, host_defaults, unknown_settings
+from fgrpo_plugin.host.validate import check_settings, is_f_divergence, uses_our_loss
 from fgrpo_plugin.plan.models import find_model
 from fgrpo_plugin.plan.recipe import engine_of, overridden, overrides
 from fgrpo_plugin.plan.setup import ENGINES, check_fields
@@ -51,16 +51,11 @@ def check_run(config: DictConfig) -> list[str]:
     Raises:
         ValueError: what it would refuse, in its own words.
     """
-    if not validate.is_f_divergence(config):
-        if validate.uses_our_loss(config):
-            validate.complete(config)  # refuses
+    if not (is_f_divergence(config) or uses_our_loss(config)):
         return []
-    settings = validate._settings(config)
     anywhere = deepcopy(config)
     anywhere.trainer.device = None  # whether this machine is set up for it does not matter here
-    offline = config.algorithm.adv_estimator == "f_hal" and settings.constant_lam == 1
-    validate._refuse_contradictions(anywhere, offline)
-    check_parallel_sizes(config)
+    settings = check_settings(anywhere)
     if config.algorithm.adv_estimator == "f_hal" and settings.constant_lam != 0:
         return _check_preferences(config, settings)
     check_micro_batches(config)

@@ -178,8 +178,7 @@ def setup_from_config(config: DictConfig, gpu: Gpu, **changes: Any) -> tuple[Set
 
 def _algorithm(config: DictConfig, get: Any) -> dict[str, Any]:
     """Which passes and rows the algorithm needs."""
-    from fgrpo_plugin.host.validate import _settings as f_divergence_settings  # imports torch
-    from fgrpo_plugin.host.validate import is_f_divergence
+    from fgrpo_plugin.host.validate import f_divergence_settings, is_f_divergence  # imports torch
 
     bypass = bool(get("algorithm.rollout_correction.bypass_mode", False))
     if not is_f_divergence(config):
