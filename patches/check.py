@@ -6,7 +6,7 @@
 
 The checkout stays as it is: a temporary clone of it is patched. The interpreter that runs this needs verl's own
 dependencies and pytest; verl itself is taken from the clone. --shims shows as well that this package's shims are not
-needed there and that 0005 computes this package's losses; it takes the environment of `make env`.
+needed there and that 0005 and 0006 compute this package's losses; it takes the environment of `make env`.
 """
 
 import json
@@ -25,6 +25,8 @@ SERIES = tuple(sorted(folder.name for folder in PATCHES.iterdir() if any(folder.
 # Whatever the user's own git settings are.
 SETTINGS = ("user.name=check", "user.email=check@localhost", "core.hooksPath=/dev/null", "commit.gpgSign=false")
 ADDED_TEST = re.compile(r"^\+\+\+ b/(tests/\S+\.py)$", flags=re.MULTILINE)
+SHIMS = 4  # the patches of a series that stand for a shim; what follows them is f-GRPO and f-HAL for verl
+GAP = 1e-6  # relative difference of float32 sums taken in another order
 
 
 def patches_of(series: str) -> list[Path]:
@@ -39,8 +41,8 @@ def patches_of(series: str) -> list[Path]:
 
 
 def tests_of(patches: list[Path]) -> list[str]:
-    """Paths of the test files that the patches bring, inside verl's repository."""
-    return [path for patch in patches for path in ADDED_TEST.findall(patch.read_text())]
+    """Paths of the test files that the patches bring or extend, inside verl's repository."""
+    return list(dict.fromkeys(path for patch in patches for path in ADDED_TEST.findall(patch.read_text())))
 
 
 def apply(patches: list[Path], repo: Path, clone: Path, rev: str = "HEAD") -> str:
@@ -97,13 +99,13 @@ def run_ours(module: str, host: Path | None = None, plugin: bool = True) -> subp
 
 def _show_shims(patches: list[Path], repo: Path, folder: Path, rev: str) -> None:
     """Print what becomes of the shims and of the loss on the patched verl, and how far its own losses are off."""
-    apply(patches[:-1], repo, folder / "shims", rev)
+    apply(patches[:SHIMS], repo, folder / "shims", rev)
     stock, patched = (_answer(run_ours("tests.shims_process", host)) for host in (None, folder / "shims"))
     print("shims:", ", ".join(f"{name} {state}" for name, state in patched["applied"].items()))
     same = all(stock[key] == patched[key] for key in ("loss", "gradient", "fields"))
     print(f"loss {patched['loss']!r}, {'identical to' if same else 'NOT'} that of the installed verl with the shims")
     gaps = _answer(run_ours("tests.upstream_process", folder / "verl", plugin=False))["losses"].values()
-    print(f"0005: largest relative difference from this package's losses {max(max(gap.values()) for gap in gaps):.1e}")
+    print(f"0005, 0006: largest relative difference from ours {max(max(gap.values()) for gap in gaps):.1e}")
 
 
 def _answer(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What test_patches.py runs in a process of its own, in which verl is the patched copy and no plugin is loaded.
 
-Prints the largest difference between verl's f-GRPO and f-HAL (patch 0005) and this package's losses, by divergence.
+Prints the largest difference between verl's f-GRPO and f-HAL (patches 0005 and 0006) and this package's losses, by
+divergence, with the sizes of the mini-batch filled in as verl's `ppo_loss` fills them.
 """
 
 import json
@@ -23,19 +24,20 @@ LEVELS = ("sequence", "sequence_mean", "token")
 WEIGHTINGS = ("none", "softmax", "softmax_is")
 
 
-def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Largest difference, relative to the largest number; infinite where either is not finite."""
+def difference(ours: torch.Tensor, theirs: torch.Tensor, scale: float = 0.0) -> float:
+    """Largest difference, relative to the largest number or to `scale`; infinite where either is not finite."""
     ours, theirs = ours.detach().double(), theirs.detach().double()
     assert ours.shape == theirs.shape and bool((ours != 0).any()), "nothing to compare"
-    gap = (ours - theirs).abs().max() / ours.abs().max()
+    gap = (ours - theirs).abs().max() / ours.abs().max().clamp(min=scale)
     return gap.item() if bool(torch.isfinite(gap)) else float("inf")
 
 
-def rows(size: float) -> dict[str, torch.Tensor]:
-    """Log-probs whose ratio to the reference is of the given size a token, NaN where masked; one row has no token."""
+def rows(size: float, empty: bool = False) -> dict[str, torch.Tensor]:
+    """Log-probs whose ratio to the reference is of the given size a token, NaN where masked; one row may be empty."""
     generator = torch.Generator().manual_seed(int(size * 10))
     lengths = torch.randint(1, TOKENS + 1, (ROWS,), generator=generator)
-    lengths[5] = 0
+    if empty:
+        lengths[5] = 0
     mask = torch.arange(TOKENS) < lengths.unsqueeze(-1)
     log_prob = -torch.rand(ROWS, TOKENS, generator=generator)
     ref_log_prob = log_prob - size * torch.randn(ROWS, TOKENS, generator=generator)
@@ -66,6 +68,10 @@ def losses(batch: dict[str, torch.Tensor], divergence: Any, level: str, beta: fl
         ),
     )
     log_prob, mask, label = batch["log_prob"], batch["mask"], batch["label"]
+    sizes = {"dp_size": 1, "batch_num_tokens": mask.sum(), "global_batch_size": ROWS, "loss_scale_factor": None}
+    config.global_batch_info.update(sizes)
+    # verl's mean over responses counts those without a token, this package's does not
+    counted = 1.0 if level == "token" else mask.any(dim=-1).float().mean().item()
     advantage = group_advantages(batch["rewards"], torch.arange(ROWS) // 4)
     shared = (batch["old_log_prob"], log_prob, advantage.unsqueeze(-1) * mask, mask.float())
     fields = {"config": config, "ref_log_prob": batch["ref_log_prob"]}
@@ -84,7 +90,7 @@ def losses(batch: dict[str, torch.Tensor], divergence: Any, level: str, beta: fl
     reward = implicit_reward(log_prob, batch["ref_log_prob"], mask, beta, level=level)
     on, off = label == 0, label != 0
     ours = {
-        "f_grpo": f_grpo_loss(reward, advantage, divergence, response_mask=mask),
+        "f_grpo": counted * f_grpo_loss(reward, advantage, divergence, response_mask=mask),
         "f_hal": f_hal_loss(
             fdo_loss(reward[off], label[off] > 0, divergence, response_mask=mask[off]),
             f_grpo_loss(reward[on], advantage[on], divergence, response_mask=mask[on]),
@@ -92,8 +98,9 @@ def losses(batch: dict[str, torch.Tensor], divergence: Any, level: str, beta: fl
         ),
     }
     result = {}
+    size = advantage.abs().mean().item()  # a loss is a mean of terms of this size and of both signs
     for name in ours:
-        result[name] = difference(ours[name], theirs[name])
+        result[name] = difference(ours[name], theirs[name], size)
         gradients = [torch.autograd.grad(x[name], log_prob, retain_graph=True)[0] for x in (ours, theirs)]
         result[f"{name} gradient"] = difference(*gradients)
     return result
@@ -141,11 +148,11 @@ def main() -> None:
     worst: dict[str, dict[str, float]] = {}
     for divergence in every_link():
         entry = worst.setdefault(divergence.name, {})
-        for size, beta in ((0.5, 0.3), (20.0, 1.0)):  # the second leaves the finite ranges
-            for level in LEVELS:
-                for name, gap in losses(rows(size), divergence, level, beta, lam=0.3).items():
+        for size, beta, empty in ((0.5, 0.3, False), (0.5, 0.3, True), (20.0, 1.0, True)):
+            for level in LEVELS:  # the last size leaves the finite ranges
+                for name, gap in losses(rows(size, empty), divergence, level, beta, lam=0.3).items():
                     entry[name] = max(entry.get(name, 0.0), gap)
-    estimates = {f"{w}, std {s}": estimator(rows(0.5), w, s) for w in WEIGHTINGS for s in (True, False)}
+    estimates = {f"{w}, std {s}": estimator(rows(0.5, True), w, s) for w in WEIGHTINGS for s in (True, False)}
     print(json.dumps({"host": verl.__file__, "names": [*F_DIVERGENCES, "alpha"], "losses": worst, "adv": estimates}))
 
 
