@@ -184,6 +184,18 @@ def test_the_losses_for_verl_are_this_packages_for_every_divergence(ran, hosts):
     assert all(difference < check.GAP for difference in found["adv"].values()) and len(found["adv"]) == 6
 
 
+def test_the_documented_command_patches_an_installed_verl_inside_another_repository(hosts, tmp_path):
+    """A virtual environment often lies in a checkout, where a plain `git apply` skips every file and says nothing."""
+    [line] = re.findall(r"^.*git apply .*$", (ROOT / "patches/README.md").read_text(), flags=re.MULTILINE)
+    command = line.replace("/path/to/patches", str(ROOT / "patches"))
+    packages = tmp_path / "checkout" / "lib" / "site-packages"
+    shutil.copytree(hosts[0].parent / "pristine" / "verl", packages / "verl")
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path / "checkout", check=True)
+    subprocess.run(command, shell=True, cwd=packages, check=True)
+    subprocess.run(["diff", "-r", packages / "verl", hosts[0] / "verl"], check=True, capture_output=True)
+    assert [path.name for path in packages.iterdir()] == ["verl"]
+
+
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
