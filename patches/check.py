@@ -6,7 +6,8 @@
 
 The checkout stays as it is: a temporary clone of it is patched. The interpreter that runs this needs verl's own
 dependencies and pytest; verl itself is taken from the clone. --shims shows as well that this package's shims are not
-needed there and that 0005 and 0006 compute this package's losses; it takes the environment of `make env`.
+needed there and that 0005 and 0006 compute this package's losses; it takes the environment of `make env`. The exit
+status is 1 where a patch does not apply, a test fails or one of these does not hold.
 """
 
 import json
@@ -97,23 +98,39 @@ def run_ours(module: str, host: Path | None = None, plugin: bool = True) -> subp
     return subprocess.run(command, cwd=PATCHES.parent, env=env, capture_output=True, text=True)
 
 
-def _show_shims(patches: list[Path], repo: Path, folder: Path, rev: str) -> None:
-    """Print what becomes of the shims and of the loss on the patched verl, and how far its own losses are off."""
+def check_shims(patches: list[Path], repo: Path, folder: Path, rev: str) -> bool:
+    """Print what becomes of the shims and of the loss on the patched verl, and how far its own losses are off.
+
+    Args:
+        patches: a whole series.
+        repo: a git checkout of verl; it is only read.
+        folder: holds `verl/`, the checkout with all patches; `shims/` is made there.
+        rev: commit of `repo` to start from.
+
+    Returns:
+        Whether no shim is needed, the loss is the same number and verl's own losses are this package's.
+
+    Raises:
+        ValueError: a patch does not apply, or this package does not run.
+    """
     apply(patches[:SHIMS], repo, folder / "shims", rev)
     stock, patched = (_answer(run_ours("tests.shims_process", host)) for host in (None, folder / "shims"))
     print("shims:", ", ".join(f"{name} {state}" for name, state in patched["applied"].items()))
+    off = len(patched["applied"]) == SHIMS and set(patched["applied"].values()) == {"not needed"}
     same = all(stock[key] == patched[key] for key in ("loss", "gradient", "fields"))
     print(f"loss {patched['loss']!r}, {'identical to' if same else 'NOT'} that of the installed verl with the shims")
     gaps = _answer(run_ours("tests.upstream_process", folder / "verl", plugin=False))["losses"].values()
-    print(f"0005, 0006: largest relative difference from ours {max(max(gap.values()) for gap in gaps):.1e}")
+    gap = max(max(entry.values()) for entry in gaps)
+    print(f"0005, 0006: largest relative difference from this package's losses {gap:.1e}, bound {GAP:.0e}")
+    return off and same and gap < GAP
 
 
 def _answer(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+    said = lines[-1] if lines else "it says nothing"
     if done.returncode:
-        raise ValueError(
-            f"--shims needs the environment of `make env`; {' '.join(done.args[-1:])}: {done.stderr[-500:]}"
-        )
-    return json.loads(done.stdout.strip().splitlines()[-1])
+        raise ValueError(f"{done.args[-1]} failed ({said[-300:]}); --shims needs the environment of `make env`.")
+    return json.loads(said)
 
 
 def _git(folder: Path, *arguments: str, remedy: str = "report this") -> str:
@@ -140,15 +157,14 @@ def main(
         try:
             patches = patches_of(series)
             commit = apply(patches, repo, clone, rev)
+            print(f"{len(patches)} patches of {series} apply to {commit}", flush=True)
+            done = run_tests([*tests_of(patches), *(also or [])], clone)
+            print(done.stdout if done.returncode else done.stdout.strip().splitlines()[-1], flush=True)
+            sys.stderr.write(done.stderr if done.returncode else "")
+            held = check_shims(patches, repo, Path(folder), rev) if shims else True
         except ValueError as error:
             raise SystemExit(f"patches/check.py: {error}") from None
-        print(f"{len(patches)} patches of {series} apply to {commit}", flush=True)
-        done = run_tests([*tests_of(patches), *(also or [])], clone)
-        print(done.stdout if done.returncode else done.stdout.strip().splitlines()[-1])
-        sys.stderr.write(done.stderr if done.returncode else "")
-        if shims:
-            _show_shims(patches, repo, Path(folder), rev)
-        raise SystemExit(done.returncode)
+        raise SystemExit(done.returncode or int(not held))
 
 
 if __name__ == "__main__":

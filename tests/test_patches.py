@@ -196,6 +196,41 @@ def test_the_documented_command_patches_an_installed_verl_inside_another_reposit
     assert [path.name for path in packages.iterdir()] == ["verl"]
 
 
+STATES = {"applied": dict.fromkeys("abcd", "not needed"), "loss": 1.0, "gradient": [2.0], "fields": {"f_grpo": ["x"]}}
+NUMBERS = {"losses": {"kl": {"f_grpo": 1e-7}}}
+
+
+@pytest.mark.parametrize(
+    "patched, numbers, held",
+    [
+        ({}, NUMBERS, True),
+        ({"applied": {**STATES["applied"], "b": "applied"}}, NUMBERS, False),
+        ({"applied": {}}, NUMBERS, False),
+        ({"loss": 1.5}, NUMBERS, False),
+        ({"gradient": [2.5]}, NUMBERS, False),
+        ({"fields": {}}, NUMBERS, False),
+        ({}, {"losses": {"kl": {"f_grpo": 1e-7}, "gan": {"f_hal": 0.04}}}, False),
+        ({}, {"losses": {"kl": {"f_grpo": float("inf")}}}, False),
+        ({}, None, None),
+    ],
+)
+def test_check_fails_where_a_shim_is_needed_or_a_loss_differs(patched, numbers, held, tmp_path, monkeypatch):
+    def run_ours(module, host=None, plugin=True):
+        answer = numbers if not plugin else STATES | (patched if host else {})
+        said = json.dumps(answer) if answer else ""
+        return subprocess.CompletedProcess([module], int(not answer), said, "Traceback\nSomeError: no\n")
+
+    monkeypatch.setattr(check, "run_ours", run_ours)
+    monkeypatch.setattr(check, "apply", lambda *_: "c0ffee")
+    monkeypatch.setattr(check, "run_tests", lambda *_: subprocess.CompletedProcess([], 0, "1 passed\n", ""))
+    with pytest.raises(SystemExit) as ended:
+        check.main(tmp_path, series="main", rev="HEAD", shims=True)
+    if held is None:
+        assert str(ended.value).startswith("patches/check.py: tests.upstream_process failed (SomeError: no);")
+    else:
+        assert ended.value.code == int(not held)
+
+
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
