@@ -44,16 +44,22 @@ def _json(done: subprocess.CompletedProcess[str]) -> dict:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory) -> tuple[Path, Path]:
-    """The installed host with the shims' patches, and with the whole series."""
+def pristine_host(folder: Path) -> Path:
+    """A repository below `folder` with a copy of the installed host."""
     import verl
 
-    folder = tmp_path_factory.mktemp("hosts")
     pristine = folder / "pristine"
     shutil.copytree(Path(verl.__file__).parent, pristine / "verl", ignore=shutil.ignore_patterns("__pycache__"))
     for command in (["init", "-q"], ["add", "-f", "."], ["commit", "-q", "--no-verify", "-m", "verl as installed"]):
         subprocess.run([*GIT, *command], cwd=pristine, check=True)
+    return pristine
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory) -> tuple[Path, Path]:
+    """The installed host with the shims' patches, and with the whole series."""
+    folder = tmp_path_factory.mktemp("hosts")
+    pristine = pristine_host(folder)
     patches = check.patches_of("v0.9.1")
     check.apply(patches[:SHIMS], pristine, folder / "shims")
     check.apply(patches, pristine, folder / "all")

@@ -17,6 +17,7 @@ HYBRID = ("data.preference.keep_pairs=true", "actor_rollout_ref.actor.policy_los
 TENSOR = (TWO, f"{MEGATRON}.tensor_model_parallel_size=2")
 # name -> config groups, overrides
 ENGINES = {
+    "FSDP 1": ("laptop_hybrid", ("actor_rollout_ref.actor.strategy=fsdp", "actor_rollout_ref.ref.strategy=fsdp")),
     "FSDP2, two ranks": ("laptop_hybrid", (TWO,)),
     "Megatron": ("[quickstart_megatron,f_hal]", HYBRID),
     "Megatron, pipeline parallel": (
