@@ -29,6 +29,6 @@ def test_training_is_identical_and_no_shim_is_needed(host, uninterrupted, patche
     assert shims(uninterrupted) == {"applied"} and shims(run) == {"not needed"}
     assert [step for step, _ in steps(run)] == list(range(1, STEPS + 1))
     largest = differences(uninterrupted, run)
-    print({name: f"{value:.1e}" for name, value in largest.items()})
+    print(f"patched: {max(largest.values()):.1e}")
     assert max(largest.values()) < 1e-4
     assert state(run, STEPS) == state(uninterrupted, STEPS)
