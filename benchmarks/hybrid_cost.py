@@ -183,7 +183,7 @@ def main(
     layers: int = 4,
     hidden: int = 256,
     micro: int = 8,
-    repeats: int = 20,
+    repeats: Annotated[int, typer.Option(min=2)] = 20,
     warmup: int = 1,
     output: Annotated[Path | None, typer.Option(help="Also write the table there, as Markdown.")] = None,
 ) -> None:
