@@ -122,6 +122,11 @@ def check_micro_batches(config: Any, answers: bool = True, preference_rows: int 
     """
     parts, data, ranks = config.actor_rollout_ref, config.data, data_parallel_size(config)
     mini_batch = parts.actor.ppo_mini_batch_size * parts.rollout.n if answers else 0
+    if mini_batch % ranks:
+        raise ValueError(
+            f"{ROWS[0]} x {ROWS[1]} makes {mini_batch} rows, no multiple of the {ranks} data-parallel ranks that "
+            "share a mini-batch; change one of them."
+        )
     trained = f"{ROWS[0]} x {ROWS[1]}" if not preference_rows else f"data.preference.batch_size={preference_rows}"
     passes = [("actor", "ppo_micro_batch_size", "ppo_max_token_len", "use_dynamic_bsz", trained)]
     rows = {"actor": mini_batch + preference_rows}
@@ -143,7 +148,7 @@ def check_micro_batches(config: Any, answers: bool = True, preference_rows: int 
                     f"data.max_response_length = {longest}, on {_sequence_ranks(config)} rank(s) along the sequence; "
                     "change one of them."
                 )
-        elif size and (rows[part] % ranks or rows[part] // ranks % size):
+        elif size and rows[part] // ranks % size:
             raise ValueError(
                 f"{what} makes {rows[part]} rows on {ranks} data-parallel ranks, no multiple of "
                 f"{at}.{micro_batch}_per_gpu={size} on each; change either, or set {at}.{dynamic}=true."

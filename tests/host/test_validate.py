@@ -88,6 +88,10 @@ def test_the_old_log_prob_pass_is_made_only_where_it_is_needed(stock_config, inp
         (["trainer.use_v1=false"], "trainer.use_v1=false"),
         (["algorithm.use_kl_in_reward=true"], "algorithm.use_kl_in_reward=true"),
         (["actor_rollout_ref.rollout.n=1"], "rollout.n=1"),
+        (
+            ["actor_rollout_ref.actor.ppo_mini_batch_size=27"],
+            "makes 108 rows, no multiple of the 8 data-parallel ranks",
+        ),
         (["model_engine=torchtitan"], "choose one of dp, megatron, veomni"),
         (
             [*STATIC, f"{MICRO}=3"],
