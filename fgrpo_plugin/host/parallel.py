@@ -5,6 +5,8 @@ from typing import Any
 
 from fgrpo_plugin.plan.models import find_model
 
+STRATEGIES = {"dp": ("fsdp", "fsdp2"), "megatron": ("megatron",), "veomni": ("veomni",)}
+"""The host's ``model_engine`` -> strategies of its actor, for the engines whose splits are known here."""
 WHOLE_SEQUENCES = ("sdpa", "eager", "flex_attention")
 """Attention of transformers that the host's Ulysses exchanges do not go around: they go around flash attention."""
 ROWS = ("actor_rollout_ref.actor.ppo_mini_batch_size", "actor_rollout_ref.rollout.n")
@@ -36,6 +38,12 @@ def reference_is_in_actor(config: Any) -> bool:
     model = config.actor_rollout_ref.model
     rank = (model.get("lora") or {}).get("rank", 0) or model.get("lora_rank", 0) or 0
     return rank > 0 or model.get("lora_adapter_path") is not None
+
+
+def has_uneven_stages(megatron: Any) -> bool:
+    """Whether Megatron's section of the configuration states which layers a pipeline stage holds."""
+    transformer = megatron.get("override_transformer_config") or {}
+    return any("pipeline" in name and value for name, value in transformer.items())
 
 
 def check_parallel_sizes(config: Any) -> None:
@@ -91,9 +99,7 @@ def _check_model_splits(config: Any) -> None:
         stages = actor.megatron.pipeline_model_parallel_size * (
             actor.megatron.get("virtual_pipeline_model_parallel_size") or 1
         )
-        transformer = actor.megatron.get("override_transformer_config") or {}
-        uneven = any("pipeline" in key and value for key, value in transformer.items())
-        if model.layers % stages and not uneven:
+        if model.layers % stages and not has_uneven_stages(actor.megatron):
             raise ValueError(
                 f"{at}.pipeline_model_parallel_size makes {stages} stages of {model.layers} layers of {model.name}; "
                 "choose a size that divides them, or state uneven stages in override_transformer_config."

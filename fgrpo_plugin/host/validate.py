@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fgrpo_plugin.config import FDivergenceConfig
-from fgrpo_plugin.host.parallel import check_micro_batches, check_parallel_sizes
+from fgrpo_plugin.host.parallel import STRATEGIES, check_micro_batches, check_parallel_sizes
 from fgrpo_plugin.host.shims import APPLIED, REFUSED
 from fgrpo_plugin.preflight import check_data_file, check_model
 
@@ -21,7 +21,6 @@ ESTIMATORS = ("f_grpo", "f_hal")
 DEFAULT_LAM = 0.5
 VALIDATED = "f_divergence_validated"  # under `algorithm`, which the estimator sees too
 LOSS = "actor_rollout_ref.actor.policy_loss"
-STRATEGIES = {"dp": ("fsdp", "fsdp2"), "megatron": ("megatron",), "veomni": ("veomni",)}
 ENGINES = ("fsdp_config", "megatron", "veomni")
 OURS = "fgrpo_plugin.host.config.FDivergencePolicyLossConfig"
 OFFLINE = "fgrpo_plugin.host.offline"

@@ -5,6 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from fgrpo_plugin.host.parallel import STRATEGIES, has_uneven_stages
 from fgrpo_plugin.plan.gpus import Gpu
 from fgrpo_plugin.plan.models import find_model
 from fgrpo_plugin.plan.setup import FSDP_ONLY, MEGATRON_ONLY, Setup
@@ -12,8 +13,8 @@ from fgrpo_plugin.plan.setup import FSDP_ONLY, MEGATRON_ONLY, Setup
 ACTOR = "actor_rollout_ref.actor"
 ROLLOUT = "actor_rollout_ref.rollout"
 MODEL = "actor_rollout_ref.model"
-ENGINES = {"dp": ("fsdp", "fsdp2"), "megatron": ("megatron",)}
-"""The host's ``model_engine`` -> strategies of its actor."""
+PLANNED = ("dp", "megatron")
+"""Values of the host's ``model_engine``."""
 SCHEDULED = 0.5  # both halves are in every update; the value between 0 and 1 changes no cost
 
 KEYS = {
@@ -108,9 +109,9 @@ def engine_of(config: DictConfig) -> str:
         ValueError: another engine, or an actor of one with the strategy of another.
     """
     engine, strategy = config.model_engine, config.actor_rollout_ref.actor.strategy
-    if engine not in ENGINES:
-        raise ValueError(f"model_engine={engine} is not planned; choose among {', '.join(ENGINES)}.")
-    if strategy not in ENGINES[engine]:
+    if engine not in PLANNED:
+        raise ValueError(f"model_engine={engine} is not planned; choose among {', '.join(PLANNED)}.")
+    if strategy not in STRATEGIES[engine]:
         raise ValueError(
             f"{ACTOR}.strategy={strategy} contradicts model_engine={engine}, which is what the host runs; leave one of "
             "them out, or take a group of the engine that is meant."
@@ -145,11 +146,11 @@ def setup_from_config(config: DictConfig, gpu: Gpu, **changes: Any) -> tuple[Set
             if value is not None:
                 fields[field] = value
     if megatron:
-        transformer = get(f"{section}.override_transformer_config", {})  # of which five are about stages
+        transformer = get(f"{section}.override_transformer_config", {})
         fields |= {
             "compute_dtype": get(f"{section}.dtype", "bf16"),
             "virtual_pp": get(f"{section}.virtual_pipeline_model_parallel_size", 1),
-            "uneven_stages": any(value and "pipeline" in name for name, value in transformer.items()),
+            "uneven_stages": has_uneven_stages(get(section)),
             "sequence_parallel": get(f"{section}.sequence_parallel", True),
             "distributed_optimizer": get(f"{section}.use_distributed_optimizer", True),
             "step_offload": bool(get(f"{ACTOR}.optim.override_optimizer_config.optimizer_cpu_offload", False)),

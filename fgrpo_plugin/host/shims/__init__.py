@@ -36,6 +36,11 @@ def known_source(
         )
 
 
+def patch_remedy(patch: str) -> str:
+    """What to do where a shim does not fit, for `known_source`: `patch` is its file's name."""
+    return f"install verl==0.9.1, or apply {patch} of patches/main to this version"
+
+
 REFUSED: dict[str, str] = {}
 """Shim -> why this host could not be adapted. Other algorithms run on; f-GRPO refuses to start with these sentences."""
 

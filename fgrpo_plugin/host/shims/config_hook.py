@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from fgrpo_plugin.host.shims import known_source
+from fgrpo_plugin.host.shims import known_source, patch_remedy
 
 HASHES = {"031feb0fd93538991fc74fb8cde2dcaddf7c1855cd1d06f809ecfb64cba6e5fc": "verl 0.9.1"}
 ENTRY_POINT = "verl/trainer/main_ppo.py"
@@ -27,7 +27,7 @@ def apply(device: Any) -> bool:
             device.auto_set_device,
             hashes=HASHES,
             what="verl.utils.device.auto_set_device",
-            remedy="install verl==0.9.1, or apply 0003-config-hooks.patch of patches/main to this version",
+            remedy=patch_remedy("0003-config-hooks.patch"),
         )
     device.auto_set_device = _checking_config(device.auto_set_device, completing=not host_can)
     return not host_can

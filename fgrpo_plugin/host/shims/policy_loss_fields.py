@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from functools import partial, wraps
 from typing import Any
 
-from fgrpo_plugin.host.shims import known_source
+from fgrpo_plugin.host.shims import known_source, patch_remedy
 
 HASHES = {"d7c0f8772b444f55a59975a1fae154c43a2dab4724a88c89d95237e0a128c561": "verl 0.9.1"}
 
@@ -25,7 +25,7 @@ def apply(losses: Any) -> bool:
             losses.ppo_loss,
             hashes=HASHES,
             what="verl.workers.utils.losses.ppo_loss",
-            remedy="install verl==0.9.1, or apply 0001-policy-loss-batch-fields.patch of patches/main to this version",
+            remedy=patch_remedy("0001-policy-loss-batch-fields.patch"),
         )
         losses.ppo_loss = _remembering_micro_batch(losses.ppo_loss)
         losses.get_policy_loss_fn = _binding_fields(losses.get_policy_loss_fn)
