@@ -44,7 +44,6 @@ class Host:
         name: str,
         *overrides: str,
         groups: str = "laptop_hybrid",
-        module: str = "seeded",
         verl: Path | None = None,
     ) -> tuple[subprocess.Popen, str, Path]:
         """Start a run.
@@ -53,7 +52,6 @@ class Host:
             name: its folder; a second run of this name resumes the first.
             overrides: settings of the host.
             groups: value of +fgrpo.
-            module: of this folder, loaded into the host.
             verl: the folder that holds another copy of verl/ than the installed one.
         """
         run = self.folder / name
@@ -78,7 +76,7 @@ class Host:
         env = host_environment(run, run_id)
         places = [*([verl] if verl else []), Path(__file__).parents[2], env.get("PYTHONPATH", "")]
         env["PYTHONPATH"] = os.pathsep.join(map(str, places))
-        env["VERL_USE_EXTERNAL_MODULES"] = f"tests.e2e.{module}"
+        env["VERL_USE_EXTERNAL_MODULES"] = "tests.e2e.seeded"
         with (run / "train.log").open("a") as log:
             process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
         return process, run_id, run
@@ -115,7 +113,10 @@ def state(run: Path, step: int) -> dict:
 
 
 def differences(one: Path, two: Path) -> dict[str, float]:
-    """The largest difference between the same steps of two seeded runs, relative to the first, by metric."""
+    """The largest difference between the same steps of two seeded runs, by metric.
+
+    Relative to the first run's value, or to 0.01 where that is larger.
+    """
     found, expected = dict(steps(two)), dict(steps(one))
     assert found, "no step was logged"
     largest: dict[str, float] = {}

@@ -15,15 +15,13 @@ TWO = "trainer.n_gpus_per_node=2"
 MEGATRON = "actor_rollout_ref.actor.megatron"
 HYBRID = ("data.preference.keep_pairs=true", "actor_rollout_ref.actor.policy_loss.f_divergence.divergence=kl")
 TENSOR = (TWO, f"{MEGATRON}.tensor_model_parallel_size=2")
+GROUPS = "[quickstart_megatron,f_hal]"
 # name -> config groups, overrides
 ENGINES = {
     "FSDP 1": ("laptop_hybrid", ("actor_rollout_ref.actor.strategy=fsdp", "actor_rollout_ref.ref.strategy=fsdp")),
     "FSDP2, two ranks": ("laptop_hybrid", (TWO,)),
-    "Megatron": ("[quickstart_megatron,f_hal]", HYBRID),
-    "Megatron, pipeline parallel": (
-        "[quickstart_megatron,f_hal]",
-        (*HYBRID, TWO, f"{MEGATRON}.pipeline_model_parallel_size=2"),
-    ),
+    "Megatron": (GROUPS, HYBRID),
+    "Megatron, pipeline parallel": (GROUPS, (*HYBRID, TWO, f"{MEGATRON}.pipeline_model_parallel_size=2")),
 }
 
 
@@ -36,15 +34,11 @@ def check(expected: Path, run: Path) -> None:
     assert found[-1][1][F + "reference_gap"] > 0.1  # log-probs have moved by so much
 
 
-@pytest.fixture(scope="module")
-def tensor_parallel(host) -> Path:
-    return host.finish("tensor", *HYBRID, *TENSOR, groups="[quickstart_megatron,f_hal]")
-
-
-def test_megatron_with_tensor_parallel_ranks_is_fsdp2(uninterrupted, tensor_parallel):
-    assert [step for step, _ in steps(tensor_parallel)] == list(range(1, STEPS + 1))
-    check(uninterrupted, tensor_parallel)
-    assert state(tensor_parallel, STEPS) == state(uninterrupted, STEPS)  # the same preference rows
+def test_megatron_with_tensor_parallel_ranks_is_fsdp2(host, uninterrupted):
+    run = host.finish("tensor", *HYBRID, *TENSOR, groups=GROUPS)
+    assert [step for step, _ in steps(run)] == list(range(1, STEPS + 1))
+    check(uninterrupted, run)
+    assert state(run, STEPS) == state(uninterrupted, STEPS)  # the same preference rows
 
 
 @pytest.mark.long
@@ -58,9 +52,8 @@ def test_every_engine_is_fsdp2_on_one_rank(host, uninterrupted, engine):
 
 @pytest.mark.long
 def test_a_megatron_run_that_is_killed_goes_on_as_the_uninterrupted_one(host, uninterrupted):
-    how = {"groups": "[quickstart_megatron,f_hal]"}
-    host.kill_after(SAVED + 1, "killed", *HYBRID, *TENSOR, **how)
-    run = host.finish("killed", *HYBRID, *TENSOR, **how)
+    host.kill_after(SAVED + 1, "killed", *HYBRID, *TENSOR, groups=GROUPS)
+    run = host.finish("killed", *HYBRID, *TENSOR, groups=GROUPS)
     assert "Resuming from" in (run / "train.log").read_text()
     assert [step for step, _ in steps(run)] == list(range(SAVED + 1, STEPS + 1))
     check(uninterrupted, run)
