@@ -121,7 +121,7 @@ class Child:
         self.started, self.limit = time.monotonic(), limit
         self.answer, theirs = multiprocessing.Pipe(duplex=False)
         context = multiprocessing.get_context("fork")
-        self.process = context.Process(target=_in_child, args=(target, source, root, self.folder, theirs))
+        self.process = context.Process(target=_in_child, args=(target, source, root, self.folder, int(limit), theirs))
         self.process.start()
         theirs.close()
 
@@ -172,8 +172,9 @@ class _Witness:
     pytest_collectreport = pytest_runtest_logreport
 
 
-def _in_child(target: Target, source: str, root: Path, folder: Path, answer: Connection) -> None:
+def _in_child(target: Target, source: str, root: Path, folder: Path, limit: int, answer: Connection) -> None:
     os.setsid()
+    signal.alarm(limit + 5)  # where the parent is no more
     output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 1)
     os.dup2(output, 2)
