@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q
 READY := $(VENV)/.ready
 
-.PHONY: env quickstart lint types test test-long docs benchmarks clean
+.PHONY: env quickstart lint types test test-long mutants docs benchmarks clean
 
 env: $(READY)
 
@@ -40,6 +40,10 @@ test: $(READY)
 # What is longer than `make test` may be; its last result stands in docs/testing.md.
 test-long: $(READY)
 	@$(BIN)/python -m pytest -m long
+
+# Small changes of the code that a test ought to notice: make mutants [ARGS="--count 60 --only losses"]
+mutants: $(READY)
+	@$(BIN)/python tests/mutants.py $(ARGS)
 
 # The pages and pictures that are made from the mathematics, and the lab's from its results.
 docs: $(READY)
