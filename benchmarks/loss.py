@@ -30,7 +30,7 @@ SHAPES = ((64, 4096), (512, 1024))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 OURS = {
     "f_grpo": {},
-    "f_grpo, gamma=1": {"preset": "released"},
+    "f_grpo, gamma=1": {"gamma": 1.0},
     "f_grpo, jensen_shannon": {"divergence": "jensen_shannon"},
     "f_grpo, level=token": {"level": "token"},
     "f_grpo, level=token, jensen_shannon": {"level": "token", "divergence": "jensen_shannon"},

@@ -1,3 +1,3 @@
 """f-GRPO and f-HAL (Haldar et al., arXiv 2602.05946) for the RL framework verl."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

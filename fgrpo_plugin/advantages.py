@@ -3,7 +3,7 @@
 Shapes: n rows (rollouts), T response tokens. A group is the set of rows with equal `group_ids`; groups may differ in
 size and their rows may lie anywhere. Inside, everything is float64; results are float32, or float64 where `rewards` is.
 
-Reference: Haldar et al., arXiv 2602.05946 (f-GRPO). What is marked *assumed* is not confirmed by the paper's text.
+Reference: Haldar et al., arXiv 2602.05946 (f-GRPO). docs/assumptions.md says what is known of the paper, and how.
 """
 
 import math
@@ -62,14 +62,18 @@ def group_weights(
     *,
     weight_temperature: float = 1.0,
     old_log_prob_level: str = "token_mean",
+    weight_scale: str = "side",
 ) -> torch.Tensor:
     """Self-normalised importance weights from pi_old, truncated to the row's side of its group.
 
-        w+_i = n+ softmax_i( +R_i / temperature - log pi_old(y_i) )      among the n+ rows of the group with a_i > 0
-        w-_i = n- softmax_i( -R_i / temperature - log pi_old(y_i) )      among the n- rows of the group with a_i < 0
+        w+_i = c softmax_i( +R_i / temperature - log pi_old(y_i) )      kept where a_i > 0
+        w-_i = c softmax_i( -R_i / temperature - log pi_old(y_i) )      kept where a_i < 0
 
-    The factors n+ and n- (a mean of 1 on each side of each group, so that all modes carry the same total weight) are
-    *assumed*. Rows with a_i = 0 have weight 0, in every mode. Binary rewards make `softmax` equal `none`.
+    `weight_scale="group"` is the paper's: each softmax runs over all rows of the group and c = 1, so that a side's
+    weights add up to less than 1. `weight_scale="side"` is ours: each softmax runs over the rows of its own side and c
+    is their number, a mean of 1 on each side of each group, so that all modes carry the same total weight. Inside a
+    side both have the same ratios. Rows with a_i = 0 have weight 0, in every mode. Binary rewards make `softmax` equal
+    `none` at scale side.
 
     Args:
         rewards: R, shape (n,), finite.
@@ -82,18 +86,30 @@ def group_weights(
         weight_temperature: divides R, > 0.
         old_log_prob_level: log pi_old(y_i) as "token_mean" (per-token geometric mean) or "sequence" (the sum over
             tokens, the paper's; it collapses onto one row when responses are long).
+        weight_scale: "side" or "group", as above; mode "none" is 1 at both. "group" takes no cap.
 
     Returns:
         (n,), >= 0, no gradient.
 
     Raises:
-        ValueError: shapes that disagree, non-finite rewards or unmasked log-probs (rows named), unknown mode or level,
-            a cap below 1, a temperature that is not positive, `softmax_is` without log-probs and mask.
+        ValueError: shapes that disagree, non-finite rewards or unmasked log-probs (rows named), unknown mode, level or
+            scale, a cap below 1 or with scale group, a temperature that is not positive, `softmax_is` without log-probs
+            and mask.
+
+    Reference:
+        arXiv 2602.05946, Eq. 11 and 12 (scale group, level sequence).
     """
     if mode not in ("none", "softmax", "softmax_is"):
         raise ValueError(f"unknown mode={mode!r}; choose 'none', 'softmax' or 'softmax_is'")
     if weight_cap is not None and not weight_cap >= 1:
         raise ValueError(f"weight_cap={weight_cap} must be >= 1 (multiples of a side's mean weight), or None")
+    if weight_scale not in ("side", "group"):
+        raise ValueError(f"unknown weight_scale={weight_scale!r}; choose 'side' or 'group'")
+    if weight_scale == "group" and weight_cap is not None:
+        raise ValueError(
+            f"weight_cap={weight_cap} with weight_scale='group': a cap is in multiples of a side's mean weight, which "
+            "only weight_scale='side' sets to 1; drop the cap, or use 'side'"
+        )
     if not 0 < weight_temperature < math.inf:
         raise ValueError(f"weight_temperature={weight_temperature} must be positive and finite")
     values, group, groups = _encode(rewards, group_ids)
@@ -104,10 +120,16 @@ def group_weights(
         result[on_side] = 1.0
         return result.to(_result_dtype(rewards))
 
-    # Group weights, arXiv 2602.05946.
-    score = centred.sign() * values / weight_temperature
+    # Group weights, arXiv 2602.05946, Eq. 11 (a_i > 0) and 12 (a_i < 0).
+    surprise = torch.zeros_like(values)
     if mode == "softmax_is":
-        score = score - _sequence_log_prob(old_log_prob, response_mask, old_log_prob_level, len(values)).to(score)
+        surprise = -_sequence_log_prob(old_log_prob, response_mask, old_log_prob_level, len(values)).to(values)
+    if weight_scale == "group":
+        for sign in (1.0, -1.0):
+            share = _softmax_by(group, groups, sign * values / weight_temperature + surprise)
+            result = torch.where(centred.sign() == sign, share, result)
+        return result.to(_result_dtype(rewards))
+    score = centred.sign() * values / weight_temperature + surprise
     side = 2 * group + (centred < 0)
     result[on_side] = _capped_softmax(score[on_side], side[on_side], 2 * groups, weight_cap)
     return result.to(_result_dtype(rewards))

@@ -9,10 +9,16 @@ from typing import Any
 from fgrpo_plugin.divergences import Divergence, get_divergence
 from fgrpo_plugin.preference.files import LOADERS
 
-PRESETS = {"paper": 0.0, "released": 1.0}  # name -> gamma, see FDivergenceConfig.preset
+PRESETS: dict[str, dict[str, Any]] = {
+    "stable": {"gamma": 0.0, "scale": "unit", "weight_scale": "side", "weight_level": "token_mean"},
+    "paper": {"gamma": 0.0, "scale": "paper", "weight_scale": "group", "weight_level": "sequence"},
+    "released": {"gamma": 1.0, "scale": "paper", "weight_scale": "group", "weight_level": "sequence"},
+}
+"""name -> what it gives to the settings that are left at None; docs/assumptions.md says how each is known."""
 LEVELS = ("sequence", "sequence_mean", "token")
 WEIGHTINGS = ("none", "softmax", "softmax_is")
 WEIGHT_LEVELS = ("token_mean", "sequence")
+WEIGHT_SCALES = ("side", "group")
 SCALES = ("unit", "paper")
 OLD_LOG_PROBS = ("current", "recomputed")
 SCHEDULES = ("linear", "cosine", "step")
@@ -26,9 +32,10 @@ class FDivergenceConfig:
         ValueError: a value out of its range; the message names the setting, the value and the remedy.
     """
 
-    preset: str = "paper"
-    """``paper``: gamma = 0, the manuscript's definition. ``released``: gamma = 1, as the authors' scripts are
-    reported to set it. An explicit ``gamma`` wins."""
+    preset: str = "stable"
+    """What gamma, scale, weight_scale and weight_level are where they are None (`PRESETS`). ``stable``: ours.
+    ``paper``: Algorithm 1 to the letter. ``released``: what the authors' scripts are reported to run; its gradient in
+    the first optimiser step on fresh rollouts is that of ``paper``."""
     divergence: str = "pearson"
     """Name of f, see ``fgrpo_plugin.divergences.available_divergences()``."""
     link: str | None = None
@@ -48,11 +55,15 @@ class FDivergenceConfig:
     """Largest weight, in multiples of a side's mean weight; the excess goes to the side's other rows."""
     weight_temperature: float = 1.0
     """Divides the reward inside the softmax of the group weights."""
-    weight_level: str = "token_mean"
-    """pi_old in ``softmax_is``: per-token geometric mean, or the whole ``sequence`` as in the paper (which puts a
-    long group's weight on one row)."""
-    scale: Any = "unit"
-    """(s_all, s_on): ``unit`` = (1/(beta+gamma), 1), ``paper`` = (1, 1/(1+1/beta)), or two positive numbers."""
+    weight_level: str | None = None
+    """pi_old in ``softmax_is``: per-token geometric mean (``token_mean``), or the whole ``sequence`` as in the paper
+    (which puts a long group's weight on one row); None takes the preset's."""
+    weight_scale: str | None = None
+    """Weights of the softmax modes: a mean of 1 on each ``side`` of a group, or shares of the whole ``group`` as in the
+    paper; None takes the preset's."""
+    scale: Any = None
+    """(s_all, s_on): ``unit`` = (1/(beta+gamma), 1), ``paper`` = (1, (1+beta)/(beta+gamma)), or two positive numbers;
+    None takes the preset's."""
     implicit_reward_clip: float | None = None
     """Clips the implicit reward to [-c, c] before the link, inside the divergence's own float32 range."""
     lam: Any = 0.0
@@ -67,16 +78,18 @@ class FDivergenceConfig:
 
     def __post_init__(self) -> None:
         _one_of("preset", self.preset, tuple(PRESETS))
-        if self.gamma is None:
-            self.gamma = PRESETS[self.preset]
+        for name, value in PRESETS[self.preset].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
         _one_of("level", self.level, LEVELS)
         _one_of("weighting", self.weighting, WEIGHTINGS)
         _one_of("weight_level", self.weight_level, WEIGHT_LEVELS)
+        _one_of("weight_scale", self.weight_scale, WEIGHT_SCALES)
         _one_of("old_log_prob", self.old_log_prob, OLD_LOG_PROBS)
         _positive("beta", self.beta)
         _positive("weight_temperature", self.weight_temperature)
         if not _is_number(self.gamma) or self.gamma < 0:
-            raise ValueError(f"gamma={self.gamma!r} must be a number >= 0; 0 is the paper's definition.")
+            raise ValueError(f"gamma={self.gamma!r} must be a number >= 0; 0 leaves pi_old out of the implicit reward.")
         if not _is_number(self.preference_gamma) or self.preference_gamma < 0:
             raise ValueError(f"preference_gamma={self.preference_gamma!r} must be a number >= 0.")
         if isinstance(self.lam, Mapping):
@@ -88,6 +101,11 @@ class FDivergenceConfig:
             _positive("implicit_reward_clip", self.implicit_reward_clip)
         if self.weight_cap is not None and (not _is_number(self.weight_cap) or self.weight_cap < 1):
             raise ValueError(f"weight_cap={self.weight_cap!r} must be at least 1 (multiples of the mean), or null.")
+        if self.weight_cap is not None and self.weight_scale == "group":
+            raise ValueError(
+                f"weight_cap={self.weight_cap!r} with weight_scale=group: a cap is in multiples of a side's mean "
+                "weight, which only weight_scale=side sets to 1; remove the cap, or set weight_scale=side."
+            )
         if isinstance(self.scale, str):
             _one_of("scale", self.scale, SCALES)
         elif not _is_pair_of_positive(self.scale):
@@ -125,7 +143,8 @@ class FDivergenceConfig:
         if self.scale == "unit":
             return 1.0 / (self.beta + self.gamma), 1.0
         if self.scale == "paper":
-            return 1.0, 1.0 / (1.0 + 1.0 / self.beta)  # assumed place of the paper's constant
+            # Algorithm 1's 1 + 1/beta on the on-policy half; at gamma = 1 the implicit reward brings it itself.
+            return 1.0, (1.0 + self.beta) / (self.beta + self.gamma)
         s_all, s_on = self.scale
         return float(s_all), float(s_on)
 

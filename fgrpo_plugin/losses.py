@@ -8,7 +8,7 @@ Reference: Haldar et al., arXiv 2602.05946 (f-GRPO, f-HAL); Haldar et al., arXiv
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -23,6 +23,7 @@ __all__ = [
     "fdo_row_losses",
     "implicit_reward",
     "kldo_loss",
+    "row_slopes",
 ]
 
 Denominator = float | torch.Tensor
@@ -228,6 +229,30 @@ def fdo_row_losses(
     counted = _counted(implicit_reward, response_mask)
     _require_labels(desirable, implicit_reward)
     return _side_losses(implicit_reward, desirable, divergence, counted)  # FDO, arXiv 2502.00657
+
+
+def row_slopes(
+    row_losses: Callable[[torch.Tensor], torch.Tensor], implicit_reward: torch.Tensor, clipped: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The row losses at the given rewards, and how steep each is: |dL_i/dr_i|, at level token summed over tokens.
+
+    Times beta + gamma that is the slope to the response's log-prob (the sum over its tokens; at level sequence_mean
+    their mean; at level token the sum of the tokens' slopes). It comes from the loss alone, without the model.
+
+    Args:
+        row_losses: (n,) losses of rewards, such as `f_grpo_row_losses` with the rest of its arguments filled in.
+        implicit_reward: r after `clip_implicit_reward`, (n,) or (n, T).
+        clipped: bool, of r's shape: what was clipped has slope 0.
+
+    Returns:
+        Losses and slopes, (n,) each; no gradient.
+    """
+    with torch.enable_grad():
+        r = implicit_reward.detach().requires_grad_()
+        losses = row_losses(r)
+        (slope,) = torch.autograd.grad(losses.sum(), r)
+    slope = slope.abs().masked_fill_(clipped, 0.0)
+    return losses.detach(), slope if slope.dim() == 1 else slope.sum(dim=-1)
 
 
 def kldo_loss(

@@ -1,10 +1,10 @@
 """Do this tree and an earlier commit compute the same numbers, bit for bit, on the same machine?
 
-    python tests/same_numbers.py a5e6b66            # the default preset, f_grpo and f_hal, FSDP2
-    python tests/same_numbers.py a5e6b66 --set weighting=none --set level=token
+    python tests/same_numbers.py against a5e6b66            # the default preset, f_grpo and f_hal, FSDP2
+    python tests/same_numbers.py against a5e6b66 --set weighting=none --set level=token
 
 On the rows of tests/frozen_rows.safetensors: what the driver attaches to each row, and loss, gradient and every metric
-of one update in verl's own worker, as the driver divides them. Each tree runs in a process of its own with its own code.
+of one update in verl's own worker, as the driver divides them. Each tree runs in a process of its own.
 New names are listed; a number that is not the same, or is missing, makes the exit status 1.
 """
 
@@ -93,7 +93,8 @@ def collect(rows: Path, overrides: list[str]) -> dict[str, Any]:
             composed = config(folder, *more)
             settings = read_settings(composed.actor_rollout_ref.actor.policy_loss.f_divergence)
             everything = [
-                TokenRow(t[:p], t[p:], i % 2 == 0, None, str(i)) for i, (t, p) in enumerate(zip(tokens, prompts))
+                TokenRow(t[:p], t[p:], i % 2 == 0, None, str(i))
+                for i, (t, p) in enumerate(zip(tokens, prompts, strict=True))
             ]
             numbers, reported = row_numbers(
                 rewards=data["rewards"],

@@ -7,7 +7,7 @@ from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.policy_loss import DISTANCE_EDGES, PREFIX, SUMS
 
 
-def divide_sums(metrics: dict, settings: FDivergenceConfig, *, compare_rollout: bool) -> dict[str, float]:
+def divide_sums(metrics: dict, settings: FDivergenceConfig, *, lam: float, compare_rollout: bool) -> dict[str, float]:
     """Turn the workers' sums into means; the sums are removed from ``metrics``.
 
     The host averages what a mini-batch's micro-batches report with equal weight. A ratio of two such averages is the
@@ -16,7 +16,8 @@ def divide_sums(metrics: dict, settings: FDivergenceConfig, *, compare_rollout: 
 
     Args:
         metrics: the step's metrics after the host's reduction.
-        settings: for the divergence whose estimates are reported.
+        settings: for the divergence whose estimates are reported, and the scales of both halves.
+        lam: lambda of the step.
         compare_rollout: report the difference between actor and rollout probabilities (meaningless once rows have
             been trained on, that is with several epochs).
 
@@ -43,6 +44,7 @@ def divide_sums(metrics: dict, settings: FDivergenceConfig, *, compare_rollout: 
         PREFIX + "clipped_share": mean("clipped", "rows"),
         PREFIX + "reference_gap": mean("reference_gap", "tokens"),
     }
+    means.update(_slopes(mean, settings, lam))
     if "desirable_rows" in sums:
         means.update(_preference_metrics(mean, offset))
     if compare_rollout:
@@ -58,6 +60,29 @@ class _Means:
 
     def __call__(self, total: str, of: str) -> float:
         return float(self.sums[total] / self.sums[of]) if self.sums[of] else math.nan
+
+
+def _slopes(mean: _Means, settings: FDivergenceConfig, lam: float) -> dict[str, float]:
+    """sum |dL/dr| (beta + gamma) of each half of the minimised loss, with lambda, scales and denominators in it."""
+    assert settings.gamma is not None
+    s_all, s_on = settings.scales()
+
+    def half(coefficient: float, gamma: float, *sides: tuple[str, str]) -> float:
+        if not coefficient:
+            return 0.0
+        found = [mean(slope, units) for slope, units in sides if mean.sums[units]]  # a side without rows pulls nothing
+        return coefficient * (settings.beta + gamma) * sum(found)
+
+    on_policy = half((1 - lam) * s_all * s_on, settings.gamma, ("slope", "loss_units"))
+    sides = [(f"{side}_slope", f"{side}_units") for side in ("desirable", "undesirable")]
+    preference = half(lam * s_all, settings.preference_gamma, *sides)
+    both = on_policy + preference
+    share = 1.0 - lam if lam in (0, 1) else on_policy / both if both else math.nan
+    return {
+        PREFIX + "on_policy_slope": on_policy,
+        PREFIX + "preference_slope": preference,
+        PREFIX + "on_policy_slope_share": share,
+    }
 
 
 def _preference_metrics(mean: _Means, offset: float) -> dict[str, float]:

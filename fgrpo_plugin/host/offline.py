@@ -53,7 +53,7 @@ class OfflineTrainer(FDivergenceTrainer):
     def _update_actor(self, batch: Any, metrics: dict) -> Any:
         with self._joining(self._minibatches(), metrics, clear=False) as seen:
             super(FDivergenceTrainer, self)._update_actor(batch, metrics)  # type: ignore[misc]
-        metrics.update(divide_sums(metrics, self.f_divergence, compare_rollout=False))
+        metrics.update(divide_sums(metrics, self.f_divergence, lam=1.0, compare_rollout=False))
         if self._enable_hybrid_replicas and self._validates_after_this_update():
             self._held_out = self._held_out_preferences()
         return seen[0]  # which the host takes out of the queue when it has logged the step

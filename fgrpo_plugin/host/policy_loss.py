@@ -10,7 +10,16 @@ from typing import Any, NamedTuple
 import torch
 
 from fgrpo_plugin.divergences import Divergence
-from fgrpo_plugin.losses import clip_implicit_reward, f_grpo_loss, f_hal_loss, fdo_loss, fdo_row_losses, implicit_reward
+from fgrpo_plugin.losses import (
+    clip_implicit_reward,
+    f_grpo_loss,
+    f_grpo_row_losses,
+    f_hal_loss,
+    fdo_loss,
+    fdo_row_losses,
+    implicit_reward,
+    row_slopes,
+)
 
 PREFIX = "actor/f_divergence/"
 SUMS = PREFIX + "sums/"
@@ -192,6 +201,9 @@ def _on_policy(
         sums |= _token_sums(log_prob, ref_log_prob, rollout, mask, fresh > 0)
         sums["loss_units"] = _units(settings, mask)
         sums["loss"] = loss.detach() * denominator
+        _, sums["slope"] = row_slopes(
+            lambda r: f_grpo_row_losses(r, advantage, divergence, weight, response_mask=mask), reward, clipped
+        )
     return settings.scales()[1] * loss, sums
 
 
@@ -215,9 +227,12 @@ def _preference(rows: _Rows, desirable: torch.Tensor, settings: Any) -> tuple[to
     loss = fdo_loss(reward, desirable, divergence, response_mask=mask, denominator=denominators)
     with torch.no_grad():
         sums = _preference_sums(reward, clipped, desirable, divergence, log_prob, ref_log_prob, mask)
-        losses, units = fdo_row_losses(reward, desirable, divergence, response_mask=mask), _units(settings, mask)
+        losses, slopes = row_slopes(
+            lambda r: fdo_row_losses(r, desirable, divergence, response_mask=mask), reward, clipped
+        )
+        units = _units(settings, mask)
         for name, side in (("desirable", desirable), ("undesirable", ~desirable)):
-            sums |= {f"{name}_loss": losses * side, f"{name}_units": units * side}
+            sums |= {f"{name}_loss": losses * side, f"{name}_slope": slopes * side, f"{name}_units": units * side}
     return loss, sums
 
 

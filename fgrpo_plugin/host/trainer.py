@@ -149,7 +149,7 @@ class FDivergenceTrainer:
         metrics.update(row_metrics)
         # Where the actor recomputes the old log-probs, the host makes this comparison itself.
         compare = actor.ppo_epochs == 1 and bool(self.config.algorithm.rollout_correction.bypass_mode)
-        metrics.update(divide_sums(metrics, settings, compare_rollout=compare))
+        metrics.update(divide_sums(metrics, settings, lam=self._lam(settings), compare_rollout=compare))
         difference = metrics.get("training/rollout_probs_diff_mean", 0.0)
         if difference > ROLLOUT_DIFFERENCE_WARNING:
             print(
@@ -405,6 +405,7 @@ def row_numbers(
         weight_cap=settings.weight_cap,
         weight_temperature=settings.weight_temperature,
         old_log_prob_level=settings.weight_level,
+        weight_scale=settings.weight_scale,
     )
     # Normalisation: rows (tokens at level token) with an unmasked token, over the whole mini-batch.
     share = (tokens if settings.level == "token" else (tokens > 0)).double()
@@ -422,7 +423,8 @@ def _row_metrics(advantage: torch.Tensor, weight: torch.Tensor, counted: torch.T
     capped = 0.0
     if settings.weight_cap is not None and len(weights):
         capped = (weights >= settings.weight_cap * (1 - 1e-6)).double().mean().item()
-    size = weights.sum().square() / weights.square().sum() / len(weights) if len(weights) else torch.tensor(0.0)
+    # 0 where no row has a weight: with weights of the whole group a row at the mean may take all of it.
+    size = weights.sum().square() / weights.square().sum() / len(weights) if weights.any() else torch.tensor(0.0)
     return {
         PREFIX + "zero_advantage_share": (counted & (advantage == 0)).sum().item() / rows,
         PREFIX + "aligned_share": (counted & (advantage > 0)).sum().item() / rows,

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.parallel import STRATEGIES, check_micro_batches, check_parallel_sizes
+from fgrpo_plugin.host.policy_loss import PREFIX
 from fgrpo_plugin.host.shims import APPLIED, REFUSED
 from fgrpo_plugin.preflight import check_data_file, check_model
 
@@ -338,9 +339,30 @@ def _one_step_on_fresh_rollouts(config: DictConfig) -> bool:
     )
 
 
+def nominal_coefficients(settings: FDivergenceConfig) -> str:
+    """What multiplies each half of the minimised loss, said to be nominal: slopes, weights and gamma are not in it."""
+    s_all, s_on = settings.scales()
+    lam = settings.constant_lam
+    on_policy, preference = (
+        (f"(1 - lambda) x {s_all * s_on:g}", f"lambda x {s_all:g}")
+        if lam is None
+        else (f"{(1 - lam) * s_all * s_on:g}", f"{lam * s_all:g}")
+    )
+    return (
+        f"nominal coefficients: on-policy loss {on_policy}, preference loss {preference}; how hard each half really "
+        f"pulls is logged as {PREFIX}on_policy_slope and preference_slope"
+    )
+
+
 def _report(estimator: str, settings: FDivergenceConfig, changes: list[tuple[str, Any, str]]) -> None:
     lines = [f"fgrpo-plugin: algorithm.adv_estimator={estimator} set {len(changes)} values:"]
     lines += [f"  {key}={value}  ({reason})" for key, value, reason in changes]
+    if settings.preset != "stable":
+        lines.append(
+            f"fgrpo-plugin: preset={settings.preset}: since 0.2.0 a complete setting of the paper "
+            "(docs/assumptions.md); the former preset=paper is stable, the former released is stable with gamma=1"
+        )
+    lines.append(f"fgrpo-plugin: {nominal_coefficients(settings)}")
     lines.append("fgrpo-plugin: f_divergence " + ", ".join(f"{k}={v}" for k, v in asdict(settings).items()))
     lines.append("fgrpo-plugin: settings of actor_rollout_ref.actor under f-GRPO:")
     lines += [f"  {key}: {meaning}" for key, meaning in ACTOR_SETTINGS.items()]

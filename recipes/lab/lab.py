@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from loop import Settings, run, warm_model
-from report import FIGURE, RESULTS, draw, read, rich_table, write
+from report import FIGURE, RESULTS, draw, read, read_sweeps, rich_table, write
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers.utils import logging
@@ -23,9 +23,9 @@ TUNING_SEEDS_FROM = 100
 DEFAULT = Settings()
 
 
-def results_file(out: Path, seed: int) -> Path:
+def results_file(out: Path, settings: Settings, seed: int) -> Path:
     """Where a run is kept: every run on a tuning seed counts as tuning, whoever makes it and however it ends."""
-    return out / ("tuning.json" if seed >= TUNING_SEEDS_FROM else "sweep.json")
+    return out / ("tuning.json" if seed >= TUNING_SEEDS_FROM else f"sweep_{settings.preset}.json")
 
 
 def is_recorded(out: Path, settings: Settings, lam: float, seed: int) -> bool:
@@ -34,7 +34,7 @@ def is_recorded(out: Path, settings: Settings, lam: float, seed: int) -> bool:
     Raises:
         typer.BadParameter: the sweep in this folder was made with other settings.
     """
-    path = results_file(out, seed)
+    path = results_file(out, settings, seed)
     runs = read(path)
     if seed < TUNING_SEEDS_FROM and any(run["settings"] != asdict(settings) for run in runs):
         raise typer.BadParameter(f"{path} was made with other settings; name another folder with --out.")
@@ -51,7 +51,7 @@ def record(out: Path, settings: Settings, lam: float, seed: int, measured: dict[
         return [rounded(item) for item in value] if isinstance(value, list) else float(f"{value:.6g}")
 
     kept = {"lambda": lam, "seed": seed, **rounded(measured), "settings": asdict(settings)}
-    path = results_file(out, seed)
+    path = results_file(out, settings, seed)
     write([*read(path), kept | {"commit": commit, "date": str(date.today())}], path)
 
 
@@ -66,7 +66,9 @@ def main(
     seeds: Annotated[list[int], typer.Option(help="From 100 on: tuning; again for more.")] = SEEDS,
     divergence: str = DEFAULT.divergence,
     beta: float = DEFAULT.beta,
-    scale: Annotated[str, typer.Option(help="unit or paper.")] = DEFAULT.scale,
+    preset: Annotated[
+        str, typer.Option(help="stable, paper or released; each has a sweep of its own.")
+    ] = DEFAULT.preset,
     steps: Annotated[int, typer.Option(min=1)] = DEFAULT.steps,
     learning_rate: float = DEFAULT.learning_rate,
     preference_pairs: Annotated[int, typer.Option(help="Preference pairs a step.", min=1)] = DEFAULT.preference_pairs,
@@ -78,7 +80,7 @@ def main(
     settings = Settings(
         divergence=divergence,
         beta=beta,
-        scale=scale,
+        preset=preset,
         steps=steps,
         learning_rate=learning_rate,
         preference_pairs=preference_pairs,
@@ -101,12 +103,12 @@ def main(
             measured = run(settings, value, seed, MODELS, lambda _: progress.advance(bar))
             record(out, settings, value, seed, measured | {"seconds": time.monotonic() - started}, commit)
     console = Console()
-    for name in ("sweep", "tuning"):
+    for name in (f"sweep_{preset}", "tuning"):
         runs = [run for run in read(out / f"{name}.json") if run["settings"] == asdict(settings)]
         if runs:
             console.print(name, rich_table(runs))
-    if sweep := read(out / "sweep.json"):
-        draw(sweep, FIGURE if out == RESULTS else out / FIGURE.name)
+    if sweeps := read_sweeps(out):
+        draw(sweeps, FIGURE if out == RESULTS else out / FIGURE.name)
 
 
 if __name__ == "__main__":

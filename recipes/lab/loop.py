@@ -15,7 +15,16 @@ from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM, get_cosine_s
 
 from fgrpo_plugin.advantages import group_advantages, group_weights
 from fgrpo_plugin.config import FDivergenceConfig
-from fgrpo_plugin.losses import f_grpo_loss, f_hal_loss, fdo_loss, implicit_reward
+from fgrpo_plugin.losses import (
+    clip_implicit_reward,
+    f_grpo_loss,
+    f_grpo_row_losses,
+    f_hal_loss,
+    fdo_loss,
+    fdo_row_losses,
+    implicit_reward,
+    row_slopes,
+)
 from fgrpo_plugin.preference.tokens import encode
 from fgrpo_plugin.quickstart import hybrid, task
 from fgrpo_plugin.quickstart.model import Example, build_model, build_tokenizer, save_model, warm_up
@@ -31,7 +40,9 @@ class Settings:
 
     divergence: str = "kl"
     beta: float = 0.1
-    scale: str = "unit"
+    preset: str = "stable"
+    scale: Any = None
+    """As in `FDivergenceConfig`; None takes the preset's."""
     weighting: str = "softmax_is"
     steps: int = 90
     prompts: int = 16
@@ -51,7 +62,12 @@ class Settings:
             ValueError: a value out of its range.
         """
         return FDivergenceConfig(
-            divergence=self.divergence, beta=self.beta, scale=self.scale, weighting=self.weighting, lam=lam
+            preset=self.preset,
+            divergence=self.divergence,
+            beta=self.beta,
+            scale=self.scale,
+            weighting=self.weighting,
+            lam=lam,
         )
 
 
@@ -184,14 +200,21 @@ def hybrid_loss(
     config: FDivergenceConfig,
     on_policy: Rollouts | None,
     preference: Preferences | None,
-) -> torch.Tensor:
-    """s_all (lambda L_FDO + (1 - lambda) s_on L_fGRPO), scalar; a half that lambda leaves out may be None."""
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """s_all (lambda L_FDO + (1 - lambda) s_on L_fGRPO); a half that lambda leaves out may be None.
+
+    Returns:
+        The loss, a scalar, and what docs/lambda.md is about: on_policy_slope and preference_slope (the sums of
+        |dL/dr| (beta + gamma) of both halves as they enter the loss) and q (mean |a| w of the paper's weights over that
+        of `stable`'s), each of the halves that are there.
+    """
     assert config.gamma is not None
     divergence = config.build_divergence()
     s_all, s_on = config.scales()
     on_policy_loss = preference_loss = torch.zeros(())
+    measured: dict[str, float] = {}
 
-    def rewarded(rows: Rollouts | Preferences, gamma: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def rewarded(rows: Rollouts | Preferences, gamma: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         log_prob = token_log_probs(policy, rows.prompts, rows.responses)
         with torch.no_grad():
             ref_log_prob = token_log_probs(reference, rows.prompts, rows.responses)
@@ -199,26 +222,43 @@ def hybrid_loss(
         reward = implicit_reward(
             log_prob, ref_log_prob, rows.mask, config.beta, old_log_prob=old_log_prob, gamma=gamma, level=config.level
         )
-        return reward, old_log_prob
+        return *clip_implicit_reward(reward, divergence), old_log_prob
 
-    if on_policy is not None:
-        reward, old_log_prob = rewarded(on_policy, config.gamma)
-        weights = group_weights(
-            on_policy.rewards,
-            on_policy.groups,
+    def weights_of(rows: Rollouts, old_log_prob: torch.Tensor, scale: str, level: str) -> torch.Tensor:
+        return group_weights(
+            rows.rewards,
+            rows.groups,
             config.weighting,
             old_log_prob,
-            on_policy.mask,
+            rows.mask,
             config.weight_cap,
             weight_temperature=config.weight_temperature,
-            old_log_prob_level=config.weight_level,
+            old_log_prob_level=level,
+            weight_scale=scale,
         )
+
+    if on_policy is not None:
+        assert config.weight_scale is not None and config.weight_level is not None
+        reward, clipped, old_log_prob = rewarded(on_policy, config.gamma)
+        weights = weights_of(on_policy, old_log_prob, config.weight_scale, config.weight_level)
         advantages = group_advantages(on_policy.rewards, on_policy.groups)
         on_policy_loss = f_grpo_loss(reward, advantages, divergence, weights, response_mask=on_policy.mask)
+        _, slopes = row_slopes(lambda r: f_grpo_row_losses(r, advantages, divergence, weights), reward, clipped)
+        scale = s_all * (1 - config.lam) * s_on * (config.beta + config.gamma)
+        measured["on_policy_slope"] = scale * slopes.mean().item()
+        carried = [
+            (advantages.abs() * weights_of(on_policy, old_log_prob, *setting)).mean().item()
+            for setting in (("group", "sequence"), ("side", "token_mean"))
+        ]
+        measured["q"] = carried[0] / carried[1] if carried[1] else float("nan")
     if preference is not None:
-        reward, _ = rewarded(preference, 0.0)
-        preference_loss = fdo_loss(reward, preference.desirable, divergence, response_mask=preference.mask)
-    return s_all * f_hal_loss(preference_loss, s_on * on_policy_loss, config.lam)
+        reward, clipped, _ = rewarded(preference, 0.0)
+        desirable = preference.desirable
+        preference_loss = fdo_loss(reward, desirable, divergence, response_mask=preference.mask)
+        _, slopes = row_slopes(lambda r: fdo_row_losses(r, desirable, divergence), reward, clipped)
+        sides = slopes[desirable].mean() + slopes[~desirable].mean()
+        measured["preference_slope"] = s_all * config.lam * config.beta * sides.item()
+    return s_all * f_hal_loss(preference_loss, s_on * on_policy_loss, config.lam), measured
 
 
 def train(
@@ -233,8 +273,8 @@ def train(
     """Train in place. At lambda = 0 nothing is taken from `preference`, at lambda = 1 nothing from `on_policy`.
 
     Returns:
-        Curves, one number a step: loss, grad_norm (before clipping) and, where responses are drawn, their mean proxy
-        and true reward.
+        Curves, one number a step: loss, grad_norm (before clipping), what `hybrid_loss` measures and, where responses
+        are drawn, their mean proxy and true reward.
     """
     config = settings.losses(lam)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=settings.learning_rate, weight_decay=0.0)
@@ -243,7 +283,7 @@ def train(
     for step in range(settings.steps):
         drawn = next(on_policy) if lam < 1 else None
         preferred = next(preference) if lam > 0 else None
-        loss = hybrid_loss(policy, reference, config, drawn, preferred)
+        loss, measured = hybrid_loss(policy, reference, config, drawn, preferred)
         optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(policy.parameters(), settings.clip_grad)
@@ -251,6 +291,8 @@ def train(
         schedule.step()
         curves["loss"].append(loss.item())
         curves["grad_norm"].append(norm.item())
+        for name, value in measured.items():
+            curves.setdefault(name, []).append(value)
         if drawn is not None:
             curves.setdefault("proxy", []).append(drawn.rewards.mean().item())
             curves.setdefault("true", []).append(drawn.true_rewards.mean().item())

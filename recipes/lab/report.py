@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from fgrpo_plugin.config import PRESETS
 from fgrpo_plugin.quickstart.hybrid import CONFIDENCE_REWARD, LAST_DIGIT_REWARD
 
 HERE = Path(__file__).parent
@@ -93,6 +94,12 @@ def read(path: Path) -> list[Run]:
     return json.loads(path.read_text()) if path.is_file() else []
 
 
+def read_sweeps(folder: Path) -> dict[str, list[Run]]:
+    """The runs of each preset whose sweep is in a folder, in the order of PRESETS."""
+    found = {preset: read(folder / f"sweep_{preset}.json") for preset in PRESETS}
+    return {preset: runs for preset, runs in found.items() if runs}
+
+
 def write(runs: Sequence[Run], path: Path) -> None:
     """One run a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,30 +160,35 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body])
 
 
-def draw(runs: Sequence[Run], target: Path) -> None:
-    """Proxy against true reward: a point and error bars (standard deviation over the seeds) for each lambda."""
+def draw(sweeps: dict[str, Sequence[Run]], target: Path) -> None:
+    """Proxy against true reward: a line for each preset, a point and error bars (standard deviation) for each lambda."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(6.2, 4.4), dpi=120, layout="constrained")
+    figure, axes = plt.subplots(figsize=(6.8, 4.8), dpi=120, layout="constrained")
+    everything = [run for runs in sweeps.values() for run in runs]
+    lambdas = sorted({run["lambda"] for run in everything})
 
-    def point(group: Sequence[Run], when: str, label: str, **style: Any) -> None:
+    def point(group: Sequence[Run], when: str, **style: Any) -> None:
         (x, dx), (y, dy) = (spread(group, when, key) for key in ("proxy", "true"))
-        axes.errorbar(x, y, xerr=dx, yerr=dy, capsize=3, label=label, **style)
+        axes.errorbar(x, y, xerr=dx, yerr=dy, capsize=3, **style)
 
-    point(starts(runs), "before", "before training", fmt="s", color="grey")
-    groups = by_lambda(runs)
-    path = [[spread(group, "after", key)[0] for group in groups.values()] for key in ("proxy", "true")]
-    axes.plot(*path, color="lightgrey", zorder=0)
-    for index, (lam, group) in enumerate(groups.items()):
-        point(group, "after", rf"$\lambda$ = {lam:g}", fmt="o", color=plt.get_cmap("viridis")(index / len(groups)))
+    point(starts(everything), "before", fmt="s", color="grey", label="before training")
+    for (preset, runs), marker, line in zip(sweeps.items(), "o^v", ("-", "--", ":"), strict=False):
+        groups = by_lambda(runs)
+        path = [[spread(group, "after", key)[0] for group in groups.values()] for key in ("proxy", "true")]
+        axes.plot(*path, color="grey", linestyle=line, zorder=0, marker=marker, label=preset)
+        for lam, group in groups.items():
+            label = rf"$\lambda$ = {lam:g}" if preset == next(iter(sweeps)) else None
+            color = plt.get_cmap("viridis")(lambdas.index(lam) / len(lambdas))
+            point(group, "after", fmt=marker, color=color, label=label, alpha=0.85)
     axes.set(xlabel="proxy reward (trained on)", ylabel="true reward (never seen in training)")
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize=8)
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, metadata={"Software": None})
     plt.close(figure)

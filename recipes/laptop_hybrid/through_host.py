@@ -21,7 +21,7 @@ from fgrpo_plugin.quickstart.run import QuickstartOptions, run_quickstart
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
-LAB = HERE.parent / "lab" / "results" / "sweep.json"
+LAB = HERE.parent / "lab" / "results" / "sweep_stable.json"
 LAMBDAS = (0.0, 0.5, 1.0)
 ANSWERS = 256
 """Held-out answers that the host's validation samples, one a prompt."""

@@ -258,7 +258,7 @@ def _merged(metrics, wanted):
 
 def _reported(metrics):
     sums = _merged(metrics, lambda name: name.startswith("actor/f_divergence"))
-    return divide_sums(sums, FDivergenceConfig(divergence="pearson"), compare_rollout=True)
+    return divide_sums(sums, FDivergenceConfig(divergence="pearson"), lam=LAM, compare_rollout=True)
 
 
 def _host_metrics(metrics):

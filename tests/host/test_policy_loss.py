@@ -203,7 +203,7 @@ def _reported(metrics):
             for part in metrics:
                 micro_batches.extend(part[name])
             merged[name] = micro_batches.aggregate()
-    return divide_sums(merged, FDivergenceConfig(divergence="pearson"), compare_rollout=True)
+    return divide_sums(merged, FDivergenceConfig(divergence="pearson"), lam=0.0, compare_rollout=True)
 
 
 def test_metrics_do_not_depend_on_the_split():
@@ -251,7 +251,7 @@ def test_a_loss_that_took_our_place_is_noticed_in_the_worker(monkeypatch):
     with pytest.raises(ValueError, match="has replaced ours"):
         FDivergencePolicyLossConfig(loss_mode="vanilla")
     with pytest.raises(RuntimeError, match="another loss"):
-        divide_sums({"actor/pg_loss": 1.0}, FDivergenceConfig(divergence="kl"), compare_rollout=True)
+        divide_sums({"actor/pg_loss": 1.0}, FDivergenceConfig(divergence="kl"), lam=0.0, compare_rollout=True)
 
 
 def test_minibatch_of_row_is_where_the_hosts_iterator_puts_it():

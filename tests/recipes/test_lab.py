@@ -134,10 +134,10 @@ def test_the_gradient_is_that_of_an_independent_loop(tokenizer, lam, scale):
     for row in range(len(preferred.desirable)):
         r, _ = reward(preferred, row)
         preference = preference + (-r if preferred.desirable[row] else r + r**2 / 4) / SETTINGS.preference_pairs
-    s_all, s_on = (1 / beta, 1.0) if scale == "unit" else (1.0, 1 / (1 + 1 / beta))
+    s_all, s_on = (1 / beta, 1.0) if scale == "unit" else (1.0, 1 + 1 / beta)
     expected = s_all * (lam * preference + (1 - lam) * s_on * on_policy)
 
-    loss = loop.hybrid_loss(policy, reference, config, batch if lam < 1 else None, preferred if lam > 0 else None)
+    loss, _ = loop.hybrid_loss(policy, reference, config, batch if lam < 1 else None, preferred if lam > 0 else None)
     parameters = list(policy.parameters())
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
     assert any(gradient.abs().max() > 1e-3 for gradient in torch.autograd.grad(loss, parameters, retain_graph=True))
@@ -173,7 +173,7 @@ def test_a_reporting_run_is_made_once_and_a_tuning_run_always_recorded(tmp_path,
     assert invoke(out, "--seeds", "0", "--lam", "0", "--lam", "0.5").exit_code == 0
     assert invoke(out, "--seeds", "0", "--seeds", "100", "--lam", "0.5", "--lam", "1").exit_code == 0
     assert made == [(0.0, 0), (0.5, 0), (1.0, 0), (0.5, 100), (1.0, 100)]
-    sweep, tuning = (report.read(out / f"{name}.json") for name in ("sweep", "tuning"))
+    sweep, tuning = (report.read(out / f"{name}.json") for name in ("sweep_stable", "tuning"))
     assert [(run["lambda"], run["seed"]) for run in sweep + tuning] == made
     assert sweep[1]["after"]["true"] == 0.166667 and sweep[1]["settings"] == asdict(loop.Settings())
     assert {"seconds", "commit", "date"} <= sweep[0].keys()
@@ -186,7 +186,7 @@ def test_a_reporting_run_is_made_once_and_a_tuning_run_always_recorded(tmp_path,
     assert len(made) == 6
 
 
-@pytest.mark.parametrize("option", [("--divergence", "nope"), ("--lam", "2"), ("--beta", "0"), ("--scale", "x")])
+@pytest.mark.parametrize("option", [("--divergence", "nope"), ("--lam", "2"), ("--beta", "0"), ("--preset", "x")])
 def test_a_setting_that_cannot_work_is_refused_before_the_first_run(tmp_path, made, option):
     refused = invoke(tmp_path, *option)
     assert refused.exit_code == 2 and option[1] in refused.output and not made
@@ -196,7 +196,7 @@ def test_the_page_says_what_the_results_hold():
     """Against the json itself, not only against the function that makes the page."""
     text = (report.HERE / "README.md").read_text()
     assert text == report.page(), "run `python recipes/lab/report.py`"
-    sweep, tuning = (json.loads((report.RESULTS / f"{name}.json").read_text()) for name in ("sweep", "tuning"))
+    sweep, tuning = (json.loads((report.RESULTS / f"{name}.json").read_text()) for name in ("sweep_stable", "tuning"))
     cells = [(run["lambda"], run["seed"]) for run in sweep]
     assert sorted(cells) == [(lam, seed) for lam in (0, 0.25, 0.5, 0.75, 1) for seed in range(5)]
     assert all(run["settings"] == asdict(loop.Settings()) for run in sweep)
