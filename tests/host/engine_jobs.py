@@ -56,12 +56,12 @@ def _reference(lengths: list[int], seed: int) -> list[torch.Tensor]:
     return [-5.7 + 0.5 * torch.randn(n, generator=generator) for n in lengths]
 
 
-def on_policy(lam: float) -> TensorDict:
+def on_policy(lam: float, settings: FDivergenceConfig = SETTINGS) -> TensorDict:
     """Rows as they stand in the queue when the actor is updated."""
     data = make_rows([1 + i % 4 for i in range(ON_POLICY)], RESPONSES)
     data["old_log_probs"] = data.pop("rollout_log_probs")
     data["ref_log_prob"] = nested(_reference(RESPONSES, seed=3))
-    attach_advantages(data, SETTINGS)
+    attach_advantages(data, settings)
     data.update(on_policy_fields(ON_POLICY, lam))
     return data
 
@@ -77,18 +77,18 @@ def preference_rows() -> list[TokenRow]:
     return rows
 
 
-def preferences(rows: list[TokenRow], lam: float) -> TensorDict:
+def preferences(rows: list[TokenRow], lam: float, settings: FDivergenceConfig = SETTINGS) -> TensorDict:
     """The same rows as the driver joins them; a row's reference log-probs do not depend on the order."""
     reference = [_reference([len(row.response_ids)], seed=sum(row.response_ids))[0] for row in rows]
-    fields = as_host_rows(rows, reference) | preference_numbers(rows, SETTINGS, lam)
+    fields = as_host_rows(rows, reference) | preference_numbers(rows, settings, lam)
     return TensorDict(fields, batch_size=len(rows))
 
 
-def joined(ranks: int) -> TensorDict:
+def joined(ranks: int, settings: FDivergenceConfig = SETTINGS) -> TensorDict:
     """Both kinds of rows in the order of a one-mini-batch update on this many data-parallel ranks."""
     rows = [row for rank in deal(preference_rows(), ranks) for row in rank]
     order = joined_order(ON_POLICY, 1, ranks, PREFERENCES // ranks)
-    return in_order(order, on=on_policy(LAM), off=preferences(rows, LAM))
+    return in_order(order, on=on_policy(LAM, settings), off=preferences(rows, LAM, settings))
 
 
 def prepare(folder: Path, layers: int = 2, hidden: int = 32, **settings: object) -> None:

@@ -1,4 +1,4 @@
-"""One update in verl's own actor worker (FSDP2, CPU, float32): f-HAL's two ends.
+"""One update in verl's own actor worker (FSDP2, CPU, float32): f-HAL's two ends, and the presets' first step.
 
 One fixture makes all updates, since starting the host costs more than they do. How work is split is the matter of
 test_engines.py.
@@ -10,14 +10,22 @@ import pytest
 import torch
 
 from benchmarks.worker import make_model
+from fgrpo_plugin.config import FDivergenceConfig
+from fgrpo_plugin.host.metrics import divide_sums
+from fgrpo_plugin.host.policy_loss import PREFIX
 from fgrpo_plugin.losses import fdo_loss, implicit_reward
 from tests.host.engine_jobs import (
+    LAM,
     OPTIMISERS,
     PREFERENCES,
+    ROWS,
     SETTINGS,
     TEMPERATURE,
+    difference,
     dump,
     job,
+    joined,
+    largest,
     on_policy,
     preference_rows,
     preferences,
@@ -25,6 +33,7 @@ from tests.host.engine_jobs import (
 )
 
 FSDP2 = ("sgd", "adamw")
+LEVELS = ("sequence", "sequence_mean", "token")
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +53,15 @@ def updates(tmp_path_factory) -> SimpleNamespace:
         for batch, loss in (("lam0", "f_grpo"), ("lam0", "f_hal"), ("lam1", "f_hal")):
             name = f"{batch} {loss} {optimiser}"
             jobs.append(job(folder, name, batch, loss, optimiser=optimiser, micro=4))
+    for level in LEVELS:
+        for preset in ("paper", "released", "stable"):
+            settings = FDivergenceConfig(preset=preset, level=level)
+            name = f"{preset} {level}"
+            batches = {f"{name} f_grpo": on_policy(0.0, settings), f"{name} f_hal": joined(1, settings)}
+            dump(folder, **batches)
+            section = "+actor_rollout_ref.actor.policy_loss.f_divergence"
+            more = (f"{section}.preset={preset}", f"{section}.level={level}")
+            jobs += [job(folder, f"{name} {loss}", f"{name} {loss}", loss, *more) for loss in ROWS]
     return SimpleNamespace(model=model, lam1=folder / "lam1.pt", found=run_jobs(jobs, folder))
 
 
@@ -90,3 +108,25 @@ def test_lambda_1_is_a_plain_loop_with_fdo_loss(updates, optimiser):
     moved = max((value - before[name]).abs().max().item() for name, value in model.named_parameters())
     assert max(differences) <= 1e-6
     assert moved > 1e-4  # a hundred times as much, or the bound would say nothing
+
+
+@pytest.mark.parametrize("loss", ROWS)
+@pytest.mark.parametrize("level", LEVELS)
+def test_paper_and_released_have_the_same_gradient_and_slopes_in_the_first_step(updates, level, loss):
+    """pi_theta = pi_old, which is not pi_ref; gamma = 1 of `released` is the constant of `paper`."""
+    found = {preset: updates.found[f"{preset} {level} {loss}"][0] for preset in ("paper", "released", "stable")}
+    gradients = {preset: values["gradients"] for preset, values in found.items()}
+    assert largest(gradients["paper"]) > 1e-4
+    assert difference(gradients["paper"], gradients["released"]) <= 1e-6
+    assert difference(gradients["paper"], gradients["stable"]) > 0.01
+    lam = LAM if loss == "f_hal" else 0.0
+    slopes = {}
+    for preset, values in found.items():
+        assert len(values["micro_batches"]) > 1
+        settings = FDivergenceConfig(preset=preset, level=level)
+        metrics = divide_sums(values["metrics"], settings, lam=lam, compare_rollout=True)
+        slopes[preset] = [
+            metrics[PREFIX + name] for name in ("on_policy_slope", "preference_slope", "on_policy_slope_share")
+        ]
+    assert slopes["paper"] == pytest.approx(slopes["released"], rel=1e-5) and slopes["paper"][0] > 0
+    assert (slopes["paper"][1] > 0) == (loss == "f_hal") == (slopes["paper"][2] < 1)

@@ -22,6 +22,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.distributed.fsdp._common_utils import clean_tensor_name
 from torch.multiprocessing import start_processes
 from verl.utils import tensordict_utils as tu
+from verl.utils.metric import reduce_metrics
 from verl.workers.engine.fsdp.utils import unfuse_moe_params
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
@@ -75,7 +76,7 @@ def averaging_micro_batches(loss: Callable, count: int) -> Callable:
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
-    """Loss, gradients before clipping, parameters after the update, this rank's micro-batches, what was asked for."""
+    """Loss, metrics, gradients before clipping, parameters after the update, micro-batches, what was asked for."""
     torch.manual_seed(0)
     settings = config(job["model"], *job["overrides"], group=job["group"]).actor_rollout_ref
     worker = ActorRolloutRefWorker(settings, role="actor")
@@ -118,6 +119,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     output = update(worker, share, ranks=size, temperature=job["temperature"])
     if engine.is_mp_src_rank_with_outputs():
         found["loss"] = output["metrics"]["loss"]
+        found["metrics"] = {name: float(value) for name, value in reduce_metrics(dict(output["metrics"])).items()}
     found["parameters"] = parameters(engine)
     if job.get("checkpoint"):
         worker.save_checkpoint(job["checkpoint"])
