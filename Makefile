@@ -48,6 +48,7 @@ mutants: $(READY)
 # The pages and pictures that are made from the mathematics, and the lab's from its results.
 docs: $(READY)
 	@$(BIN)/python docs/divergences.py
+	@$(BIN)/python docs/metrics.py
 	@$(BIN)/python docs/theory.py
 	@$(BIN)/python recipes/lab/report.py
 

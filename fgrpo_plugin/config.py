@@ -88,7 +88,7 @@ class FDivergenceConfig:
         _one_of("old_log_prob", self.old_log_prob, OLD_LOG_PROBS)
         _positive("beta", self.beta)
         _positive("weight_temperature", self.weight_temperature)
-        if not _is_number(self.gamma) or self.gamma < 0:
+        if not _is_number(self.gamma) or self.gamma < 0:  # type: ignore[operator]
             raise ValueError(f"gamma={self.gamma!r} must be a number >= 0; 0 leaves pi_old out of the implicit reward.")
         if not _is_number(self.preference_gamma) or self.preference_gamma < 0:
             raise ValueError(f"preference_gamma={self.preference_gamma!r} must be a number >= 0.")

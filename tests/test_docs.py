@@ -12,7 +12,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 NUMBER = re.compile(r"\d+\.?\d*")
 
 
-@pytest.mark.parametrize("name", ["divergences", "theory"])
+@pytest.mark.parametrize("name", ["divergences", "metrics", "theory"])
 def test_made_page_is_current(name, tmp_path):
     spec = importlib.util.spec_from_file_location(f"make_{name}", DOCS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)

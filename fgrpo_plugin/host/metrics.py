@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 
 from fgrpo_plugin.config import FDivergenceConfig
-from fgrpo_plugin.host.policy_loss import DISTANCE_EDGES, PREFIX, SUMS
+from fgrpo_plugin.host.metric_table import PREFIX
+from fgrpo_plugin.host.policy_loss import DISTANCE_EDGES, SUMS
 
 
 def divide_sums(metrics: dict, settings: FDivergenceConfig, *, lam: float, compare_rollout: bool) -> dict[str, float]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fgrpo_plugin.divergences import Divergence
+from fgrpo_plugin.host.metric_table import PREFIX
 from fgrpo_plugin.losses import (
     clip_implicit_reward,
     f_grpo_loss,
@@ -21,7 +22,6 @@ from fgrpo_plugin.losses import (
     row_slopes,
 )
 
-PREFIX = "actor/f_divergence/"
 SUMS = PREFIX + "sums/"
 ROW_FIELDS = ("f_divergence_advantage", "f_divergence_weight", "f_divergence_count", "f_divergence_fresh")
 """One number a row, attached by the driver: a_i, w_i, the denominator, and 1 in the first mini-batch of the update."""

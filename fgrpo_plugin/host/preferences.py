@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fgrpo_plugin.config import FDivergenceConfig, PreferenceConfig
+from fgrpo_plugin.host.metric_table import VALIDATION
 from fgrpo_plugin.host.parallel import check_micro_batches, data_parallel_size, reference_is_in_actor
 from fgrpo_plugin.host.policy_loss import PREFERENCE_FIELDS, ROW_FIELDS
 from fgrpo_plugin.losses import clip_implicit_reward
@@ -417,9 +418,9 @@ def held_out_metrics(rows: Sequence[TokenRow], rewards: torch.Tensor, settings: 
     link, conjugate = divergence.link(clipped[desirable]), divergence.conjugate_of_link(clipped[~desirable])
     estimate = link.double().mean() - conjugate.double().mean()
     return {
-        "val-preference/accuracy": won,
-        "val-preference/implicit_reward_margin": float(above.mean() - below.mean()),
-        "val-preference/divergence_estimate": float(estimate) + divergence.estimate_offset,
+        VALIDATION + "accuracy": won,
+        VALIDATION + "implicit_reward_margin": float(above.mean() - below.mean()),
+        VALIDATION + "divergence_estimate": float(estimate) + divergence.estimate_offset,
     }
 
 

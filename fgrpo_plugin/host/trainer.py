@@ -17,8 +17,9 @@ import wrapt
 from fgrpo_plugin.advantages import group_advantages, group_weights
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.config import LOSS_MODES, read_settings
+from fgrpo_plugin.host.metric_table import PREFIX
 from fgrpo_plugin.host.metrics import divide_sums
-from fgrpo_plugin.host.policy_loss import PREFERENCE_FIELDS, PREFIX, ROW_FIELDS
+from fgrpo_plugin.host.policy_loss import PREFERENCE_FIELDS, ROW_FIELDS
 from fgrpo_plugin.host.preferences import (
     ENGINE_FIELDS,
     PreferenceRows,

@@ -108,6 +108,12 @@ def steps(run: Path) -> list[tuple[int, dict]]:
     return [(row["step"], row["data"]) for row in read_metrics(run / "metrics.jsonl") if row["step"] > 0]
 
 
+def ours(data: dict) -> set[str]:
+    """The names among a step's that docs/metrics.md has to explain."""
+    places = (F, "val-preference/", "training/rollout_", "timing_s/join_preferences")
+    return {name for name in data if name.startswith(places)}
+
+
 def state(run: Path, step: int) -> dict:
     return json.loads((run / "checkpoints" / f"global_step_{step}" / STATE_FILE).read_text())["preference_sampler"]
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from fgrpo_plugin.host.metric_table import METRICS, VALIDATION
 from fgrpo_plugin.quickstart.model import build_tokenizer
-from tests.e2e.host_runs import ROWS, SAVED, STEPS, F, Host, differences, state, steps
+from tests.e2e.host_runs import ROWS, SAVED, STEPS, F, Host, differences, ours, state, steps
 
 pytestmark = pytest.mark.e2e
 
@@ -38,6 +39,11 @@ def test_both_halves_are_active_in_every_update(uninterrupted):
     assert last[F + "preference_loss"] < 0.5 * first[F + "preference_loss"] and F + "on_policy_loss" in last
     # 64 on-policy rows of 8 tokens or less: no preference row is counted among the host's tokens.
     assert last["response_length/max"] <= 8 and last["perf/total_num_tokens"] < 64 * (64 + 8)
+
+
+def test_every_step_logs_what_the_table_of_metrics_names(uninterrupted):
+    for _, step in steps(uninterrupted):
+        assert ours(step) == {metric.name for metric in METRICS if not metric.name.startswith(VALIDATION)}
 
 
 def test_interrupted_and_resumed_it_has_seen_what_the_uninterrupted_run_has(uninterrupted, resumed):
@@ -78,7 +84,10 @@ def test_preference_data_alone_train_without_a_rollout_engine(host):
     assert len(found) == STEPS
     assert all(data[F + "preference_share"] == 1.0 for _, data in found)
     assert found[-1][1][F + "preference_implicit_reward_margin"] > 0
+    held_out = {name for name in ours(found[-1][1]) if name.startswith(VALIDATION)}
+    assert held_out == {metric.name for metric in METRICS if metric.name.startswith(VALIDATION)}
     assert 0 <= found[-1][1]["val-preference/accuracy"] <= 1
+    assert {data[F + "on_policy_slope_share"] for _, data in found} == {0.0} and found[0][1][F + "preference_slope"] > 0
     assert state(run, STEPS)["drawn"] == [STEPS * ROWS // 2]
 
 

@@ -11,10 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from fgrpo_plugin.host.cpu.attention import packed_attention
+from fgrpo_plugin.host.metrics import divide_sums
 from tests.host.engine_jobs import (
     EXPERTS,
+    LAM,
     ON_POLICY,
     ROWS,
+    SETTINGS,
     difference,
     job,
     joined,
@@ -108,6 +111,10 @@ def found_long(tmp_path_factory) -> dict[str, dict[str, list[dict]]]:
     return found
 
 
+def _metrics(rank: dict, loss: str) -> dict[str, float]:
+    return divide_sums(dict(rank["metrics"]), SETTINGS, lam=LAM if loss == "f_hal" else 0.0, compare_rollout=True)
+
+
 def _check_split(found: dict, loss: str, split: str, reference: str = "whole") -> None:
     (whole,) = found[f"{loss}, {reference}"]
     assert len(whole["micro_batches"]) == 1 and largest(whole["gradients"]) > 1e-3
@@ -118,6 +125,14 @@ def _check_split(found: dict, loss: str, split: str, reference: str = "whole") -
     # The host reports the mean over data-parallel ranks, once per data-parallel rank.
     losses = [rank["loss"] for rank in ranks if "loss" in rank]
     assert losses and all(loss == pytest.approx(whole["loss"], rel=1e-5) for loss in losses)
+    expected, *others = (_metrics(rank, loss) for rank in [whole, *(rank for rank in ranks if "metrics" in rank)])
+    assert len(expected) > 10 and others
+    for found in others:  # what a step logs does not depend on the split either; tests/host/test_metrics.py defines it
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            # Of probabilities that are all near 1/300 a correlation in float32 has three digits.
+            least = 1e-3 if name.endswith("pearson_corr") else 1e-5
+            assert found[name] == pytest.approx(value, rel=1e-4, abs=least), name
     print(f"{loss}, {split}: {max(difference(whole['gradients'], rank['gradients']) for rank in ranks):.1e}")
 
 

@@ -243,7 +243,15 @@ def names(queue):
 def test_the_actor_sees_both_halves_everywhere_and_nobody_else_the_preference_rows(make, queue, mode, ranks):
     trainer, workers = make(mode, ranks)
     drawn = trainer.preferences.__class__(trainer.config, trainer.tokenizer)  # the same rows once more
-    left, seen = [], []
+    left, seen, known = [], [], []
+    stored, reference = set(), trainer.preferences.reference
+
+    def counting(rows, compute):
+        known.append(sum(tuple(row.ids) in stored for row in rows) / len(rows))
+        stored.update(tuple(row.ids) for row in rows)
+        return reference(rows, compute)
+
+    trainer.preferences.reference = counting
 
     def during():
         buffer = trainer.replay_buffer
@@ -256,7 +264,7 @@ def test_the_actor_sees_both_halves_everywhere_and_nobody_else_the_preference_ro
     workers.during = during
     parts, per_update = PROMPTS // MINIBATCH, 1 if mode == "separate_async" else PROMPTS // MINIBATCH
     for number, lam in ((1, 0.2), (2, 0.5), (3, 0.8)):
-        workers.updates.clear(), left.clear(), seen.clear()
+        workers.updates.clear(), left.clear(), seen.clear(), known.clear()
         batch, metrics = step(trainer, queue)
         # One call of the workers, so one step of the learning rate, for each update of the host.
         assert len(workers.updates) == parts // per_update
@@ -279,6 +287,12 @@ def test_the_actor_sees_both_halves_everywhere_and_nobody_else_the_preference_ro
         drawn_rows = number * parts * PREFERENCES
         assert trainer.preferences.sampler.state_dict() == drawn.sampler.state_dict()
         assert trainer.preferences.sampler.epochs() == drawn_rows / 2 / 20
+        # A step of several updates logs their mean, which verl weights by answers: 5 here and 6 there.
+        epochs = [(drawn_rows - k * per_update * PREFERENCES) / 2 / 20 for k in range(parts // per_update)]
+        for name, values in (("epochs", epochs), ("cache_hits", known)):
+            slack = 0 if len(values) == 1 else 0.1 * (max(values) - min(values))
+            found = metrics[f"actor/f_divergence/preference_{name}"]
+            assert found == pytest.approx(sum(values) / len(values), abs=slack + 1e-9), name
     assert {key.split("_")[0] for key in names(queue)} == {f"step{number}prompt{PROMPTS}" for number in (1, 2, 3)}
 
 

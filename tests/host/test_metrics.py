@@ -16,9 +16,10 @@ from tensordict import TensorDict
 from fgrpo_plugin.advantages import group_weights
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.config import FDivergencePolicyLossConfig
+from fgrpo_plugin.host.metric_table import METRICS, PREFIX
 from fgrpo_plugin.host.metrics import divide_sums
-from fgrpo_plugin.host.policy_loss import DISTANCE_EDGES, PREFIX
-from fgrpo_plugin.host.preferences import as_host_rows, on_policy_fields, preference_numbers
+from fgrpo_plugin.host.policy_loss import DISTANCE_EDGES
+from fgrpo_plugin.host.preferences import as_host_rows, held_out_metrics, on_policy_fields, preference_numbers
 from fgrpo_plugin.host.trainer import row_numbers
 from fgrpo_plugin.preference.tokens import TokenRow
 
@@ -368,3 +369,25 @@ def test_paper_and_released_log_the_same_slopes_in_the_first_step(lam):
         paper, released, stable = (values[PREFIX + name] for values in found)
         assert paper == pytest.approx(released, rel=1e-6)
         assert lam == 0 or paper != pytest.approx(stable, rel=1e-2)
+
+
+# Of the driver alone: tests/host/test_joining.py and tests/e2e have them.
+JOINED = {PREFIX + name for name in ("lam", "preference_share", "preference_cache_hits", "preference_epochs")}
+JOINED.add("timing_s/join_preferences")
+
+
+def test_the_table_names_what_is_logged_and_nothing_else():
+    f_grpo, f_hal = (Update("defaults", lam).reported([splits]) for lam, splits in ((0.0, ON_SPLITS), (0.4, SPLITS)))
+    rows = [TokenRow([1], [2], d, None, "") for d in DESIRABLE]
+    held_out = held_out_metrics(rows, torch.arange(float(OFF)), FDivergenceConfig())
+    assert set(f_grpo) == {metric.name for metric in METRICS if not metric.f_hal_only}
+    named = {metric.name for metric in METRICS}
+    assert set(f_hal) | set(held_out) | JOINED == named and len(named) == len(METRICS)
+
+
+def test_no_name_is_one_that_verl_would_not_average():
+    """verl takes the largest, the smallest or the sum of a metric by what stands in its name."""
+    for metric in METRICS:
+        words = () if metric.name.startswith("timing_s/") else ("max", "min", "sum", "total")
+        assert not any(word in metric.name for word in words), metric.name
+        assert metric.formula and metric.unit and metric.healthy and metric.source and metric.outside
