@@ -54,11 +54,14 @@ class Target:
 
 
 HOST = "fgrpo_plugin/host/"
+METRICS, PRESETS = "tests/host/test_metrics.py", "tests/test_presets.py"
 TARGETS = (
-    Target(HOST + "metrics.py", ("tests/host/test_metrics.py", *HOSTED, "tests/host/test_preferences.py")),
-    Target(HOST + "policy_loss.py", (*HOSTED, "tests/host/test_metrics.py")),
-    Target("fgrpo_plugin/losses.py", ("tests/test_losses.py", "tests/test_special_cases.py", *HOSTED)),
-    Target("fgrpo_plugin/advantages.py", ("tests/test_advantages.py", "tests/host/test_row_numbers.py", HOSTED[0])),
+    Target(HOST + "metrics.py", (METRICS, "tests/host/test_preferences.py", *HOSTED)),
+    Target(HOST + "policy_loss.py", (METRICS, *HOSTED)),
+    Target("fgrpo_plugin/losses.py", ("tests/test_losses.py", "tests/test_special_cases.py", METRICS, *HOSTED)),
+    Target(
+        "fgrpo_plugin/advantages.py", ("tests/test_advantages.py", "tests/host/test_row_numbers.py", PRESETS, HOSTED[0])
+    ),
     Target(
         "fgrpo_plugin/preference/sampler.py", ("tests/preference/test_sampler.py", "tests/host/test_preferences.py")
     ),
@@ -66,15 +69,15 @@ TARGETS = (
         "fgrpo_plugin/preference/reference_cache.py",
         ("tests/preference/test_reference_cache.py", "tests/host/test_preferences.py"),
     ),
-    Target("fgrpo_plugin/config.py", ("tests/test_config.py", *HOSTED)),
+    Target("fgrpo_plugin/config.py", ("tests/test_config.py", PRESETS, *HOSTED)),
     Target(
         HOST + "trainer.py",
-        ("tests/host/test_row_numbers.py", "tests/host/test_metrics.py", *HOSTED),
+        ("tests/host/test_row_numbers.py", METRICS, *HOSTED),
         ("row_numbers", "_row_metrics", "row_sums", "_flat", "minibatch_of_row"),
     ),
     Target(
         HOST + "preferences.py",
-        ("tests/host/test_preferences.py", "tests/host/test_metrics.py", HOSTED[1]),
+        ("tests/host/test_preferences.py", METRICS, HOSTED[1]),
         ("held_out_metrics", "preference_numbers", "on_policy_fields"),
     ),
 )
