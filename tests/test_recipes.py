@@ -39,6 +39,9 @@ def test_recipe_composes_and_is_valid(stock_config, inputs, group):
     assert config.algorithm.rollout_correction.bypass_mode is True
     current = "recomputed" if group == "async_7b" else "current"
     assert config.actor_rollout_ref.actor.policy_loss.f_divergence.old_log_prob == current
+    # The published tables come from `released`.
+    preset = "released" if group in MATH else "stable"
+    assert config.actor_rollout_ref.actor.policy_loss.f_divergence.preset == preset
     get_trainer_cls(config.trainer.v1.trainer_mode)
     validate_config(config, use_reference_policy=True, use_critic=False)
 
@@ -184,6 +187,7 @@ def test_the_safety_recipe_composes_and_is_valid(stock_config, inputs, tmp_path)
     complete(config)
     settings = config.actor_rollout_ref.actor.policy_loss.f_divergence
     assert (config.algorithm.adv_estimator, settings.divergence, settings.lam) == ("f_hal", "jensen_shannon", 0.5)
+    assert settings.preset == "released"
     assert config.reward.reward_model.enable and config.trainer.n_gpus_per_node == 8
     validate_config(config, use_reference_policy=True, use_critic=False)
 

@@ -23,7 +23,7 @@ data tell the truth about a few prompts, and a judge who is never asked during t
 ```bash
 python recipes/lab/lab.py --out runs/again                          # the whole sweep: a table and a figure
 python recipes/lab/lab.py --out runs/pearson --divergence pearson   # with another setting; see --help
-python recipes/lab/lab.py                                           # makes what results/ lacks: now nothing
+python recipes/lab/lab.py --preset paper                            # makes what results/ lacks: now nothing
 python recipes/lab/report.py                                        # this page and its figure, from results/
 ```
 
@@ -38,7 +38,7 @@ and `f_hal_loss`. lambda = 0 draws no preferences, lambda = 1 rolls nothing out.
 
 ## Measured
 
-{seeds} seeds, each run made once; means over 256 held-out prompts, mean ± standard deviation over the seeds. Rewards are
+The preset `stable`; `paper` and `released` below. {seeds} seeds, each run made once; means over 256 held-out prompts, mean ± standard deviation over the seeds. Rewards are
 those of answers sampled at temperature 1 unless it says greedy. Made at {made}; {seconds} s a run (median; one core of a
 machine that had other work to do), without a seed's warm-up.
 
@@ -51,6 +51,23 @@ machine that had other work to do), without a seed's warm-up.
 True reward of every run:
 
 {runs}
+
+## Presets: which lambdas are the same experiment
+
+What lambda means depends on the preset ([docs/lambda.md](../../docs/lambda.md)). The sweep again with `paper` and `released`:
+
+{presets}
+
+* **`paper` and `released` are one experiment.** With one optimiser step a batch, gamma = 1 is the constant 1 + 1/beta: same
+  gradient in every step, up to rounding, which in the end samples other answers. True rewards differ by at most {apart}.
+* **The same lambda is another experiment.** q = mean(|a| w) of the paper's weights over that of `stable`'s was {q_first} in the first
+  step ({q_range} in means over the runs), so lambda of `paper` has about {factor} times the on-policy pull that it has under `stable`.
+  By (1 - l')/l' = q (1 + 1/beta) (1 - l)/l the lambdas on one line are the same experiment at the start; the
+  right columns are runs of `stable` at the rounded l':
+
+{matched}
+
+On-policy share is `on_policy_slope / (on_policy_slope + preference_slope)`, mean over seeds, in the first step and over the run. {reading}
 
 ## Settings and tuning
 
@@ -79,7 +96,10 @@ Where this is not what was expected, or needs care:
 * **A small lambda is not enough**: at 0.25 most answers are still confident. The task was made for the failure to show;
   where the middle begins says nothing about another task."""
 
+SAME = ""
+
 Run = dict[str, Any]
+SWEPT = (0.0, 0.25, 0.5, 0.75, 1.0)
 COLUMNS = {
     "proxy reward": "proxy",
     "true reward": "true",
@@ -194,6 +214,63 @@ def draw(sweeps: dict[str, Sequence[Run]], target: Path) -> None:
     plt.close(figure)
 
 
+def share(run: Run, step: int | None = None) -> float:
+    """On-policy share of the slopes in a step, or the mean over the run."""
+    pairs = zip(run["curves"]["on_policy_slope"], run["curves"]["preference_slope"], strict=True)
+    shares = [on / (on + off) for on, off in pairs if on + off]
+    return statistics.fmean(shares) if step is None else shares[step]
+
+
+def measured_q(runs: Iterable[Run]) -> tuple[float, dict[float, float]]:
+    """q in the first step, a mean over runs; and its mean over each lambda's runs."""
+    with_q = [run for run in runs if "q" in run["curves"]]
+    first = statistics.fmean(run["curves"]["q"][0] for run in with_q)
+    return first, {
+        lam: statistics.fmean(q for run in group for q in run["curves"]["q"] if q == q)
+        for lam, group in by_lambda(with_q).items()
+    }
+
+
+def same_experiment(lam: float, q: float, beta: float) -> float:
+    """lambda of `stable` whose first gradient is that of `paper` at lam: (1-l')/l' = q (1 + 1/beta) (1-l)/l."""
+    odds = q * (1 + 1 / beta) * (1 - lam) / lam
+    return 1 / (1 + odds)
+
+
+def preset_rows(sweeps: dict[str, list[Run]]) -> list[list[str]]:
+    """Proxy and true reward of each preset at each lambda of the sweep."""
+    names = list(sweeps)
+    rows = [["", *(f"{name}: {key}" for name in names for key in ("proxy", "true"))]]
+    for lam in SWEPT:
+        groups = [by_lambda(sweeps[name])[lam] for name in names]
+        cells = [
+            "{:.3f} ± {:.3f}".format(*spread(group, "after", key)) for group in groups for key in ("proxy", "true")
+        ]
+        rows.append([f"lambda {lam:g}", *cells])
+    return rows
+
+
+def matched_rows(sweeps: dict[str, list[Run]], q: float) -> list[list[str]]:
+    """Each lambda of `paper` beside the run of `stable` that begins as it does."""
+    paper, stable = by_lambda(sweeps["paper"]), by_lambda(sweeps["stable"])
+    rows = [["lambda, paper", "proxy", "true", "on-policy share", "l', stable", "run at", "proxy", "true", "share"]]
+    for lam in SWEPT[1:-1]:
+        other = same_experiment(lam, q, paper[lam][0]["settings"]["beta"])
+        nearest = min((value for value in stable if "q" in stable[value][0]["curves"]), key=lambda x: abs(x - other))
+        cells = []
+        for group in (paper[lam], stable[nearest]):
+            rewards = ["{:.3f} ± {:.3f}".format(*spread(group, "after", key)) for key in ("proxy", "true")]
+            shares = [statistics.fmean(share(run, step) for run in group) for step in (0, None)]
+            cells.append([*rewards, "{:.2f}, {:.2f}".format(*shares)])
+        rows.append([f"{lam:g}", *cells[0], f"{other:.3f}", f"{nearest:g}", *cells[1]])
+    return rows
+
+
+def swept(runs: Iterable[Run]) -> list[Run]:
+    """The runs of the sweep itself, without those that were made to match another preset's."""
+    return [run for run in runs if run["lambda"] in SWEPT]
+
+
 def verdict(runs: Sequence[Run]) -> str:
     """What the paper leads one to expect beside what was measured, and how to read it."""
     groups = by_lambda(runs)
@@ -265,8 +342,12 @@ def tuning_rows(tuning: Sequence[Run], chosen: dict[str, Any]) -> list[list[str]
 
 def page() -> str:
     """The text of recipes/lab/README.md."""
-    sweep, tuning = (read(RESULTS / f"{name}.json") for name in ("sweep", "tuning"))
+    sweeps, tuning = read_sweeps(RESULTS), read(RESULTS / "tuning.json")
+    sweep = swept(sweeps["stable"])
     configurations = {json.dumps(run["settings"]) for run in tuning}
+    q, q_by_lambda = measured_q(sweeps["paper"])
+    means = [{lam: spread(group, "after", "true")[0] for lam, group in by_lambda(sweeps[p]).items()} for p in PRESETS]
+    beta = sweep[0]["settings"]["beta"]
     return PAGE.format(
         seeds=len(starts(sweep)),
         made="; ".join(dict.fromkeys(f"{run['commit']}, {run['date']}" for run in sweep)),
@@ -274,6 +355,13 @@ def page() -> str:
         sweep=markdown(sweep_rows(sweep)),
         verdict=verdict(sweep),
         runs=markdown(run_rows(sweep)),
+        presets=markdown(preset_rows(sweeps)),
+        apart=f"{max(abs(means[1][lam] - means[2][lam]) for lam in SWEPT):.3f}",
+        q_first=f"{q:.2f}",
+        q_range=f"{min(q_by_lambda.values()):.2f} to {max(q_by_lambda.values()):.2f}",
+        factor=f"{q * (1 + 1 / beta):.1f}",
+        matched=markdown(matched_rows(sweeps, q)),
+        reading=SAME,
         tried=len(configurations),
         tuning_runs=len(tuning),
         tuning_seeds=", ".join(str(run["seed"]) for run in starts(tuning)),
@@ -283,4 +371,4 @@ def page() -> str:
 
 if __name__ == "__main__":
     (HERE / "README.md").write_text(page())
-    draw(read(RESULTS / "sweep.json"), FIGURE)
+    draw(read_sweeps(RESULTS), FIGURE)

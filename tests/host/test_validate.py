@@ -83,6 +83,49 @@ def test_the_old_log_prob_pass_is_made_only_where_it_is_needed(stock_config, inp
 
 
 @pytest.mark.parametrize(
+    "overrides, said, on_policy, preference",
+    [
+        ([], False, "10", "0"),
+        ([f"{F}.preset=stable", f"{F}.beta=0.5"], False, "2", "0"),
+        ([f"{F}.preset=paper"], True, "11", "0"),
+        ([f"{F}.preset=released"], True, "1", "0"),
+        ([f"{F}.preset=released", f"{F}.gamma=0.4", f"{F}.beta=0.6"], True, "1.6", "0"),
+        (["f_hal", f"{F}.preset=paper", f"{F}.lam=0.25"], True, "8.25", "0.25"),
+        (["f_hal", f"{F}.lam=0.75"], False, "2.5", "7.5"),
+        (
+            ["f_hal", f"{F}.preset=paper", f"{F}.lam={{schedule: linear, start: 0.5, end: 0.1}}"],
+            True,
+            "(1 - lambda) x 11",
+            "lambda x 1",
+        ),
+    ],
+)
+def test_the_report_says_what_a_preset_is_now_and_calls_the_coefficients_nominal(
+    stock_config, inputs, preferences, capsys, overrides, said, on_policy, preference
+):
+    switch = [SWITCH]
+    if "f_hal" in overrides:
+        switch = ["algorithm.adv_estimator=f_hal", preferences]
+        overrides = overrides[1:]
+    complete(stock_config(*inputs, *switch, *overrides))
+    lines = capsys.readouterr().out.splitlines()
+    about = [line for line in lines if "since 0.2.0" in line]
+    assert len(about) == said
+    if said:
+        assert "the former preset=paper is stable, the former released is stable with gamma=1" in about[0]
+    (nominal,) = [line for line in lines if "nominal" in line]
+    assert f"on-policy loss {on_policy}, preference loss {preference};" in nominal
+    assert "on_policy_slope" in nominal
+
+
+def test_the_settings_of_a_preset_are_what_the_workers_get(stock_config, inputs):
+    config = stock_config(*inputs, SWITCH, f"{F}.preset=paper", f"{F}.weight_level=token_mean")
+    complete(config)
+    found = config.actor_rollout_ref.actor.policy_loss.f_divergence
+    assert (found.gamma, found.scale, found.weight_scale, found.weight_level) == (0.0, "paper", "group", "token_mean")
+
+
+@pytest.mark.parametrize(
     "overrides, words",
     [
         (["trainer.use_v1=false"], "trainer.use_v1=false"),
@@ -114,6 +157,8 @@ def test_the_old_log_prob_pass_is_made_only_where_it_is_needed(stock_config, inp
         ([f"{F}.betta=0.1"], "f_divergence.betta"),
         ([f"{F}.weight_cap=0.5"], "weight_cap=0.5"),
         ([f"{F}.scale=big"], "scale='big'"),
+        ([f"{F}.weight_scale=row"], "weight_scale='row'"),
+        ([f"{F}.preset=paper", f"{F}.weight_cap=2"], "weight_cap=2 with weight_scale=group"),
         ([f"{F}.preset=mine"], "preset='mine'"),
         (["data.train_files=/nowhere/rows.parquet"], "data.train_files=/nowhere/rows.parquet"),
         (["data.prompt_key=question"], "column question is missing"),
