@@ -50,6 +50,7 @@ docs: $(READY)
 	@$(BIN)/python docs/divergences.py
 	@$(BIN)/python docs/metrics.py
 	@$(BIN)/python docs/theory.py
+	@$(BIN)/python docs/lambda.py
 	@$(BIN)/python recipes/lab/report.py
 
 # The figures of docs/benchmarks.md.

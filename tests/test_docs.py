@@ -12,7 +12,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 NUMBER = re.compile(r"\d+\.?\d*")
 
 
-@pytest.mark.parametrize("name", ["divergences", "metrics", "theory"])
+@pytest.mark.parametrize("name", ["divergences", "lambda", "metrics", "theory"])
 def test_made_page_is_current(name, tmp_path):
     spec = importlib.util.spec_from_file_location(f"make_{name}", DOCS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
@@ -44,24 +44,42 @@ def _rows(text: str) -> dict[str, list[str]]:
 def test_the_tables_of_settings_are_those_of_the_code():
     from dataclasses import fields
 
-    from fgrpo_plugin.config import FDivergenceConfig, PreferenceConfig
+    from fgrpo_plugin.config import PRESETS, FDivergenceConfig, PreferenceConfig
     from fgrpo_plugin.host.validate import ACTOR_SETTINGS
 
     readme, page = _rows((DOCS.parent / "README.md").read_text()), _rows((DOCS / "f_hal.md").read_text())
     for setting, meaning in ACTOR_SETTINGS.items():
         assert readme[", ".join(f"`{name}`" for name in setting.split(", "))] == [meaning]
-    for config, table, filled_in in (
-        (FDivergenceConfig, readme, {"gamma", "lam", "old_log_prob"}),
-        (PreferenceConfig, page, {"files"}),
+    for config, table, filled_in, by_preset in (
+        (FDivergenceConfig, readme, {"lam"}, set(PRESETS["stable"])),
+        (PreferenceConfig, page, {"files"}, set()),
     ):
         documented = {name.strip("`"): row for names, row in table.items() for name in names.split(", ")}
         for field in fields(config):
             if field.name == "old_log_prob":  # filled in by the validation, never set
                 continue
             default = documented[field.name][0].strip("`")
+            assert (default == "by preset") == (field.name in by_preset), field.name
+            if field.name in by_preset:
+                assert field.default is None, field.name
+                continue
             if field.name not in filled_in and not field.name.endswith("split") and field.name != "val_files":
                 said = {"null": None, "false": False, "true": True}.get(default, default)
                 assert said == field.default or float(said) == field.default, field.name
+
+
+def test_the_table_of_presets_is_that_of_the_code():
+    from fgrpo_plugin.config import PRESETS
+
+    table = re.search(r"^\| preset \|(.*?)\n\n", (DOCS / "assumptions.md").read_text(), flags=re.DOTALL | re.MULTILINE)
+    names, _, *rows = (
+        [cell.strip(" `") for cell in line.strip("|").split("|")] for line in table[0].strip().splitlines()
+    )
+    documented = {row[0]: dict(zip(names[1:-1], row[1:-1], strict=True)) for row in rows}
+    assert documented == {
+        preset: {name: f"{value:g}" if name == "gamma" else value for name, value in values.items()}
+        for preset, values in PRESETS.items()
+    }
 
 
 @pytest.mark.parametrize("page", [*DOCS.glob("*.md"), DOCS.parent / "README.md"], ids=lambda page: page.name)
