@@ -5,10 +5,14 @@ import signal
 from collections.abc import Callable
 
 import pytest
+import torch
 
 os.environ.setdefault("VERL_PLATFORM", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Small tensors: beside other work a second thread makes tests that take seconds take minutes.
+torch.set_num_threads(1)
 
 # A script that starts the suite in the background hands SIGINT down as ignored; what the tests interrupt never sees it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
