@@ -1,5 +1,7 @@
 """What the workers' sums say, once a step: the means that the host logs."""
 
+import bisect
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -122,19 +124,15 @@ def quantile_of_bins(counts: Sequence[float], edges: Sequence[float], share: flo
     Returns:
         NaN where nothing was counted.
     """
-    total, below = sum(counts), 0.0
-    if total <= 0:
+    cumulative = list(itertools.accumulate(counts))
+    wanted = share * cumulative[-1]
+    if wanted <= 0:
         return math.nan
-    for place, count in enumerate(counts):
-        if count and below + count >= share * total:
-            if place == 0:
-                return float(edges[0])
-            if place == len(edges):
-                return float(edges[-1])
-            inside = (share * total - below) / count
-            return float(edges[place - 1] + inside * (edges[place] - edges[place - 1]))
-        below += count
-    return float(edges[-1])
+    place = bisect.bisect_left(cumulative, wanted)  # the first bin up to which so many were counted
+    if place in (0, len(edges)):
+        return float(edges[min(place, len(edges) - 1)])
+    low, high = edges[place - 1 : place + 1]
+    return float(low + (high - low) * (wanted - cumulative[place - 1]) / counts[place])
 
 
 def _rollout_difference(sums: dict[str, float]) -> dict[str, float]:

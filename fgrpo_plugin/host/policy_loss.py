@@ -27,27 +27,8 @@ ROW_FIELDS = ("f_divergence_advantage", "f_divergence_weight", "f_divergence_cou
 """One number a row, attached by the driver: a_i, w_i, the denominator, and 1 in the first mini-batch of the update."""
 PREFERENCE_FIELDS = ("f_divergence_side", "f_divergence_tokens", "f_divergence_lam")
 """Further ones of f-HAL: +1 for D+, -1 for D- and 0 for on-policy rows, a preference row's response tokens, lambda."""
-DISTANCE_EDGES = (
-    -200.0,
-    -100.0,
-    -50.0,
-    -20.0,
-    -10.0,
-    -5.0,
-    -2.0,
-    -1.0,
-    -0.1,
-    0.0,
-    0.1,
-    1.0,
-    2.0,
-    5.0,
-    10.0,
-    20.0,
-    50.0,
-    100.0,
-    200.0,
-)
+_DISTANCES = (0.1, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
+DISTANCE_EDGES = (*(-edge for edge in reversed(_DISTANCES)), 0.0, *_DISTANCES)
 """nats a sequence: bins in which log pi_theta - log pi_ref of preference rows is counted, for its tails."""
 
 _BLOCK_ON_CPU, _BLOCK = 2**16, 2**22  # tokens; a device wants fewer and larger calls
@@ -172,7 +153,7 @@ class _Rows(NamedTuple):
 
 def _scale(config: Any) -> float:
     """s_all, times the data-parallel size because the engines average over ranks."""
-    return config.policy_loss.f_divergence.scales()[0] * config.global_batch_info.get("dp_size", 1)
+    return config.policy_loss.f_divergence.scales()[0] * config.global_batch_info["dp_size"]
 
 
 def _on_policy(
@@ -200,7 +181,7 @@ def _on_policy(
         sums = _sums(reward, clipped, advantage, weight, divergence, mask)
         sums |= _token_sums(log_prob, ref_log_prob, rollout, mask, fresh > 0)
         sums["loss_units"] = _units(settings, mask)
-        sums["loss"] = loss.detach() * denominator
+        sums["loss"] = loss * denominator
         _, sums["slope"] = row_slopes(
             lambda r: f_grpo_row_losses(r, advantage, divergence, weight, response_mask=mask), reward, clipped
         )

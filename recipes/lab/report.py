@@ -67,7 +67,8 @@ What lambda means depends on the preset ([docs/lambda.md](../../docs/lambda.md))
 
 {matched}
 
-On-policy share is `on_policy_slope / (on_policy_slope + preference_slope)`, mean over seeds, in the first step and over the run. {reading}
+On-policy share is `on_policy_slope / (on_policy_slope + preference_slope)`, mean over seeds, in the first step and over the run.
+True rewards on one line differ by at most {on_a_line}, those of `paper` and `stable` at the same lambda by up to {same_lambda}.
 
 ## Settings and tuning
 
@@ -95,8 +96,6 @@ Where this is not what was expected, or needs care:
   failure; how many sums are right but for it was not recorded.
 * **A small lambda is not enough**: at 0.25 most answers are still confident. The task was made for the failure to show;
   where the middle begins says nothing about another task."""
-
-SAME = ""
 
 Run = dict[str, Any]
 SWEPT = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -250,13 +249,19 @@ def preset_rows(sweeps: dict[str, list[Run]]) -> list[list[str]]:
     return rows
 
 
+def matches(sweeps: dict[str, list[Run]], q: float) -> dict[float, float]:
+    """lambda of `paper` -> the nearest lambda of `stable` that was run to match it."""
+    made = [lam for lam, group in by_lambda(sweeps["stable"]).items() if "q" in group[0]["curves"]]
+    beta = sweeps["paper"][0]["settings"]["beta"]
+    return {lam: min(made, key=lambda x, lam=lam: abs(x - same_experiment(lam, q, beta))) for lam in SWEPT[1:-1]}
+
+
 def matched_rows(sweeps: dict[str, list[Run]], q: float) -> list[list[str]]:
     """Each lambda of `paper` beside the run of `stable` that begins as it does."""
     paper, stable = by_lambda(sweeps["paper"]), by_lambda(sweeps["stable"])
     rows = [["lambda, paper", "proxy", "true", "on-policy share", "l', stable", "run at", "proxy", "true", "share"]]
     for lam in SWEPT[1:-1]:
-        other = same_experiment(lam, q, paper[lam][0]["settings"]["beta"])
-        nearest = min((value for value in stable if "q" in stable[value][0]["curves"]), key=lambda x: abs(x - other))
+        other, nearest = same_experiment(lam, q, paper[lam][0]["settings"]["beta"]), matches(sweeps, q)[lam]
         cells = []
         for group in (paper[lam], stable[nearest]):
             rewards = ["{:.3f} ± {:.3f}".format(*spread(group, "after", key)) for key in ("proxy", "true")]
@@ -361,7 +366,8 @@ def page() -> str:
         q_range=f"{min(q_by_lambda.values()):.2f} to {max(q_by_lambda.values()):.2f}",
         factor=f"{q * (1 + 1 / beta):.1f}",
         matched=markdown(matched_rows(sweeps, q)),
-        reading=SAME,
+        on_a_line=f"{max(abs(means[1][lam] - means[0][other]) for lam, other in matches(sweeps, q).items()):.2f}",
+        same_lambda=f"{max(abs(means[1][lam] - means[0][lam]) for lam in SWEPT):.2f}",
         tried=len(configurations),
         tuning_runs=len(tuning),
         tuning_seeds=", ".join(str(run["seed"]) for run in starts(tuning)),

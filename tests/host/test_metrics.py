@@ -17,7 +17,7 @@ from fgrpo_plugin.advantages import group_weights
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.config import FDivergencePolicyLossConfig
 from fgrpo_plugin.host.metric_table import METRICS, PREFIX
-from fgrpo_plugin.host.metrics import divide_sums
+from fgrpo_plugin.host.metrics import divide_sums, quantile_of_bins
 from fgrpo_plugin.host.policy_loss import DISTANCE_EDGES
 from fgrpo_plugin.host.preferences import as_host_rows, held_out_metrics, on_policy_fields, preference_numbers
 from fgrpo_plugin.host.trainer import row_numbers
@@ -333,8 +333,55 @@ def test_without_a_slope_on_either_side_there_is_no_share():
     found = update.reported([SPLITS])
     assert found[PREFIX + "on_policy_slope"] == found[PREFIX + "preference_slope"] == 0
     assert PREFIX + "on_policy_slope_share" not in found
-    alone = Update("defaults", lam=0.0, implicit_reward_clip=1e-6).reported([ON_SPLITS])
-    assert alone[PREFIX + "on_policy_slope_share"] == 1
+
+
+@pytest.mark.parametrize("lam, share", [(0.0, 1.0), (1.0, 0.0)])
+def test_at_the_ends_of_lambda_the_share_does_not_need_a_slope(lam, share):
+    update = Update("defaults", lam, implicit_reward_clip=1e-6)
+    found = update.reported([SPLITS if lam else ON_SPLITS])
+    assert found[PREFIX + "on_policy_slope"] == found[PREFIX + "preference_slope"] == 0
+    assert found[PREFIX + "on_policy_slope_share"] == share
+
+
+@pytest.mark.parametrize("side", [True, False])
+def test_one_side_alone_has_its_own_numbers_and_no_other(side):
+    update = Update("defaults", lam=0.4)
+    rows = [ON + i for i in range(OFF) if DESIRABLE[i] == side]
+    found = update.reported([[[[0, rows[0], 1], [2, 3]], [[4, 5, rows[1]], [7, *rows[2:]]]]])
+    assert found[PREFIX + "preference_slope"] == pytest.approx(sum(map(update.slope, rows)), rel=2e-5)
+    assert found[PREFIX + "preference_desirable_share"] == side
+    for name in ("preference_loss", "preference_divergence_estimate", "preference_implicit_reward_margin"):
+        assert PREFIX + name not in found
+    for name, there in (("desirable", side), ("undesirable", not side)):
+        for kind in ("implicit_reward_{}", "distance_{}", "distance_{}_p05", "distance_{}_p95"):
+            assert (PREFIX + "preference_" + kind.format(name) in found) == there
+
+
+def test_an_update_without_preference_rows_or_with_equal_probabilities_says_nothing_of_them():
+    update = Update("defaults", lam=0.4)
+    for row in update.log_prob:
+        row.data.fill_(-1.0)
+    for row in update.rollout:
+        row.fill_(-1.5)
+    found = update.reported([ON_SPLITS])
+    assert not any("preference" in name for name in found if name != PREFIX + "preference_slope")
+    assert found[PREFIX + "preference_slope"] == 0 and found[PREFIX + "on_policy_slope_share"] == 1
+    assert "training/rollout_actor_probs_pearson_corr" not in found
+    difference = math.exp(-1.0) - math.exp(-1.5)
+    assert found["training/rollout_probs_diff_mean"] == pytest.approx(difference, rel=1e-5)
+
+
+def test_quantiles_of_distances_lie_in_the_documented_bins():
+    edges = [-200, -100, -50, -20, -10, -5, -2, -1, -0.1, 0, 0.1, 1, 2, 5, 10, 20, 50, 100, 200]
+    assert list(DISTANCE_EDGES) == edges
+    for place in range(1, len(edges)):
+        counts = [4.0 * (i == place) for i in range(len(edges) + 1)]
+        low, high = edges[place - 1 : place + 1]
+        assert quantile_of_bins(counts, DISTANCE_EDGES, 0.25) == pytest.approx(low + (high - low) / 4)
+    assert quantile_of_bins([2.0, 0.0, 0.0, 1.0], (0, 1, 2), 0.5) == 0
+    assert quantile_of_bins([1.0, 0.0, 0.0, 2.0], (0, 1, 2), 0.5) == 2
+    assert quantile_of_bins([0.0, 1.0, 0.0, 1.0, 0.0], (0, 1, 2, 3), 0.5) == 1  # half of them lie below 1
+    assert math.isnan(quantile_of_bins([0.0, 0.0], (0,), 0.5))
 
 
 def test_rollout_and_actor_are_compared_in_the_first_mini_batch_alone():

@@ -197,9 +197,30 @@ def test_the_page_says_what_the_results_hold():
     text = (report.HERE / "README.md").read_text()
     assert text == report.page(), "run `python recipes/lab/report.py`"
     sweep, tuning = (json.loads((report.RESULTS / f"{name}.json").read_text()) for name in ("sweep_stable", "tuning"))
-    cells = [(run["lambda"], run["seed"]) for run in sweep]
-    assert sorted(cells) == [(lam, seed) for lam in (0, 0.25, 0.5, 0.75, 1) for seed in range(5)]
-    assert all(run["settings"] == asdict(loop.Settings()) for run in sweep)
+    paper, released = (
+        json.loads((report.RESULTS / f"sweep_{name}.json").read_text()) for name in ("paper", "released")
+    )
+    matched = (0.15, 0.35, 0.61)
+    for runs, preset, more in ((sweep, "stable", matched), (paper, "paper", ()), (released, "released", ())):
+        cells = [(run["lambda"], run["seed"]) for run in runs]
+        lambdas = sorted([0, 0.25, 0.5, 0.75, 1, *more])
+        assert sorted(cells) == [(lam, seed) for lam in lambdas for seed in range(5)]
+        assert all(run["settings"] == asdict(loop.Settings(preset=preset)) for run in runs)
+    q = np.mean([run["curves"]["q"][0] for run in paper if run["lambda"] < 1])
+    for lam, other in zip((0.25, 0.5, 0.75), matched, strict=True):
+        odds = q * (1 + 1 / 0.1) * (1 - lam) / lam
+        assert 1 / (1 + odds) == pytest.approx(other, abs=6e-3)
+        (row,) = re.findall(rf"^\| {lam} \| (.*) \|$", text, flags=re.MULTILINE)
+        cells = [cell.split(" ± ")[0].split(", ")[0] for cell in row.split(" | ")]
+        expected = []
+        for runs, at in ((paper, lam), (sweep, other)):
+            group = [run for run in runs if run["lambda"] == at]
+            first = [[run["curves"][f"{half}_slope"][0] for half in ("on_policy", "preference")] for run in group]
+            expected += [np.mean([run["after"][key] for run in group]) for key in ("proxy", "true")]
+            expected += [np.mean([on / (on + off) for on, off in first])]
+        found = [float(cell) for cell in (*cells[:3], *cells[5:])]
+        assert found == pytest.approx(expected, abs=6e-3)
+        assert found[2] == pytest.approx(found[5], abs=0.02)  # the same balance, whatever lambda is called
     for lam in (0, 0.25, 0.5, 0.75, 1):
         (row,) = re.findall(rf"^\| lambda {lam} \| (.*) \|$", text, flags=re.MULTILINE)
         after = {
