@@ -6,8 +6,9 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q
 READY := $(VENV)/.ready
+comma := ,
 
-.PHONY: env quickstart lint types test test-long mutants docs benchmarks clean
+.PHONY: env quickstart lint types test test-long test-long-workers test-long-runs test-long-quickstart mutants docs benchmarks clean
 
 env: $(READY)
 
@@ -37,9 +38,21 @@ types: $(READY)
 test: $(READY)
 	@$(BIN)/python -m pytest -m "not long"
 
-# What is longer than `make test` may be; its last result stands in docs/testing.md.
-test-long: $(READY)
-	@$(BIN)/python -m pytest -m long
+# What is longer than `make test` may be, in parts of at most an hour; each part's last result stands in docs/testing.md.
+test-long: test-long-workers test-long-runs test-long-quickstart
+
+test-long-workers: $(READY)
+	@$(BIN)/python -m pytest -m long tests/host
+
+test-long-runs: $(READY)
+	@$(BIN)/python -m pytest -m long tests/e2e --ignore tests/e2e/test_quickstart_matrix.py
+
+# The quick start's promises are checked on the runs of the three seeds, which are parts of their own.
+test-long-quickstart: test-long-seed0 test-long-seed1 test-long-seed2
+	@$(BIN)/python -m pytest -m long tests/e2e/test_quickstart_matrix.py
+
+test-long-seed%: $(READY)
+	@$(BIN)/python benchmarks/quickstart.py --only pearson-seed$*,jensen_shannon-seed$*,kl-seed$*,grpo-seed$*$(if $(filter 0,$*),$(comma)control-seed0)
 
 # Small changes of the code that a test ought to notice: make mutants [ARGS="--count 60 --only losses"]
 mutants: $(READY)

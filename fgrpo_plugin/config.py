@@ -34,8 +34,8 @@ class FDivergenceConfig:
 
     preset: str = "stable"
     """What gamma, scale, weight_scale and weight_level are where they are None (`PRESETS`). ``stable``: ours.
-    ``paper``: Algorithm 1 to the letter. ``released``: what the authors' scripts are reported to run; its gradient in
-    the first optimiser step on fresh rollouts is that of ``paper``."""
+    ``paper``: Algorithm 1 to the letter. ``released``: what the authors' scripts are reported to run; wherever pi_old
+    is the policy itself (one optimiser step on fresh rollouts) its gradient is that of ``paper``."""
     divergence: str = "pearson"
     """Name of f, see ``fgrpo_plugin.divergences.available_divergences()``."""
     link: str | None = None

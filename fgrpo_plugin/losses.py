@@ -43,7 +43,8 @@ def implicit_reward(
 
         r_theta(x, y) = beta sum_t log(pi_theta / pi_ref)_t + gamma sum_t log(pi_theta / pi_old)_t
 
-    gamma = 0 is the manuscript's definition; the gamma term is *assumed* from reports on the authors' code.
+    gamma = 0 is the paper's definition; the gamma term is that of the authors' code, as others read it
+    (docs/assumptions.md).
 
     Args:
         log_prob: log pi_theta of each token, (n, T); gradient flows.
