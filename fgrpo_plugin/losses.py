@@ -8,7 +8,7 @@ Reference: Haldar et al., arXiv 2602.05946 (f-GRPO, f-HAL); Haldar et al., arXiv
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -232,28 +232,23 @@ def fdo_row_losses(
     return _side_losses(implicit_reward, desirable, divergence, counted)  # FDO, arXiv 2502.00657
 
 
-def row_slopes(
-    row_losses: Callable[[torch.Tensor], torch.Tensor], implicit_reward: torch.Tensor, clipped: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The row losses at the given rewards, and how steep each is: |dL_i/dr_i|, at level token summed over tokens.
+def row_slopes(loss: torch.Tensor, implicit_reward: torch.Tensor) -> torch.Tensor:
+    """How hard each response is pulled: |dL/dr_i|, at level token summed over tokens.
 
     Times beta + gamma that is the slope to the response's log-prob (the sum over its tokens; at level sequence_mean
-    their mean; at level token the sum of the tokens' slopes). It comes from the loss alone, without the model.
+    their mean; at level token the sum of the tokens' slopes). Only the loss is differentiated, not the model.
 
     Args:
-        row_losses: (n,) losses of rewards, such as `f_grpo_row_losses` with the rest of its arguments filled in.
-        implicit_reward: r after `clip_implicit_reward`, (n,) or (n, T).
-        clipped: bool, of r's shape: what was clipped has slope 0.
+        loss: scalar that was computed from `implicit_reward`.
+        implicit_reward: r before `clip_implicit_reward`, so that what is clipped has slope 0; (n,) or (n, T), requires
+            gradient.
 
     Returns:
-        Losses and slopes, (n,) each; no gradient.
+        (n,), no gradient; the graph of the loss is kept.
     """
-    with torch.enable_grad():
-        r = implicit_reward.detach().requires_grad_()
-        losses = row_losses(r)
-        (slope,) = torch.autograd.grad(losses.sum(), r)
-    slope = slope.abs().masked_fill_(clipped, 0.0)
-    return losses.detach(), slope if slope.dim() == 1 else slope.sum(dim=-1)
+    (slope,) = torch.autograd.grad(loss, implicit_reward, retain_graph=True)
+    slope = slope.abs_()
+    return slope if slope.dim() == 1 else slope.sum(dim=-1)
 
 
 def kldo_loss(

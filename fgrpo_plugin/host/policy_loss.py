@@ -14,7 +14,6 @@ from fgrpo_plugin.host.metric_table import PREFIX
 from fgrpo_plugin.losses import (
     clip_implicit_reward,
     f_grpo_loss,
-    f_grpo_row_losses,
     f_hal_loss,
     fdo_loss,
     fdo_row_losses,
@@ -165,7 +164,7 @@ def _on_policy(
     old_log_prob = None
     if settings.gamma:
         old_log_prob = rollout if settings.old_log_prob == "recomputed" else log_prob.detach()
-    reward = implicit_reward(
+    moved = implicit_reward(
         log_prob,
         ref_log_prob,
         mask,
@@ -174,18 +173,24 @@ def _on_policy(
         gamma=settings.gamma,
         level=settings.level,
     )
-    reward, clipped = clip_implicit_reward(reward, divergence, settings.implicit_reward_clip)
     denominator = count[0] if len(count) else 1.0
-    loss = f_grpo_loss(reward, advantage, divergence, weight, response_mask=mask, denominator=denominator)
+    with _differentiable(moved):
+        reward, clipped = clip_implicit_reward(moved, divergence, settings.implicit_reward_clip)
+        loss = f_grpo_loss(reward, advantage, divergence, weight, response_mask=mask, denominator=denominator)
     with torch.no_grad():
         sums = _sums(reward, clipped, advantage, weight, divergence, mask)
         sums |= _token_sums(log_prob, ref_log_prob, rollout, mask, fresh > 0)
         sums["loss_units"] = _units(settings, mask)
         sums["loss"] = loss * denominator
-        _, sums["slope"] = row_slopes(
-            lambda r: f_grpo_row_losses(r, advantage, divergence, weight, response_mask=mask), reward, clipped
-        )
+        sums["slope"] = row_slopes(loss, moved) * denominator
     return settings.scales()[1] * loss, sums
+
+
+def _differentiable(reward: torch.Tensor) -> torch.enable_grad:
+    """Slopes of the loss are wanted where verl evaluates it without gradient, too."""
+    if not reward.requires_grad:
+        reward.requires_grad_()
+    return torch.enable_grad()
 
 
 def _preference(rows: _Rows, desirable: torch.Tensor, settings: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -193,7 +198,7 @@ def _preference(rows: _Rows, desirable: torch.Tensor, settings: Any) -> tuple[to
     divergence = settings.build_divergence()
     log_prob, ref_log_prob, _, mask, count = rows
     gamma = settings.preference_gamma
-    reward = implicit_reward(
+    moved = implicit_reward(
         log_prob,
         ref_log_prob,
         mask,
@@ -202,18 +207,21 @@ def _preference(rows: _Rows, desirable: torch.Tensor, settings: Any) -> tuple[to
         gamma=gamma,
         level=settings.level,
     )
-    reward, clipped = clip_implicit_reward(reward, divergence, settings.implicit_reward_clip)
     # A side that this micro-batch lacks has no rows to divide.
     denominators = [count[side][0] if bool(side.any()) else 1.0 for side in (desirable, ~desirable)]
-    loss = fdo_loss(reward, desirable, divergence, response_mask=mask, denominator=denominators)
+    with _differentiable(moved):
+        reward, clipped = clip_implicit_reward(moved, divergence, settings.implicit_reward_clip)
+        loss = fdo_loss(reward, desirable, divergence, response_mask=mask, denominator=denominators)
     with torch.no_grad():
         sums = _preference_sums(reward, clipped, desirable, divergence, log_prob, ref_log_prob, mask)
-        losses, slopes = row_slopes(
-            lambda r: fdo_row_losses(r, desirable, divergence, response_mask=mask), reward, clipped
-        )
-        units = _units(settings, mask)
-        for name, side in (("desirable", desirable), ("undesirable", ~desirable)):
-            sums |= {f"{name}_loss": losses * side, f"{name}_slope": slopes * side, f"{name}_units": units * side}
+        losses, units = fdo_row_losses(reward, desirable, divergence, response_mask=mask), _units(settings, mask)
+        slopes, sides = row_slopes(loss, moved), (desirable, ~desirable)
+        for name, side, denominator in zip(("desirable", "undesirable"), sides, denominators, strict=True):
+            sums |= {
+                f"{name}_loss": losses * side,
+                f"{name}_slope": slopes * side * denominator,
+                f"{name}_units": units * side,
+            }
     return loss, sums
 
 

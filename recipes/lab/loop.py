@@ -16,12 +16,9 @@ from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM, get_cosine_s
 from fgrpo_plugin.advantages import group_advantages, group_weights
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.losses import (
-    clip_implicit_reward,
     f_grpo_loss,
-    f_grpo_row_losses,
     f_hal_loss,
     fdo_loss,
-    fdo_row_losses,
     implicit_reward,
     row_slopes,
 )
@@ -214,7 +211,7 @@ def hybrid_loss(
     on_policy_loss = preference_loss = torch.zeros(())
     measured: dict[str, float] = {}
 
-    def rewarded(rows: Rollouts | Preferences, gamma: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def rewarded(rows: Rollouts | Preferences, gamma: float) -> tuple[torch.Tensor, torch.Tensor]:
         log_prob = token_log_probs(policy, rows.prompts, rows.responses)
         with torch.no_grad():
             ref_log_prob = token_log_probs(reference, rows.prompts, rows.responses)
@@ -222,7 +219,7 @@ def hybrid_loss(
         reward = implicit_reward(
             log_prob, ref_log_prob, rows.mask, config.beta, old_log_prob=old_log_prob, gamma=gamma, level=config.level
         )
-        return *clip_implicit_reward(reward, divergence), old_log_prob
+        return reward, old_log_prob
 
     def weights_of(rows: Rollouts, old_log_prob: torch.Tensor, scale: str, level: str) -> torch.Tensor:
         return group_weights(
@@ -239,25 +236,23 @@ def hybrid_loss(
 
     if on_policy is not None:
         assert config.weight_scale is not None and config.weight_level is not None
-        reward, clipped, old_log_prob = rewarded(on_policy, config.gamma)
+        reward, old_log_prob = rewarded(on_policy, config.gamma)
         weights = weights_of(on_policy, old_log_prob, config.weight_scale, config.weight_level)
         advantages = group_advantages(on_policy.rewards, on_policy.groups)
         on_policy_loss = f_grpo_loss(reward, advantages, divergence, weights, response_mask=on_policy.mask)
-        _, slopes = row_slopes(lambda r: f_grpo_row_losses(r, advantages, divergence, weights), reward, clipped)
         scale = s_all * (1 - config.lam) * s_on * (config.beta + config.gamma)
-        measured["on_policy_slope"] = scale * slopes.mean().item()
+        measured["on_policy_slope"] = scale * row_slopes(on_policy_loss, reward).sum().item()
         carried = [
             (advantages.abs() * weights_of(on_policy, old_log_prob, *setting)).mean().item()
             for setting in (("group", "sequence"), ("side", "token_mean"))
         ]
         measured["q"] = carried[0] / carried[1] if carried[1] else float("nan")
     if preference is not None:
-        reward, clipped, _ = rewarded(preference, 0.0)
-        desirable = preference.desirable
-        preference_loss = fdo_loss(reward, desirable, divergence, response_mask=preference.mask)
-        _, slopes = row_slopes(lambda r: fdo_row_losses(r, desirable, divergence), reward, clipped)
-        sides = slopes[desirable].mean() + slopes[~desirable].mean()
-        measured["preference_slope"] = s_all * config.lam * config.beta * sides.item()
+        reward, _ = rewarded(preference, 0.0)
+        preference_loss = fdo_loss(reward, preference.desirable, divergence, response_mask=preference.mask)
+        measured["preference_slope"] = (
+            s_all * config.lam * config.beta * row_slopes(preference_loss, reward).sum().item()
+        )
     return s_all * f_hal_loss(preference_loss, s_on * on_policy_loss, config.lam), measured
 
 

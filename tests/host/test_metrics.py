@@ -318,6 +318,17 @@ def test_metrics_of_both_halves_are_their_definitions(name, lam):
     assert found[PREFIX + "preference_accuracy"] not in (0, 0.5, 1)
 
 
+@pytest.mark.parametrize("name", ["defaults", "token, clipped"])
+def test_evaluated_without_gradient_the_numbers_are_the_same(name, monkeypatch):
+    expected = Update(name, lam=0.4).reported([SPLITS])
+    update = Update(name, lam=0.4)
+    monkeypatch.setattr(torch.Tensor, "backward", lambda self: None)
+    for row in update.log_prob:
+        row.requires_grad_(False)
+    with torch.no_grad():
+        check(update.reported([SPLITS]), expected)
+
+
 def test_a_schedule_at_lambda_0_is_all_on_policy():
     update = Update("defaults", lam=0.4)
     for row in update.rows:

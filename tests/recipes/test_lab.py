@@ -17,6 +17,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from fgrpo_plugin.advantages import group_advantages, group_weights
 from fgrpo_plugin.quickstart import hybrid, task
 from fgrpo_plugin.quickstart.model import build_model, build_tokenizer
 
@@ -117,7 +118,7 @@ def test_the_gradient_is_that_of_an_independent_loop(tokenizer, lam, scale):
         ]
         return beta * (log_probs[0].sum() - log_probs[1].sum().detach()), log_probs[0].mean().item()
 
-    on_policy = torch.zeros(())
+    on_policy, slopes = torch.zeros(()), {"on_policy": 0.0, "preference": 0.0}
     values = [reward(batch, row) for row in range(len(batch.rewards))]
     for group in range(SETTINGS.prompts):
         rows = [row for row in range(len(values)) if batch.groups[row] == group]
@@ -130,14 +131,30 @@ def test_the_gradient_is_that_of_an_independent_loop(tokenizer, lam, scale):
                 r, _ = values[row]
                 size = abs(batch.rewards[row].item() - mean) / (std + 1e-6) * len(side) * share / sum(mass)
                 on_policy = on_policy + size * (-r if sign > 0 else r + r**2 / 4) / len(values)
+                slopes["on_policy"] += size / len(values) * abs(1.0 if sign > 0 else 1 + r.item() / 2)
     preference = torch.zeros(())
     for row in range(len(preferred.desirable)):
         r, _ = reward(preferred, row)
         preference = preference + (-r if preferred.desirable[row] else r + r**2 / 4) / SETTINGS.preference_pairs
+        slope = abs(1.0 if preferred.desirable[row] else 1 + r.item() / 2)
+        slopes["preference"] += slope / SETTINGS.preference_pairs
     s_all, s_on = (1 / beta, 1.0) if scale == "unit" else (1.0, 1 + 1 / beta)
     expected = s_all * (lam * preference + (1 - lam) * s_on * on_policy)
 
-    loss, _ = loop.hybrid_loss(policy, reference, config, batch if lam < 1 else None, preferred if lam > 0 else None)
+    loss, measured = loop.hybrid_loss(
+        policy, reference, config, batch if lam < 1 else None, preferred if lam > 0 else None
+    )
+    for half, factor in (("on_policy", s_all * (1 - lam) * s_on * beta), ("preference", s_all * lam * beta)):
+        assert measured.get(f"{half}_slope", 0.0) == pytest.approx(factor * slopes[half], rel=1e-4)
+    if lam < 1:
+        old = torch.tensor([[value] for _, value in values])  # mean log pi_old of a response's tokens
+        sums, carried = old * batch.mask.sum(dim=1, keepdim=True), {}
+        for name in ("group", "side"):
+            log_probs = sums if name == "group" else old
+            mask = torch.ones_like(old)
+            weights = group_weights(batch.rewards, batch.groups, "softmax_is", log_probs, mask, weight_scale=name)
+            carried[name] = (group_advantages(batch.rewards, batch.groups).abs() * weights).mean().item()
+        assert measured["q"] == pytest.approx(carried["group"] / carried["side"], rel=1e-4)
     parameters = list(policy.parameters())
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
     assert any(gradient.abs().max() > 1e-3 for gradient in torch.autograd.grad(loss, parameters, retain_graph=True))
@@ -222,7 +239,7 @@ def test_the_page_says_what_the_results_hold():
         assert found == pytest.approx(expected, abs=6e-3)
         assert found[2] == pytest.approx(found[5], abs=0.02)  # the same balance, whatever lambda is called
     for lam in (0, 0.25, 0.5, 0.75, 1):
-        (row,) = re.findall(rf"^\| lambda {lam} \| (.*) \|$", text, flags=re.MULTILINE)
+        row, _ = re.findall(rf"^\| lambda {lam} \| (.*) \|$", text, flags=re.MULTILINE)  # and one of all presets
         after = {
             key: np.array([run["after"][key] for run in sweep if run["lambda"] == lam]) for key in sweep[0]["after"]
         }
