@@ -416,7 +416,11 @@ BAD = torch.tensor([0.0, math.nan])
     [
         (lambda: implicit_reward(X, X, X, 0.0), "beta=0.0 must be positive"),
         (lambda: implicit_reward(X, X, X, math.nan), "beta=nan"),
-        (lambda: implicit_reward(X, X, X, 0.1, gamma=-1.0), "gamma=-1.0"),
+        (lambda: implicit_reward(X, X, X, math.inf), "beta=inf"),
+        (lambda: implicit_reward(X, X, X, 0.1, gamma=-1.0), r"^gamma=-1.0 must be >= 0"),
+        (lambda: implicit_reward(X, X, X, 0.1, gamma=math.inf, old_log_prob=X), r"^gamma=inf must be >= 0"),
+        (lambda: clip_implicit_reward(torch.tensor([0.0, math.inf]), D), r"not finite in 1 rows, .* \[1\]"),
+        (lambda: clip_implicit_reward(torch.tensor([-math.inf, 0.0]), D), r"not finite in 1 rows, .* \[0\]"),
         (lambda: implicit_reward(X, X, X, 0.1, gamma=1.0), "old_log_prob=None with gamma=1.0"),
         (lambda: implicit_reward(X, X, X, 0.1, level="row"), "unknown level='row'"),
         (lambda: implicit_reward(R, R, R, 0.1), r"log_prob must have shape \(n, T\), got \(2,\)"),

@@ -346,6 +346,14 @@ def test_without_a_slope_on_either_side_there_is_no_share():
     assert PREFIX + "on_policy_slope_share" not in found
 
 
+def test_a_policy_that_is_the_reference_is_right_about_no_preference_row():
+    update = Update("defaults", lam=0.4)
+    for row in range(ON, ON + OFF):
+        update.log_prob[row].data[:-1] = update.ref[row]
+    found = update.reported([SPLITS])
+    assert found[PREFIX + "preference_accuracy"] == found[PREFIX + "preference_implicit_reward_margin"] == 0
+
+
 @pytest.mark.parametrize("lam, share", [(0.0, 1.0), (1.0, 0.0)])
 def test_at_the_ends_of_lambda_the_share_does_not_need_a_slope(lam, share):
     update = Update("defaults", lam, implicit_reward_clip=1e-6)
