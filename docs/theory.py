@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from fgrpo_plugin.divergences import Divergence, get_divergence
+from fgrpo_plugin.divergences import Divergence, available_divergences, get_divergence
 from fgrpo_plugin.theory import (
     alignment_sides,
     expected_reward,
@@ -27,8 +27,8 @@ PAGE = """# The theorems, executed
 
 Made by `python docs/theory.py`. Everything here is exact and in float64: one prompt, six responses, a policy as a table of
 probabilities (`fgrpo_plugin/theory.py`). Random rewards in [0, 2], 50 random references and starts. `tests/test_theory.py` proves the
-statements for every divergence and link that they hold for. The paper's text is not at hand; what is *assumed* is marked so in the
-code.
+statements for every divergence and link that they hold for. Definitions and theorems are those of arXiv 2602.05946 as third parties read
+them in its source, not seen by us: [assumptions.md](assumptions.md). Neighbouring methods: [related.md](related.md).
 
 ```python
 from fgrpo_plugin.divergences import get_divergence
@@ -36,7 +36,7 @@ from fgrpo_plugin.theory import alignment_sides, expected_reward, iterate
 
 d = get_divergence("jensen_shannon")
 for _ in range(100):
-    aligned, unaligned = alignment_sides(policy, rewards)  # D+ ~ 1{{R > mu}} exp(R), D- ~ 1{{R < mu}} exp(-R)
+    aligned, unaligned = alignment_sides(policy, rewards)  # D+ ~ (R - mu)_+ exp(R), D- ~ (mu - R)_+ exp(-R)
     policy = iterate(reference, aligned, unaligned, d, beta=0.1)  # pi_ref exp(g^-1(f'(dD+/dD-)) / beta)
 ```
 
@@ -47,6 +47,12 @@ Minimising L_FDO over all tables of rewards gives -D_f(D+ || D-), at r\\* = g^-1
 {estimate}
 
 total_variation has no minimiser: the infimum is the limit of r\\* growing without bound, of which only the sign is learned.
+
+The sides of Definition 4.1 are disjoint, (R - mu)_+ being the abs(a) of the loss, and D_f of disjoint sides is the constant f(0) + f'(inf): it
+does not say how far apart they lie. To have something to compute, sections 1 to 3 also take the smoothed pair (1 - eps) D+- + eps
+pi_t.
+
+{disjoint}
 
 ## 2. Alignment consistency
 
@@ -59,27 +65,40 @@ loss that is trained arrives at:
 
 {consistency}
 
-* **On disjoint sides the trained minimiser is near D+ (L_FDO), or near D+ weighted by the advantage (L_fGRPO)**, exactly so for kl: r cannot
-  grow without bound there, because the policy has only so much mass. Pearson stops pushing a bad response at r = -2 and leaves it exp(-2/beta) of the reference. Where f(0) is
-  infinite (reverse_kl, neyman, jeffreys, alpha < 0) there is no minimiser: bad responses are pushed for ever. One prompt:
+* **On disjoint sides the trained minimiser of both losses is near D+**, exactly so for kl: abs(a) w of a response is its density under D+, up to
+  a number for each side, and r cannot grow without bound there, because the policy has only so much mass. Pearson stops pushing a bad
+  response at r = -2 and leaves it exp(-2/beta) of the reference. Where f(0) is infinite (reverse_kl, neyman, jeffreys, alpha < 0) there is no
+  minimiser: bad responses are pushed for ever. One prompt:
 
 {trained}
 
-* **The smoothed iterate tends to the restriction where D+ is proportional to pi_t above the mean** (groups without weights), and for
-  total_variation. With the paper's weights D+ ~ exp(R), so dD+/dD- still varies over the above-average set however small eps is. The
-  limit is pi_ref (exp(R)/pi_t)^(k/beta) on that set: k is 1 for kl, reverse_kl, jensen_shannon, gan and every density-ratio link, 2 for neyman,
+* **The smoothed iterate tends to a tilted restriction**, to the restriction itself for total_variation alone. D+ is not proportional to pi_t
+  above the mean, so dD+/dD- still varies there however small eps is. The limit is pi_ref (D+/pi_t)^(k/beta) on the above-average set, where D+/pi_t is
+  (R - mu) exp(R)/pi_t, without weights (R - mu): k is 1 for kl, reverse_kl, jensen_shannon, gan and every density-ratio link, 2 for neyman,
   1/2 for squared_hellinger; under pearson one response takes all. No mass is left below the mean in any case.
 * **A small beta sharpens it**: at beta = 0.1 and k = 1 that is the tenth power, and one response takes nearly all.
 
 ## 3. Reward improvement
 
-Starts out of 50 on which the expected reward falls at least once in 100 iterations, by more than 1e-12. eps = 0 is the paper's
-disjoint case.
+Theorem 4.3: mu_t > mu_ref for all t > 0, and a strict increase at every iterate where g^-1(f'(inf)) is infinite, as it is for every entry
+here on disjoint sides. For smoothed or mixed sides no increase from one iterate to the next is claimed. Starts out of 50 on which the expected
+reward falls at least once in 100 iterations, by more than 1e-12; eps = 0 is the paper's disjoint case.
 
 {improvement}
 
-Never for disjoint sides. For smoothed ones it holds at the paper's beta = 0.1; at beta = 1 it stops holding as eps grows: the iterate
-starts anew from pi_ref each time, and one weak tilt of it can be worse than a policy that is already good.
+Never for disjoint sides. Smoothed ones start anew from pi_ref each time, and one weak tilt of it can be worse than a policy that is
+already good. Two responses, R = (0, 1), pi_ref(1) = 0.01, density-ratio kl: expected rewards of the first iterates
+
+{counterexample}
+
+From the reference on, 2100 random prompts of 2, 3 and 6 responses with very uneven references, 25 iterates. In each cell the prompts on which an
+iterate falls by more than 1e-5, and those on which one is below the reference:
+
+{observed}
+
+At the paper's beta = 0.1 no iterate falls by more than 1e-5 up to eps = 0.5, but for the variational link of squared_hellinger, whose
+r\\* = log(t)/2 has the effect of twice the beta; and none was below the reference. At beta = 1 falls are common as eps grows, and at
+eps = 0.9 an iterate can lie below the reference.
 
 With preferences that agree with the reward (f-HAL's mixture, lambda = 0.9, preferences made from the reference's own average), and
 with the sides swapped as a control, beta = 0.1:
@@ -92,6 +111,9 @@ under total_variation, which sees signs only.
 ![Expected reward and mass below the mean along the iteration](figures/theory.png)
 
 ## 4. The contrast with GRPO
+
+Theorem 4.4: unclipped GRPO's iterate is pi_ref exp(a/beta), normalised, and its expected reward is above the reference's; nothing is said of one
+iterate against the last.
 
 GRPO's fixed point is pi_ref exp((R - mu)/(beta sigma)), normalised. Mass below the policy's own mean, median of 50 starts, and on how
 many of them it is 0 (less than 1e-12); f-GRPO's row is its iterate of section 2:
@@ -209,6 +231,64 @@ def trained() -> str:
     return _table(["", "beta", *(f"R = {reward:.2f}" for reward in rewards[order]), "below mean"], rows)
 
 
+def disjoint() -> str:
+    """D_f of disjoint sides by entry."""
+    aligned, unaligned = torch.tensor([[0.4, 0.6, 0.0], [0.0, 0.0, 1.0]]).double()
+    rows = []
+    entries = [
+        *((name, {}) for name in available_divergences() if name != "alpha"),
+        *(("alpha", {"alpha": a}) for a in (-1.0, 0.2, 0.5, 3.0)),
+    ]
+    for name, parameters in entries:
+        value = get_divergence(name, **parameters).exact(aligned, unaligned).item()
+        label = name + "".join(f", a = {a:g}" for a in parameters.values())
+        rows.append([label, f"{value:.4f}" if value < float("inf") else "infinite"])
+    half = (len(rows) + 1) // 2
+    paired = [left + right for left, right in zip(rows[:half], [*rows[half:], ["", ""]], strict=False)]
+    return _table(["divergence", "of disjoint sides", "divergence", "of disjoint sides"], paired)
+
+
+def counterexample() -> str:
+    """Smoothed sides on which an iterate falls."""
+    reference, rewards = torch.tensor([0.99, 0.01]).double(), torch.tensor([0.0, 1.0]).double()
+    d, rows = get_divergence("kl", "density_ratio"), []
+    for beta, eps in ((1.0, 0.5), (1.0, 0.0), (0.1, 0.5)):
+        path = walk(lambda p, b=beta, e=eps: iterate(reference, *alignment_sides(p, rewards, e), d, b), reference, 5)
+        rows.append([f"beta {beta:g}, eps {eps:g}", *(f"{mu:.3f}" for mu in expected_reward(path, rewards))])
+    return _table(["", *(f"t = {t}" for t in range(6))], rows)
+
+
+def observed() -> str:
+    """Falls, and iterates below the reference, of smoothed sides that start from it."""
+    draw = torch.Generator().manual_seed(1)
+    prompts = []
+    for responses in (2, 3, 6):
+        one, two, rewards = (torch.rand(700, responses, generator=draw, dtype=torch.float64) for _ in range(3))
+        reference = one * two**3 + 1e-4
+        spread = 4 * torch.rand(700, 1, generator=draw, dtype=torch.float64)
+        prompts.append((reference / reference.sum(-1, keepdim=True), spread * rewards))
+    rows = []
+    for name in NAMES:
+        d, row = get_divergence(name), [name]
+        for beta in (0.1, 1.0):
+            for eps in (0.1, 0.3, 0.5, 0.9):
+                falls = below = 0
+                for reference, rewards in prompts:
+                    path = walk(
+                        lambda p, d=d, e=eps, b=beta, q=reference, r=rewards: iterate(
+                            q, *alignment_sides(p, r, e), d, b
+                        ),
+                        reference,
+                        steps=25,
+                    )
+                    mu = expected_reward(path, rewards)
+                    falls += int((mu.diff(dim=0) < -1e-5).any(dim=0).sum())
+                    below += int((mu[1:] < mu[0] - 1e-9).any(dim=0).sum())
+                row.append(f"{falls}, {below}")
+        rows.append(row)
+    return _table(["", *(f"beta {beta}, eps {eps:g}" for beta in (0.1, 1) for eps in (0.1, 0.3, 0.5, 0.9))], rows)
+
+
 def _falls(path: torch.Tensor, rewards: torch.Tensor) -> int:
     return int((expected_reward(path, rewards).diff(dim=0) < -1e-12).any(dim=0).sum())
 
@@ -280,6 +360,9 @@ def page() -> str:
     """The text of docs/theory.md."""
     return PAGE.format(
         estimate=estimate(),
+        disjoint=disjoint(),
+        counterexample=counterexample(),
+        observed=observed(),
         consistency=consistency(),
         trained=trained(),
         improvement=improvement(),

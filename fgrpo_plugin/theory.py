@@ -3,7 +3,8 @@
 A policy, and each of D+ and D-, is a vector of probabilities over the responses, shape (Y,) or (..., Y): leading
 dimensions are independent prompts. `docs/theory.md` shows what comes out; tests/test_theory.py proves it.
 
-Reference: Haldar et al., arXiv 2602.05946. Where its exact form is not confirmed, the text says *assumed*.
+Reference: Haldar et al., arXiv 2602.05946, Definition 4.1 and Theorems 4.2 to 4.4, as third parties read them in its
+source (docs/assumptions.md).
 """
 
 from collections.abc import Callable
@@ -49,7 +50,7 @@ def expected_reward(policy: Table, rewards: Table) -> Table:
 def alignment_sides(policy: Table, rewards: Table, eps: float = 0.0, mode: str = "softmax_is") -> tuple[Table, Table]:
     """D+_t and D-_t of a policy pi_t: what its above-average and its below-average responses are samples of.
 
-        D+_t(y) ~ 1{R(y) > mu_t} exp(R(y)),    D-_t(y) ~ 1{R(y) < mu_t} exp(-R(y)),    mu_t = E_{pi_t} R     (assumed)
+        D+_t(y) ~ (R(y) - mu_t)_+ exp(R(y)),    D-_t(y) ~ (mu_t - R(y))_+ exp(-R(y)),    mu_t = E_{pi_t} R
 
     With eps > 0 the smoothed pair (1 - eps) D+- + eps pi_t, whose supports overlap. Where no response lies above mu_t,
     or none below it, that side is pi_t itself.
@@ -66,25 +67,43 @@ def alignment_sides(policy: Table, rewards: Table, eps: float = 0.0, mode: str =
 
     Raises:
         ValueError: eps out of range or an unknown mode.
+
+    Reference:
+        arXiv 2602.05946, Definition 4.1 (counting measure); the smoothing is ours.
     """
     if not 0 <= eps < 1:
         raise ValueError(f"eps={eps} must lie in [0, 1)")
+    distance = _above_mean(policy, rewards).abs()
+    sides = []
+    for weight in _side_weights(policy, rewards, mode):
+        density = distance * weight  # Definition 4.1: the positive part is the |a| of the loss
+        mass = density.sum(-1, keepdim=True)
+        density = torch.where(mass > 0, density / torch.where(mass > 0, mass, 1.0), policy)
+        sides.append((1 - eps) * density + eps * policy)
+    return sides[0], sides[1]
+
+
+def _side_weights(policy: Table, rewards: Table, mode: str) -> list[Table]:
+    """The normalised weights of the rows above and below the mean, with what sampling from the policy brings.
+
+    exp(+-R) for "softmax_is", pi exp(+-R) for "softmax", pi for "none", over its sum on the side; 0 off the side, and
+    everywhere where the side is empty.
+    """
     if mode not in ("none", "softmax", "softmax_is"):
         raise ValueError(f"unknown mode={mode!r}; choose 'none', 'softmax' or 'softmax_is'")
     centred = _above_mean(policy, rewards)
-    sides = []
+    found = []
     for side, sign in ((centred > 0, 1.0), (centred < 0, -1.0)):
         score = sign * rewards if mode != "none" else torch.zeros_like(rewards)
         score = score if mode == "softmax_is" else score + policy.log()
         score = torch.where(side, score, -torch.inf)
         empty = (score == -torch.inf).all(-1, keepdim=True)
-        density = torch.where(empty, policy, torch.where(empty, 0.0, score).softmax(-1))
-        sides.append((1 - eps) * density + eps * policy)
-    return sides[0], sides[1]
+        found.append(torch.where(empty, 0.0, torch.where(empty, 0.0, score).softmax(-1)))
+    return found
 
 
 def optimal_reward(aligned: Table, unaligned: Table, divergence: Divergence) -> Table:
-    """r* = g^-1(f'(dD+/dD-)), the minimiser of `population_fdo` over all tables; Theorem 1.
+    """r* = g^-1(f'(dD+/dD-)), the minimiser of `population_fdo` over all tables.
 
     +-inf where the ratio of the densities is infinite or 0 and r* is that limit. Where both densities vanish every
     reward is as good, and -inf is returned: such a response is not above average.
@@ -108,9 +127,9 @@ def population_f_grpo(
     """L_fGRPO of one infinitely large group sampled from `policy`, advantages normalised by the standard deviation.
 
         E_{y ~ pi} |a| w ( -g(r) if a > 0 ;  f*(g(r)) if a < 0 )
-            = - P(a > 0) E_{D+} |a| g(r) + P(a < 0) E_{D-} |a| f*(g(r))
 
-    since w, of mean 1 on its side, tends to P(side) D+-(y) / pi(y): it takes the mean over samples from pi to D+-.
+    w, of mean 1 on its side, tends to P(side) q(y) / pi(y), q the self-normalised weights of `alignment_sides` without
+    the positive part. So this is - m+ E_{D+} g(r) + m- E_{D-} f*(g(r)) with m+- = P(side) sum_y q |a|.
     0 where all rewards that the policy meets are equal.
 
     Args:
@@ -129,11 +148,11 @@ def population_f_grpo(
     centred = _above_mean(policy, rewards)
     sigma = (policy * centred.square()).sum(-1, keepdim=True).sqrt()
     advantage = torch.where(sigma > 0, centred / torch.where(sigma > 0, sigma, 1.0), 0.0)
-    aligned, unaligned = alignment_sides(policy, rewards, mode=mode)
     above, below = (
-        (policy * side).sum(-1, keepdim=True) * side * advantage.abs() for side in (advantage > 0, advantage < 0)
+        (policy * side).sum(-1, keepdim=True) * advantage.abs() * weight
+        for side, weight in zip((advantage > 0, advantage < 0), _side_weights(policy, rewards, mode), strict=True)
     )
-    return population_fdo(reward, above * aligned, below * unaligned, divergence)
+    return population_fdo(reward, above, below, divergence)
 
 
 def iterate(reference: Table, aligned: Table, unaligned: Table, divergence: Divergence, beta: float) -> Table:
