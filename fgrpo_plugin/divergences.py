@@ -120,7 +120,8 @@ class Divergence:
         ratio = p / torch.where(q > 0, q, 1.0)
         on_support = (q > 0) & torch.isfinite(ratio)
         inside = q * self.generator(torch.where(on_support, ratio, 1.0))
-        outside = torch.where(p > 0, p * self._entry.slope_at_infinity, 0.0)
+        # The factor is 0 where q covers p: inf times a gradient of 0 would be NaN.
+        outside = p * torch.where(~on_support & (p > 0), self._entry.slope_at_infinity, 0.0)
         return torch.where(on_support, inside, outside).sum(-1) + self.estimate_offset
 
     @property

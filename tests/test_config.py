@@ -52,6 +52,43 @@ def test_bad_lambdas_are_named(lam, words):
 @pytest.mark.parametrize(
     "settings, words",
     [
+        ({"divergence": "nope"}, "unknown divergence name='nope'"),
+        ({"divergence": "jeffreys", "link": "variational"}, "no link='variational'"),
+        ({"divergence": "alpha"}, "alpha=None"),
+        ({"level": "word"}, "level='word'"),
+        ({"weighting": "softmin"}, "weighting='softmin'"),
+        ({"weight_level": "word"}, "weight_level='word'"),
+        ({"old_log_prob": "rollout"}, "old_log_prob='rollout'"),
+        ({"beta": 0}, "beta=0 must be"),
+        ({"beta": math.inf}, "beta=inf must be"),
+        ({"beta": "0.1"}, "beta='0.1' must be"),
+        ({"gamma": -0.5}, "gamma=-0.5 must be"),
+        ({"gamma": True}, "gamma=True must be"),
+        ({"preference_gamma": -1}, "preference_gamma=-1 must be"),
+        ({"weight_temperature": 0.0}, "weight_temperature=0.0 must be"),
+        ({"weight_cap": 0.5}, "weight_cap=0.5 must be at least 1"),
+        ({"implicit_reward_clip": 0}, "implicit_reward_clip=0 must be"),
+        ({"scale": "big"}, "scale='big'"),
+        ({"scale": [1.0]}, r"scale=\[1.0\]"),
+        ({"scale": [1.0, 0.0]}, r"scale=\[1.0, 0.0\]"),
+    ],
+)
+def test_bad_settings_of_the_losses_are_named(settings, words):
+    with pytest.raises(ValueError, match=words):
+        FDivergenceConfig(**settings)
+
+
+def test_what_is_at_the_edge_of_a_range_is_allowed():
+    settings = FDivergenceConfig(gamma=0, preference_gamma=0, weight_cap=1, lam=1, scale=(1, 2))
+    assert (settings.gamma, settings.weight_cap, settings.constant_lam) == (0, 1, 1.0) and settings.scales() == (1, 2)
+    assert FDivergenceConfig(lam={"schedule": "linear", "start": 0, "end": 1, "steps": 2}).lam_at(2, 9) == 1
+    for choice in ("error", "drop", "truncate"):
+        assert PreferenceConfig(files=["a"], on_too_long=choice, batch_size=2).on_too_long == choice
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
         ({"files": []}, "files is empty"),
         ({"files": ["a"], "val_files": ["a"], "val_split": "train"}, "trained on too"),
         ({"files": ["a.jsonl"], "val_files": ["./a.jsonl"]}, "trained on too"),

@@ -16,6 +16,7 @@ from fgrpo_plugin.losses import (
     fdo_loss,
     fdo_row_losses,
     implicit_reward,
+    kldo_loss,
 )
 
 # g and f*(g) in plain Python, from the definitions of the divergences.
@@ -458,3 +459,11 @@ BAD = torch.tensor([0.0, math.nan])
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_kldo_of_one_side_alone_has_a_finite_gradient():
+    for side in (True, False):
+        reward = torch.tensor([0.3, -0.2], requires_grad=True)
+        loss = kldo_loss(reward, torch.tensor([side, side]))
+        loss.backward()
+        assert torch.isfinite(loss) and torch.isfinite(reward.grad).all() and reward.grad.abs().sum() > 0

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgrpo_plugin.divergences import get_divergence
-from fgrpo_plugin.losses import fdo_loss, kldo_loss
+from fgrpo_plugin.losses import fdo_loss, implicit_reward, kldo_loss
 
 LOG2 = math.log(2)
 REWARDS = st.lists(st.tuples(st.floats(-8, 8), st.floats(-8, 8)), min_size=1, max_size=6)
@@ -222,3 +222,60 @@ def test_kldo_refusals(arguments, message):
     given = {"implicit_reward": torch.zeros(2), "desirable": torch.tensor([True, False])} | arguments
     with pytest.raises(ValueError, match=message):
         kldo_loss(given.pop("implicit_reward"), given.pop("desirable"), **given)
+
+
+def real_loss(scores, positive):
+    """REAL of one group (Rewards as Labels, arXiv 2602.05630, as ms-swift has it): each sum is in one logarithm."""
+    on, off = (sum(math.exp(-s if p else s) for s, p in zip(scores, positive, strict=True) if p == k) for k in (1, 0))
+    return math.log(1 + on) + math.log(1 + off)
+
+
+def test_real_is_gan_for_one_positive_and_one_negative_response_and_not_for_more():
+    """Score: mean over tokens of log(pi/pi_old), over tau; here beta = 1/tau, with pi_old in place of pi_ref."""
+    draw, tau = torch.Generator().manual_seed(0), 0.5
+    log_prob, old = (-2 * torch.rand(8, 5, generator=draw, dtype=torch.float64) for _ in range(2))
+    lengths = [3, 5, 1, 4, 2, 5, 3, 4]
+    mask = torch.arange(5) < torch.tensor(lengths).unsqueeze(-1)
+    scores = [
+        statistics.fmean((log_prob[i, t] - old[i, t]).item() for t in range(n)) / tau for i, n in enumerate(lengths)
+    ]
+    positive = [1, 0] * 4
+    reward = implicit_reward(log_prob, old, mask, 1 / tau, level="sequence_mean")
+    assert reward.tolist() == pytest.approx(scores)
+    sides = torch.tensor(positive).bool()
+    ours = fdo_loss(reward, sides, get_divergence("gan")).item()
+    pairs = [real_loss(scores[i : i + 2], positive[i : i + 2]) for i in range(0, 8, 2)]
+    assert ours == pytest.approx(statistics.fmean(pairs), rel=1e-12)
+    # Groups of four: the sums share one pull, so the loss is another, and so is the balance of its rows.
+    fours = [real_loss(scores[i : i + 4], positive[i : i + 4]) for i in (0, 4)]
+    assert abs(statistics.fmean(fours) - ours) > 0.1
+    # Its plain binary cross-entropy is gan for any group.
+    terms = [math.log1p(math.exp(-s if p else s)) for s, p in zip(scores, positive, strict=True)]
+    assert ours == pytest.approx(2 * statistics.fmean(terms), rel=1e-12)  # a mean of all rows; FDO has one a side
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_in_the_first_step_real_pulls_each_positive_response_by_one_over_their_number_plus_one(n):
+    step = 1e-6
+    for place in range(n + 2):
+        moved = [[sign * step * (i == place) for i in range(n + 2)] for sign in (1, -1)]
+        slope = (real_loss(moved[0], [1] * n + [0, 0]) - real_loss(moved[1], [1] * n + [0, 0])) / (2 * step)
+        assert slope == pytest.approx(-1 / (n + 1) if place < n else 1 / 3, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["kl", "reverse_kl", "pearson", "neyman", "squared_hellinger", "jensen_shannon", "jeffreys"]
+)
+def test_the_reward_of_f_dpg_is_minus_our_density_ratio_link(name):
+    """Go et al., arXiv 2302.08215: grad D_f(pi, p) = E_pi f'(pi/p) grad log pi, p ~ pi_ref exp(R/beta)."""
+    draw = torch.Generator().manual_seed(1)
+    reference, logits = (torch.randn(6, generator=draw, dtype=torch.float64) for _ in range(2))
+    rewards, beta = torch.rand(6, generator=draw, dtype=torch.float64), 0.5
+    target = (reference.log_softmax(-1) + rewards / beta).softmax(-1)
+    logits.requires_grad_()
+    policy, d = logits.softmax(-1), get_divergence(name, "density_ratio")
+    (expected,) = torch.autograd.grad(d.exact(policy, target), logits, retain_graph=True)
+    reward = -d.link((policy / target).log()).detach()  # what f-DPG pays a sample
+    total = -sum(policy[y].item() * reward[y] * policy[y].log() for y in range(6))
+    (found,) = torch.autograd.grad(total, logits)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)

@@ -31,7 +31,7 @@ def _padded(rows):
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
-@pytest.mark.parametrize("block", [3, 256])
+@pytest.mark.parametrize("block", [1, 3, 7, 256])
 def test_row_sums_of_nested_and_padded_rows_are_those_of_a_loop(monkeypatch, block):
     monkeypatch.setattr(trainer, "_BLOCK_ROWS", block)
     values, masks = _rows()
@@ -63,3 +63,25 @@ def test_the_weights_are_those_of_whole_padded_rows(weight_level, form):
     torch.testing.assert_close(fields["f_divergence_weight"], expected)
     assert len(set(expected.tolist())) > 2
     assert fields["f_divergence_count"].tolist() == [3] * 4 + [4] * 4
+
+
+@pytest.mark.parametrize(
+    "rewards, old",
+    [
+        ([0.5] * 4, [-1.0] * 4),  # no group has a signal
+        ([0.0, 0.5, 1.0, 0.5], [-1.0, -900.0, -1.0, -900.0]),  # the responses at the mean take all weight
+    ],
+)
+def test_without_weight_on_any_response_the_effective_share_is_zero(rewards, old):
+    fields, metrics = row_numbers(
+        rewards=torch.tensor(rewards),
+        uids=np.array(["a"] * 4, dtype=object),
+        response_mask=torch.ones(4, 1),
+        old_log_prob=torch.tensor(old).unsqueeze(-1),
+        minibatch=torch.zeros(4, dtype=torch.int64),
+        padding=torch.zeros(4, dtype=torch.bool),
+        settings=FDivergenceConfig(preset="paper"),
+        normalize_by_std=True,
+    )
+    assert fields["f_divergence_weight"].tolist() == [0.0] * 4
+    assert metrics["actor/f_divergence/weight_effective_sample_share"] == 0.0

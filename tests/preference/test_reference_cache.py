@@ -1,5 +1,6 @@
 """Reference log-probs on disk: reused where nothing has changed, never where something has, and damage is seen."""
 
+import json
 import os
 
 import pytest
@@ -24,6 +25,11 @@ def test_a_second_run_reads_what_the_first_has_written(tmp_path):
     assert second.get(row(4)) is None
     # Where the response begins is part of the row, and so is every token of the prompt.
     assert second.get(row(4, prompt=(1, 2, 3))) is None and second.get(row(3, 4, prompt=(1, 7))) is None
+
+
+def test_the_folder_says_what_its_numbers_depend_on(tmp_path):
+    cache = ReferenceCache(tmp_path, KEY)
+    assert json.loads((cache.folder / "key.json").read_text()) == KEY
 
 
 @pytest.mark.parametrize("change", [{"temperature": 0.7}, {"reference": "abd"}, {"dtype": "bf16"}])

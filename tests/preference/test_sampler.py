@@ -42,6 +42,32 @@ def test_pairs_are_drawn_whole():
     assert any(data[a].pair != data[b].pair for a, b in zip(apart[::2], apart[1::2], strict=True))
 
 
+def test_a_draw_across_the_end_of_an_epoch_has_as_many_rows_as_any_other():
+    data = rows(5, 3)
+    sampler = PreferenceSampler(data, seed=2)
+    seen = [sampler.draw(4) for _ in range(15)]
+    assert {len(drawn) for drawn in seen} == {4}
+    for side, size in ((True, 5), (False, 3)):
+        order = [i for drawn in seen for i in drawn if data[i].desirable is side]
+        assert len(order) == 30
+        for epoch in range(30 // size):  # whole passes, wherever the draws cut them
+            assert len(set(order[epoch * size : (epoch + 1) * size])) == size
+
+
+def test_a_pair_is_drawn_desirable_row_first_however_the_file_has_it():
+    data = list(reversed(rows(3, 3, paired=True)))
+    drawn = PreferenceSampler(data, seed=0, keep_pairs=True).draw(6)
+    assert [data[i].desirable for i in drawn] == [True, False] * 3
+
+
+def test_a_state_of_the_same_texts_with_other_labels_is_refused():
+    data = rows()
+    state = PreferenceSampler(data, seed=0).state_dict()
+    relabelled = [TokenRow(row.prompt_ids, row.response_ids, not row.desirable, row.pair, row.source) for row in data]
+    with pytest.raises(ValueError, match=r"another data.preference.data"):
+        PreferenceSampler(relabelled, seed=0).load_state_dict(state)
+
+
 @pytest.mark.parametrize("keep_pairs", [False, True])
 @pytest.mark.parametrize("stop", [1, 4, 9])
 def test_resumed_it_is_the_uninterrupted_sampler(stop, keep_pairs):
