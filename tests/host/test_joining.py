@@ -350,7 +350,11 @@ def test_what_the_host_reports_of_its_own_rows_is_what_f_grpo_reports(make, queu
         logged.append((sorted(key for key in batch.keys if key.startswith("step")), metrics))
     (alone_keys, alone), (joined_keys, joined) = logged
     assert joined_keys == alone_keys and "critic/rewards/mean" in alone and "actor/entropy_loss" in alone
-    other = {"actor/pg_loss", "actor/loss"}  # the losses themselves
+    slopes = [f"actor/f_divergence/{name}_slope" for name in ("on_policy", "preference")]
+    other = {"actor/pg_loss", "actor/loss", *slopes, f"{slopes[0]}_share"}  # the losses themselves, and their slopes
+    lam = joined["actor/f_divergence/lam"]
+    assert joined[slopes[0]] == pytest.approx((1 - lam) * alone[slopes[0]], rel=1e-5) and joined[slopes[1]] > 0 < lam
+    assert (alone[slopes[1]], alone[f"{slopes[0]}_share"]) == (0, 1)
     for name in alone.keys() - other:
         if not name.startswith(("timing", "perf")):
             assert joined[name] == pytest.approx(alone[name], rel=1e-5, abs=1e-7, nan_ok=True), name
