@@ -287,3 +287,21 @@ def test_hundred_thousand_rows_take_no_loop_over_rows(one_thread):
     log_prob, mask = -torch.rand(n, 8, generator=generator), torch.ones(n, 8, dtype=torch.int64)
     assert fastest(lambda: group_advantages(rewards, names)) < 0.05
     assert fastest(lambda: group_weights(rewards, names, "softmax_is", log_prob, mask, weight_cap=2.0)) < 0.1
+
+
+@pytest.mark.parametrize(
+    "rewards, cap, expected",
+    [  # the excess of two rows at once goes to the rest, in proportion, also where less than one row's mean is left
+        ([20.0, 20.0, 1.0, 1.0, 1.0, 1.0], 2.0, [2.0, 2.0, 0.5, 0.5, 0.5, 0.5]),
+        ([20.0, 20.0, 1.0], 1.25, [1.25, 1.25, 0.5]),
+    ],
+)
+def test_two_rows_over_the_cap_at_once_leave_the_mean_at_one(rewards, cap, expected):
+    below = [-1000.0]
+    found = group_weights(torch.tensor(rewards + below), ["a"] * (len(rewards) + 1), "softmax", weight_cap=cap)
+    assert found.tolist() == pytest.approx([*expected, 1.0], rel=1e-6)
+
+
+def test_an_infinite_temperature_is_refused():
+    with pytest.raises(ValueError, match="weight_temperature=inf"):
+        group_weights(torch.tensor([0.0, 1.0]), ["a", "a"], "softmax", weight_temperature=math.inf)
