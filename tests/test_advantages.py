@@ -305,3 +305,10 @@ def test_two_rows_over_the_cap_at_once_leave_the_mean_at_one(rewards, cap, expec
 def test_an_infinite_temperature_is_refused():
     with pytest.raises(ValueError, match="weight_temperature=inf"):
         group_weights(torch.tensor([0.0, 1.0]), ["a", "a"], "softmax", weight_temperature=math.inf)
+
+
+@pytest.mark.parametrize("value, rows", [(-0.1, 3), (0.1, 7), (-1234.567, 7), (1e8 + 0.1, 3), (1e-9, 7)])
+def test_equal_rewards_have_advantage_exactly_zero_whatever_their_sign_and_size(value, rows):
+    rewards = torch.full((rows,), value, dtype=torch.float64)
+    assert group_advantages(rewards, ["a"] * rows).tolist() == [0.0] * rows
+    assert group_weights(rewards, ["a"] * rows, "softmax").tolist() == [0.0] * rows

@@ -42,6 +42,7 @@ def test_steps_hold_until_the_next():
         ({"schedule": "step", "values": [[2, 0.5]]}, "lam.values="),
         ({"schedule": "step", "values": [[1, 0.5], [1, 0.2]]}, "lam.values="),
         ({"schedule": "step"}, "lam.values=None"),
+        ({"schedule": "step", "values": [[1, 0.5], [3, 1.5]]}, "lam.values=1.5"),
     ],
 )
 def test_bad_lambdas_are_named(lam, words):
@@ -82,6 +83,7 @@ def test_what_is_at_the_edge_of_a_range_is_allowed():
     settings = FDivergenceConfig(gamma=0, preference_gamma=0, weight_cap=1, lam=1, scale=(1, 2))
     assert (settings.gamma, settings.weight_cap, settings.constant_lam) == (0, 1, 1.0) and settings.scales() == (1, 2)
     assert FDivergenceConfig(lam={"schedule": "linear", "start": 0, "end": 1, "steps": 2}).lam_at(2, 9) == 1
+    assert PreferenceConfig(files=["a"], on_bad_row="skip").on_bad_row == "skip"
     for choice in ("error", "drop", "truncate"):
         assert PreferenceConfig(files=["a"], on_too_long=choice, batch_size=2).on_too_long == choice
 
@@ -107,3 +109,16 @@ def test_bad_preference_settings_are_named(settings, words):
         PreferenceConfig(**settings)
     assert PreferenceConfig(files="one.jsonl").files == ["one.jsonl"]
     PreferenceConfig(files=["a/hub-name"], val_files=["a/hub-name"])  # train and test of one dataset
+
+
+def test_the_defaults_are_the_documented_ones():
+    """tests/test_docs.py holds the pages against these."""
+    settings, preference = FDivergenceConfig(), PreferenceConfig(files=["a"])
+    assert (settings.weight_temperature, settings.lam, settings.preference_gamma) == (1.0, 0.0, 0.0)
+    assert (settings.divergence, settings.beta, settings.level, settings.weighting) == (
+        "pearson",
+        0.1,
+        "sequence",
+        "softmax_is",
+    )
+    assert not preference.keep_pairs and not preference.keep_rollout and preference.seed == 0
