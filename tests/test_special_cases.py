@@ -4,6 +4,7 @@ For pairs (chosen w, rejected l) the reward is that of the ordered pair, z = r_w
 backwards, has -z and is the unaligned row. `docs/divergences.md` gives the algebra.
 """
 
+import itertools
 import math
 import statistics
 
@@ -12,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fgrpo_plugin.advantages import group_advantages
 from fgrpo_plugin.divergences import get_divergence
-from fgrpo_plugin.losses import fdo_loss, implicit_reward, kldo_loss
+from fgrpo_plugin.losses import f_grpo_loss, fdo_loss, implicit_reward, kldo_loss
 
 LOG2 = math.log(2)
 REWARDS = st.lists(st.tuples(st.floats(-8, 8), st.floats(-8, 8)), min_size=1, max_size=6)
@@ -131,6 +133,21 @@ def test_kldo_is_kl_at_the_best_constant_shift(rows):
     torch.testing.assert_close(gradient, torch.autograd.grad(formula, again)[0])
     # It does not see a constant.
     assert kldo_loss(rewards.detach() + 3, sides).item() == pytest.approx(expected, abs=1e-9)
+
+
+@settings(deadline=None)
+@given(SIDES)
+def test_the_losses_of_kldos_code(sides):
+    """Two of its three `type`s: without the logarithm, and with a slope over a moving mean; the third is the formula."""
+    chosen, rejected = sides
+    plain = -statistics.fmean(chosen) + statistics.fmean(math.exp(r - 1) for r in rejected)
+    assert fdo(get_divergence("kl"), chosen, rejected) == pytest.approx(plain, rel=1e-9, abs=1e-9)  # f-div
+    moving_mean = 0.7
+    rewards = tensor([*chosen, *rejected]).requires_grad_()
+    desirable = torch.tensor([True] * len(chosen) + [False] * len(rejected))
+    (slopes,) = torch.autograd.grad(kldo_loss(rewards, desirable, log_mean_exp=math.log(moving_mean)), rewards)
+    expected = [-1 / len(chosen)] * len(chosen) + [math.exp(r) / moving_mean / len(rejected) for r in rejected]
+    assert slopes.tolist() == pytest.approx(expected, rel=1e-9)  # ma
 
 
 @pytest.mark.parametrize("level", ["sequence", "token"])
@@ -279,3 +296,153 @@ def test_the_reward_of_f_dpg_is_minus_our_density_ratio_link(name):
     total = -sum(policy[y].item() * reward[y] * policy[y].log() for y in range(6))
     (found,) = torch.autograd.grad(total, logits)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_real_has_the_gradient_of_gan_at_weights_that_the_policy_sets():
+    """f-GRPO, abs(a) = 1, w_i = (1 + exp(-+s_i)) / (1 + sum exp(-+s_j)) without gradient, N the number of groups."""
+    draw = torch.Generator().manual_seed(2)
+    groups = [[1, 0], [1, 1, 0], [1, 0, 0, 0, 1], [0, 0, 1]]
+    scores = [torch.randn(len(sides), generator=draw, dtype=torch.float64).requires_grad_() for sides in groups]
+    published = torch.zeros((), dtype=torch.float64)
+    weights, advantages = [], []
+    for group, sides in zip(scores, groups, strict=True):
+        total = {1: 1.0, 0: 1.0}
+        for s, side in zip(group, sides, strict=True):
+            total[side] = total[side] + torch.exp(-s if side else s)
+        published = published + (torch.log(total[1]) + torch.log(total[0])) / len(groups)
+        for s, side in zip(group.tolist(), sides, strict=True):
+            weights.append((1 + math.exp(-s if side else s)) / total[side].item())
+            advantages.append(1.0 if side else -1.0)
+    assert published.item() == pytest.approx(
+        statistics.fmean(real_loss(group.tolist(), sides) for group, sides in zip(scores, groups, strict=True))
+    )
+    gan = get_divergence("gan")
+    ours = f_grpo_loss(torch.cat(scores), tensor(advantages), gan, tensor(weights), denominator=len(groups))
+    expected = torch.cat(torch.autograd.grad(published, scores))
+    torch.testing.assert_close(torch.cat(torch.autograd.grad(ours, scores)), expected, rtol=1e-12, atol=1e-14)
+    assert abs(ours.item() - published.item()) > 0.1  # the gradient alone
+    plain = f_grpo_loss(torch.cat(scores), tensor(advantages), gan, denominator=len(groups))
+    difference = torch.cat(torch.autograd.grad(plain, scores)) - expected
+    assert difference[:2].abs().max() < 1e-14  # one of each: every weight is 1
+    assert difference[2:4].abs().min() > 0.01  # two positive responses share one pull
+    assert weights[:2] == [1, 1] and weights[2] < 1
+
+
+@pytest.mark.parametrize("with_reference", [True, False])
+def test_the_pair_term_of_amir_grpo_is_gan_on_the_pairs_of_a_group(with_reference):
+    """Yari and Koto, arXiv 2601.03661, as in their code: pairs whose rewards differ by more than a margin."""
+    draw, beta, margin = torch.Generator().manual_seed(3), 0.2, 0.5
+    log_prob, ref = (-2 * torch.rand(5, 4, generator=draw, dtype=torch.float64) for _ in range(2))
+    if not with_reference:
+        ref = torch.zeros_like(ref)
+    lengths, rewards = [4, 2, 3, 1, 4], [1.0, 0.0, 0.7, 0.2, 1.4]
+    means = [statistics.fmean((log_prob[i, t] - ref[i, t]).item() for t in range(n)) for i, n in enumerate(lengths)]
+    pairs = [(i, j) for i in range(5) for j in range(5) if rewards[i] - rewards[j] > margin]
+    published = statistics.fmean(-math.log(sigmoid(beta * (means[i] - means[j]))) for i, j in pairs)
+    mask = torch.arange(4) < torch.tensor(lengths).unsqueeze(-1)
+    r = implicit_reward(log_prob, ref, mask, beta, level="sequence_mean").tolist()
+    of_pairs = [(r[i], r[j]) for i, j in pairs]
+    assert fdo_of_pairs(get_divergence("gan"), of_pairs) == pytest.approx(2 * published, rel=1e-12)
+    assert fdo_of_pairs(get_divergence("jensen_shannon"), of_pairs) == pytest.approx(
+        2 * published - 2 * LOG2, abs=1e-12
+    )
+    # Each response by itself is another loss.
+    good, bad = [r[i] for i, _ in pairs], [r[j] for _, j in pairs]
+    assert abs(fdo(get_divergence("gan"), good, bad) - 2 * published) > 1e-3
+
+
+@pytest.mark.parametrize("positive", [1, 2, 4])
+def test_at_the_reference_amir_grpo_pulls_as_gan_does_for_binary_rewards(positive):
+    """At r = 0: 1/(2 n+) and 1/(2 n-), which is FDO's, and f-GRPO's but for a factor that a group's responses share."""
+    n, rewards = 6, [1.0] * positive + [0.0] * (6 - positive)
+    r = torch.zeros(n, dtype=torch.float64, requires_grad=True)
+    pairs = [(i, j) for i in range(n) for j in range(n) if rewards[i] > rewards[j]]
+    (pulls,) = torch.autograd.grad(sum(-torch.log(torch.sigmoid(r[i] - r[j])) for i, j in pairs) / len(pairs), r)
+    assert pulls.tolist() == pytest.approx([-0.5 / positive] * positive + [0.5 / (n - positive)] * (n - positive))
+    gan, sides = get_divergence("gan"), torch.tensor(rewards) > 0
+    torch.testing.assert_close(torch.autograd.grad(fdo_loss(r, sides, gan), r)[0], pulls, rtol=1e-12, atol=0)
+    advantages = group_advantages(tensor(rewards), ["a"] * n).double()
+    (ours,) = torch.autograd.grad(f_grpo_loss(r, advantages, gan), r)
+    share = positive / n
+    torch.testing.assert_close(ours, pulls * share * (1 - share) / statistics.stdev(rewards), rtol=1e-5, atol=0)
+    # Away from the reference it is a weight of differences, and no longer that of any one response.
+    away = torch.arange(n, dtype=torch.float64).requires_grad_()
+    (pulls,) = torch.autograd.grad(
+        sum(-torch.log(torch.sigmoid(away[i] - away[j])) for i, j in pairs) / len(pairs), away
+    )
+    assert (pulls - torch.autograd.grad(fdo_loss(away, sides, gan), away)[0]).abs().max() > 1e-2
+
+
+def dph_rl(mode, ratio):
+    """One token's term of DPH-RL (Li et al., arXiv 2509.07430, the authors' code), ratio = pi/pi_0, y from pi_0."""
+    if mode == "forward":
+        return ratio - math.log(ratio) - 1
+    if mode == "js":
+        return ratio * math.log(ratio) - (ratio + 1) * math.log((ratio + 1) / 2)
+    alpha = 0.2
+    return (ratio ** (1 - alpha) - (1 - alpha) * ratio - alpha) / (alpha * (alpha - 1))
+
+
+@pytest.mark.parametrize(
+    ("mode", "divergence", "adds_up"),
+    [
+        ("forward", get_divergence("reverse_kl"), True),
+        ("js", get_divergence("jensen_shannon"), False),
+        ("alpha", get_divergence("alpha", alpha=0.8), False),
+    ],
+)
+def test_a_token_of_dph_rl_is_our_generator_and_its_sum_over_tokens_a_divergence_for_kl_alone(
+    mode, divergence, adds_up
+):
+    for ratio in (0.05, 0.6, 1.0, 1.7, 9.0):
+        generator = divergence.generator(tensor(ratio)).item() + (ratio - 1 if mode == "forward" else 0)
+        assert dph_rl(mode, ratio) == pytest.approx(generator, rel=1e-12, abs=1e-14)
+    # Two tokens out of three: first[a] then second[a][b].
+    draw = torch.Generator().manual_seed(4)
+    first, second = [
+        torch.randn(2, *shape, generator=draw, dtype=torch.float64).softmax(-1) for shape in ((3,), (3, 3))
+    ]
+    one_token = sum(first[1][a].item() * dph_rl(mode, (first[0][a] / first[1][a]).item()) for a in range(3))
+    assert one_token == pytest.approx(divergence.exact(*first).item(), rel=1e-12)
+    whole = (first.unsqueeze(-1) * second).flatten(1)
+    total = 0.0
+    for a, b in itertools.product(range(3), repeat=2):
+        ratios = (first[0][a] / first[1][a]).item(), (second[0][a, b] / second[1][a, b]).item()
+        total += whole[1][3 * a + b].item() * sum(dph_rl(mode, ratio) for ratio in ratios)
+    exact = divergence.exact(*whole).item()
+    assert (total == pytest.approx(exact, rel=1e-12)) is adds_up
+    assert adds_up or abs(total - exact) > 1e-2
+
+
+SLOPE_OF_F = {  # f'(e^u) of each loss of f-DPG's library, by its name there
+    ("KL", "reverse_kl"): lambda u: -math.exp(-u),
+    ("reverse KL", "kl"): lambda u: 1 + u,
+    ("JS", "jensen_shannon"): lambda u: math.log(2 / (1 + math.exp(-u))),
+    ("chi-squared", "neyman"): lambda u: 1 - math.exp(-2 * u),
+    ("reverse chi-squared", "pearson"): lambda u: 2 * (math.exp(u) - 1),
+}
+
+
+@pytest.mark.parametrize("names", SLOPE_OF_F, ids="-".join)
+def test_the_losses_of_f_dpgs_library_are_density_ratio_links(names):
+    for u in (-3.0, -0.4, 0.0, 0.7, 2.5):
+        link = get_divergence(names[1], "density_ratio").link(tensor(u)).item()
+        assert link == pytest.approx(SLOPE_OF_F[names](u), rel=1e-12, abs=1e-14)
+
+
+def test_the_library_of_f_dpg_has_total_variation_where_we_refuse_the_link():
+    with pytest.raises(ValueError, match="sign"):
+        get_divergence("total_variation", "density_ratio")
+
+
+def test_f_dpg_with_kl_is_reinforce_with_a_kl_penalty_in_the_reward():
+    """-f' = R/beta - log(pi/pi_ref) - log Z - 1: times beta, the penalised reward less a constant of the prompt."""
+    draw, beta = torch.Generator().manual_seed(5), 0.3
+    policy, reference = torch.randn(2, 6, generator=draw, dtype=torch.float64).softmax(-1)
+    rewards = torch.rand(6, generator=draw, dtype=torch.float64)
+    z = sum(reference[y].item() * math.exp(rewards[y].item() / beta) for y in range(6))
+    target = [reference[y].item() * math.exp(rewards[y].item() / beta) / z for y in range(6)]
+    link = get_divergence("kl", "density_ratio").link((policy / tensor(target)).log())
+    for y in range(6):
+        penalised = rewards[y].item() - beta * math.log(policy[y] / reference[y])
+        assert -beta * link[y].item() == pytest.approx(penalised - beta * (math.log(z) + 1), rel=1e-12)
