@@ -90,7 +90,8 @@ link. It counts for the process that calls it, so call it in a module that every
 
 L_FDO equals the right column when it is given these rewards. KTO's z_0 and BCO's delta are constants that those methods estimate
 from the batch, without gradient; KTO and HDO take one mean over all rows, FDO one over each side. For pairs the reward is that of the ordered pair, z = r_w - r_l, as
-D+, and of the pair read backwards, -z, as D-.
+D+, and of the pair read backwards, -z, as D-. What else is near (REAL, f-DPG, DPH-RL, AMIR-GRPO), and how far it is the same:
+[related.md](related.md).
 
 {special}
 

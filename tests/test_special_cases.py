@@ -138,7 +138,7 @@ def test_kldo_is_kl_at_the_best_constant_shift(rows):
 @settings(deadline=None)
 @given(SIDES)
 def test_the_losses_of_kldos_code(sides):
-    """Two of its three `type`s: without the logarithm, and with a slope over a moving mean; the third is the formula."""
+    """Two of its three `type`s: without the logarithm, with a slope over a moving mean. The third is the formula."""
     chosen, rejected = sides
     plain = -statistics.fmean(chosen) + statistics.fmean(math.exp(r - 1) for r in rejected)
     assert fdo(get_divergence("kl"), chosen, rejected) == pytest.approx(plain, rel=1e-9, abs=1e-9)  # f-div
@@ -263,6 +263,8 @@ def test_real_is_gan_for_one_positive_and_one_negative_response_and_not_for_more
     ours = fdo_loss(reward, sides, get_divergence("gan")).item()
     pairs = [real_loss(scores[i : i + 2], positive[i : i + 2]) for i in range(0, 8, 2)]
     assert ours == pytest.approx(statistics.fmean(pairs), rel=1e-12)
+    on_policy = f_grpo_loss(reward, 2.0 * sides.double() - 1, get_divergence("gan"), denominator=len(pairs)).item()
+    assert on_policy == pytest.approx(statistics.fmean(pairs), rel=1e-12)
     # Groups of four: the sums share one pull, so the loss is another, and so is the balance of its rows.
     fours = [real_loss(scores[i : i + 4], positive[i : i + 4]) for i in (0, 4)]
     assert abs(statistics.fmean(fours) - ours) > 0.1
