@@ -1,5 +1,6 @@
 """Make docs/lambda.md, what lambda means under each preset:  python docs/lambda.py"""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ REWARDS: dict[str, Callable[[int, torch.Generator], torch.Tensor]] = {
     "0 or 1, one in ten 1": lambda n, draw: (torch.rand(n, generator=draw) < 0.1).double(),
     "uniform in [0, 1]": lambda n, draw: torch.rand(n, generator=draw, dtype=torch.float64),
     "normal, standard deviation 1": lambda n, draw: torch.randn(n, generator=draw, dtype=torch.float64),
+    "normal, standard deviation 10": lambda n, draw: 10 * torch.randn(n, generator=draw, dtype=torch.float64),
 }
 BINARY = next(iter(REWARDS))
 
@@ -58,11 +60,11 @@ scales and dr/d log pi, on-policy against preference half:
 q for groups of G answers, log pi_old independent of the rewards, {rows:,} random answers for each number. Three numbers a cell: log pi_old
 is the same for all answers (so also `weighting=softmax`); the log pi_old of an answer of {tokens} tokens has a standard deviation of 1 nat;
 of 10 nats (`weight_level=sequence` in m_group, `token_mean` in m_side). In brackets m_side, which falls as groups become flat.
-Standard errors of q are below {error:.3f}. A success rate of 0.9 gives the numbers of 0.1.
+Standard errors of q are at most {error:.3f}. A success rate of 0.9 gives the numbers of 0.1.
 
 {q}
 
-From G = 4 on q lies between {low:.1f}/G and {high:.1f}/G: the more answers a prompt, the less is left of the factor 1 + 1/beta.
+From G = 4 on, in this table, q lies between {low:.1f}/G and {high:.1f}/G: the more answers a prompt, the less is left of the factor 1 + 1/beta.
 q is 1 where the weights are the same: `weighting=none`, or the same `weight_scale` and `weight_level`.
 
 The lambda of `stable` whose balance is that with which `paper` and `released` start (beta = {beta:g}; rewards {binary};
@@ -75,7 +77,7 @@ log pi_old the same, or spread by 10 nats):
 * **With q = 1 it holds at every step**: the gradient of `paper` at l is beta l/l' times that of `stable` at l' (checked at any r, relative
   difference {same_direction}), a constant that Adam hardly notices and `clip_grad` does.
 * **Sizes**, at the same lambda: the on-policy gradient of `paper` and `released` is (1 + beta) q times that of `stable`, {small:.2f} to {large:.2f} for
-  G = 4; the preference gradient is beta times, {beta:g}.
+  G = 4 in this table; the preference gradient is beta times, {beta:g}.
 
 ## Choosing lambda
 
@@ -257,12 +259,12 @@ def page(rows: int = 48_000) -> str:
         binary=BINARY,
         nominal=nominal(),
         same_gradient=difference(*(gradients(preset, 0.3, True, "kl") for preset in ("paper", "released"))),
-        error=max(numbers[2] for numbers in found.values()),
+        error=math.ceil(1000 * max(numbers[2] for numbers in found.values())) / 1000,
         q=_table(["rewards", *(f"G = {size}" for size in SIZES)], lines),
-        low=min(over_size),
-        high=max(over_size),
-        small=(1 + BETA) * min(of_four),
-        large=(1 + BETA) * max(of_four),
+        low=math.floor(10 * min(over_size)) / 10,  # rounded outwards
+        high=math.ceil(10 * max(over_size)) / 10,
+        small=math.floor(100 * (1 + BETA) * min(of_four)) / 100,
+        large=math.ceil(100 * (1 + BETA) * max(of_four)) / 100,
         equal=_table(["lambda of `paper`", *chosen], equal),
         same_direction=difference(
             gradients("paper", 0.3, True, "kl"),

@@ -9,7 +9,7 @@ DOCS = Path(__file__).parent
 PAGE = """# What a run logs
 
 Made by `python docs/metrics.py` from `fgrpo_plugin/host/metric_table.py`. verl's own metrics are not repeated here. Workers report sums
-and counts of each micro-batch, which the driver divides once, so that no number depends on micro-batches or ranks;
+and counts of each micro-batch, which the driver divides once, so that within a mini-batch no number depends on micro-batches or ranks;
 `tests/host/test_metrics.py` has each definition as a loop over raw responses. A number that cannot be had (a side without
 responses) is left out of that step.
 

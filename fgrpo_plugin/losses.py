@@ -247,7 +247,7 @@ def row_slopes(loss: torch.Tensor, implicit_reward: torch.Tensor) -> torch.Tenso
         (n,), no gradient; the graph of the loss is kept.
     """
     (slope,) = torch.autograd.grad(loss, implicit_reward, retain_graph=True)
-    slope = slope.abs_()
+    slope = slope.abs()
     return slope if slope.dim() == 1 else slope.sum(dim=-1)
 
 

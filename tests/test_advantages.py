@@ -312,3 +312,19 @@ def test_equal_rewards_have_advantage_exactly_zero_whatever_their_sign_and_size(
     rewards = torch.full((rows,), value, dtype=torch.float64)
     assert group_advantages(rewards, ["a"] * rows).tolist() == [0.0] * rows
     assert group_weights(rewards, ["a"] * rows, "softmax").tolist() == [0.0] * rows
+
+
+def test_log_probs_of_long_responses_are_added_up_in_float64():
+    tokens = 2**14
+    old = torch.full((2, tokens), -0.1)
+    old[1, 0] = -1e6  # in float32 the tokens after it would round
+    expected = old.double().sum(-1) / tokens
+    found = group_weights(
+        torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64),
+        ["a"] * 3,
+        "softmax_is",
+        torch.cat([old, old[:1]]),
+        torch.ones(3, tokens),
+    )
+    ratio = math.exp(expected[0].item() - expected[1].item())
+    assert (found[1] / found[0]).item() == pytest.approx(ratio, rel=1e-9)

@@ -17,6 +17,7 @@ from fgrpo_plugin.losses import (
     fdo_row_losses,
     implicit_reward,
     kldo_loss,
+    row_slopes,
 )
 
 # g and f*(g) in plain Python, from the definitions of the divergences.
@@ -467,3 +468,12 @@ def test_kldo_of_one_side_alone_has_a_finite_gradient():
         loss = kldo_loss(reward, torch.tensor([side, side]))
         loss.backward()
         assert torch.isfinite(loss) and torch.isfinite(reward.grad).all() and reward.grad.abs().sum() > 0
+
+
+def test_slopes_of_tokens_of_both_signs_add_up_and_an_expanded_gradient_is_taken():
+    # pearson: (f*.g)'(r) = 1 + r/2, which is -1 at r = -4 and 1 at r = 0.
+    reward, mask = torch.tensor([[-4.0, 0.0]], requires_grad=True), torch.ones(1, 2)
+    loss = f_grpo_loss(reward, torch.tensor([-1.0]), get_divergence("pearson"), response_mask=mask)
+    assert row_slopes(loss, reward).tolist() == [1.0]  # two of 1, over two tokens
+    plain = torch.tensor([1.0, -2.0], requires_grad=True)
+    assert row_slopes(-plain.sum(), plain).tolist() == [1.0, 1.0]

@@ -49,7 +49,8 @@ METRICS: tuple[LoggedMetric, ...] = (
         "1/nat",
         "above 0",
         DEFINITION,
-        "0: no group has a signal (zero_advantage_share), or every response is clipped (clipped_share)",
+        "0: lambda is 1, no group has a signal (zero_advantage_share), every response is clipped (clipped_share), or "
+        "responses at the mean take all weight",
     ),
     _on(
         "preference_slope",
@@ -81,9 +82,9 @@ METRICS: tuple[LoggedMetric, ...] = (
         "sum(w g(r)) / sum(w) over positive advantages - sum(w f*(g(r))) / sum(w) over negative ones, plus 2 log 2 "
         "for gan",
         "f's unit",
-        "0 in the first step; then above 0",
+        "rises; the first step has g(0) - f*(g(0)): 0, but for variational kl, which has -1/e",
         DEFINITION,
-        "below 0: the policy prefers what it was punished for; look at implicit_reward_margin and the learning rate",
+        "falls: look at implicit_reward_margin and the learning rate",
     ),
     _on(
         "implicit_reward",
@@ -157,8 +158,8 @@ METRICS: tuple[LoggedMetric, ...] = (
         "share",
         "1 with weighting=none",
         DEFINITION,
-        "near one response a group: weight_level=sequence with long responses does that; weight_level=token_mean, "
-        "weight_cap or a larger weight_temperature",
+        "near one response a group: weight_level=sequence does that, in favour of the longest response; "
+        "weight_level=token_mean, with weight_scale=side also weight_cap",
     ),
     _on(
         "weight_capped_share",
@@ -242,9 +243,10 @@ METRICS: tuple[LoggedMetric, ...] = (
     ),
     _off(
         "preference_divergence_estimate",
-        "-L_FDO of the clipped r, plus 2 log 2 for gan: an estimate of D_f(D+, D-) from below",
+        "mean g(r) of D+ rows - mean f*(g(r)) of D- rows, plus 2 log 2 for gan: an estimate of D_f(D+, D-) from below; "
+        "-L_FDO, but at level token, where r of a row is the mean of its tokens'",
         "f's unit",
-        "0 in the first step; then above 0",
+        "rises; starts at 0, with variational kl at -1/e",
         DEFINITION,
         "see preference_loss",
     ),
@@ -303,7 +305,9 @@ METRICS: tuple[LoggedMetric, ...] = (
             "nats",
             NONE_KNOWN,
             NONE_KNOWN,
-            "far below 0: the policy leaves the preference data behind, whatever the margin says",
+            "D+ far below 0: the policy leaves the preference data behind, whatever the margin says"
+            if side == "desirable"
+            else "falling is the aim; far below the D+ rows' it takes mass from neighbours, too",
         )
         for side, rows in (("desirable", "D+"), ("undesirable", "D-"))
         for suffix, which, how in (
@@ -335,7 +339,7 @@ METRICS: tuple[LoggedMetric, ...] = (
         VALIDATION + "divergence_estimate",
         "mean g(r) of held-out D+ rows - mean f*(g(r)) of D- rows, plus 2 log 2 for gan",
         "f's unit",
-        "above 0",
+        "rises; at the reference 0, with variational kl -1/e",
         DEFINITION,
         "see val-preference/accuracy",
         f_hal_only=True,

@@ -359,8 +359,14 @@ def _report(estimator: str, settings: FDivergenceConfig, changes: list[tuple[str
     lines += [f"  {key}={value}  ({reason})" for key, value, reason in changes]
     if settings.preset != "stable":
         lines.append(
-            f"fgrpo-plugin: preset={settings.preset}: since 0.2.0 a complete setting of the paper "
-            "(docs/assumptions.md); the former preset=paper is stable, the former released is stable with gamma=1"
+            f"fgrpo-plugin: preset={settings.preset}: since 0.2.0 it sets gamma, scale and weights "
+            "(docs/assumptions.md); the former preset=paper is stable, the former released is stable with gamma=1, and "
+            "checkpoints of an earlier version under this trainer.experiment_name are of another loss"
+        )
+    elif settings.scale == "paper":
+        lines.append(
+            "fgrpo-plugin: scale=paper: since 0.2.0 it multiplies the on-policy loss by (1+beta)/(beta+gamma); before, "
+            "it divided it by 1+1/beta, which is scale=[1, 1/(1+1/beta)]"
         )
     lines.append(f"fgrpo-plugin: {nominal_coefficients(settings)}")
     lines.append("fgrpo-plugin: f_divergence " + ", ".join(f"{k}={v}" for k, v in asdict(settings).items()))

@@ -21,7 +21,7 @@ Goal: see in minutes, on one CPU core, what f-HAL's lambda is for. On-policy dat
 data tell the truth about a few prompts, and a judge who is never asked during training measures what came of it.
 
 ```bash
-python recipes/lab/lab.py --out runs/again                          # the whole sweep: a table and a figure
+python recipes/lab/lab.py --out runs/again                          # the sweep of `stable`: a table and a figure
 python recipes/lab/lab.py --out runs/pearson --divergence pearson   # with another setting; see --help
 python recipes/lab/lab.py --preset paper                            # makes what results/ lacks: now nothing
 python recipes/lab/report.py                                        # this page and its figure, from results/
@@ -39,7 +39,8 @@ and `f_hal_loss`. lambda = 0 draws no preferences, lambda = 1 rolls nothing out.
 ## Measured
 
 The preset `stable`; `paper` and `released` below. {seeds} seeds, each run made once; means over 256 held-out prompts, mean ± standard deviation over the seeds. Rewards are
-those of answers sampled at temperature 1 unless it says greedy. Made at {made}; {seconds} s a run (median; one core of a
+those of answers sampled at temperature 1 unless it says greedy. Made at {made} (`results/` has the commit of each run; the settings of
+the first sweep are written there as they are called now, its numbers are as they were made); {seconds} s a run (median; one core of a
 machine that had other work to do), without a seed's warm-up.
 
 {sweep}
@@ -61,14 +62,25 @@ What lambda means depends on the preset ([docs/lambda.md](../../docs/lambda.md))
 * **`paper` and `released` are one experiment.** With one optimiser step a batch, gamma = 1 is the constant 1 + 1/beta: same
   gradient in every step, up to rounding, which in the end samples other answers. True rewards differ by at most {apart}.
 * **The same lambda is another experiment.** q = mean(|a| w) of the paper's weights over that of `stable`'s was {q_first} in the first
-  step ({q_range} in means over the runs), so lambda of `paper` has about {factor} times the on-policy pull that it has under `stable`.
-  By (1 - l')/l' = q (1 + 1/beta) (1 - l)/l the lambdas on one line are the same experiment at the start; the
+  step ({q_range} in means over the runs), so at the same lambda the on-policy half of `paper` pulls about {factor} times as hard against
+  its preference half as that of `stable` does.
+  By (1 - l')/l' = q (1 + 1/beta) (1 - l)/l the lambdas on one line begin with the same balance of the halves; the
   right columns are runs of `stable` at the rounded l':
 
 {matched}
 
 On-policy share is `on_policy_slope / (on_policy_slope + preference_slope)`, mean over seeds, in the first step and over the run.
-True rewards on one line differ by at most {on_a_line}, those of `paper` and `stable` at the same lambda by up to {same_lambda}.
+`stable` minus `paper` on each line, mean over the seeds, and on how many seeds it has that sign:
+
+{apart_rows}
+
+So the balance agrees and the true reward nearly does, but the runs are not the same: `stable` ends with more of the proxy on every
+seed. What the formula leaves out: the weights inside a group, the size of the loss before clipping, and every step after the
+first. At the same lambda the true rewards of `paper` and `stable` differ by up to {same_lambda}.
+
+The verdict above is that of `stable`. Seeds on which the true reward is above both ends, of {seeds}:
+
+{wins}
 
 ## Settings and tuning
 
@@ -271,6 +283,34 @@ def matched_rows(sweeps: dict[str, list[Run]], q: float) -> list[list[str]]:
     return rows
 
 
+def apart_rows(sweeps: dict[str, list[Run]], q: float) -> list[list[str]]:
+    """`stable` minus `paper` where they begin alike: mean over the seeds, and how many seeds have its sign."""
+    rows = [["lambda of `paper`, of `stable`", *(name for name, key in COLUMNS.items() if key != "last_digit")]]
+    for lam, other in matches(sweeps, q).items():
+        after = [
+            {run["seed"]: run["after"] for run in by_lambda(sweeps[preset])[value]}
+            for preset, value in (("stable", other), ("paper", lam))
+        ]
+        cells = []
+        for key in (key for key in COLUMNS.values() if key != "last_digit"):
+            gaps = [after[0][seed][key] - after[1][seed][key] for seed in after[1]]
+            mean = statistics.fmean(gaps)
+            cells.append(f"{mean:+.3f} ({sum(gap * mean > 0 for gap in gaps)} of {len(gaps)})")
+        rows.append([f"{lam:g}, {other:g}", *cells])
+    return rows
+
+
+def win_rows(sweeps: dict[str, list[Run]]) -> list[list[str]]:
+    """On how many seeds the true reward in the middle is above that at both ends, preset by preset."""
+    rows = [["", *(f"lambda {lam:g}" for lam in SWEPT[1:-1])]]
+    for preset, runs in sweeps.items():
+        true = {(run["lambda"], run["seed"]): run["after"]["true"] for run in runs}
+        seeds = sorted({run["seed"] for run in runs})
+        wins = [sum(true[lam, s] > max(true[SWEPT[0], s], true[SWEPT[-1], s]) for s in seeds) for lam in SWEPT[1:-1]]
+        rows.append([preset, *map(str, wins)])
+    return rows
+
+
 def swept(runs: Iterable[Run]) -> list[Run]:
     """The runs of the sweep itself, without those that were made to match another preset's."""
     return [run for run in runs if run["lambda"] in SWEPT]
@@ -355,7 +395,7 @@ def page() -> str:
     beta = sweep[0]["settings"]["beta"]
     return PAGE.format(
         seeds=len(starts(sweep)),
-        made="; ".join(dict.fromkeys(f"{run['commit']}, {run['date']}" for run in sweep)),
+        made="; ".join(dict.fromkeys(f"{run['commit']}, {run['date']}" for runs in sweeps.values() for run in runs)),
         seconds=f"{statistics.median(run['seconds'] for run in sweep):.0f}",
         sweep=markdown(sweep_rows(sweep)),
         verdict=verdict(sweep),
@@ -366,7 +406,8 @@ def page() -> str:
         q_range=f"{min(q_by_lambda.values()):.2f} to {max(q_by_lambda.values()):.2f}",
         factor=f"{q * (1 + 1 / beta):.1f}",
         matched=markdown(matched_rows(sweeps, q)),
-        on_a_line=f"{max(abs(means[1][lam] - means[0][other]) for lam, other in matches(sweeps, q).items()):.2f}",
+        apart_rows=markdown(apart_rows(sweeps, q)),
+        wins=markdown(win_rows(sweeps)),
         same_lambda=f"{max(abs(means[1][lam] - means[0][lam]) for lam in SWEPT):.2f}",
         tried=len(configurations),
         tuning_runs=len(tuning),

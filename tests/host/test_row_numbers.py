@@ -85,3 +85,19 @@ def test_without_weight_on_any_response_the_effective_share_is_zero(rewards, old
     )
     assert fields["f_divergence_weight"].tolist() == [0.0] * 4
     assert metrics["actor/f_divergence/weight_effective_sample_share"] == 0.0
+
+
+def test_responses_whose_weight_vanishes_count_in_the_effective_share():
+    """One response has all the weight of pi_old; the other three are weighed as nothing, and are there all the same."""
+    fields, metrics = row_numbers(
+        rewards=torch.tensor([0.0, 1.0, 0.0, 1.0]),
+        uids=np.array(["a"] * 4, dtype=object),
+        response_mask=torch.ones(4, 1),
+        old_log_prob=torch.tensor([[-1.0], [-1.0], [-900.0], [-1.0]]),
+        minibatch=torch.zeros(4, dtype=torch.int64),
+        padding=torch.zeros(4, dtype=torch.bool),
+        settings=FDivergenceConfig(preset="paper"),
+        normalize_by_std=True,
+    )
+    assert fields["f_divergence_weight"].tolist() == [0.0, 0.0, 1.0, 0.0]
+    assert metrics["actor/f_divergence/weight_effective_sample_share"] == 0.25

@@ -99,56 +99,73 @@ def test_preference_batches_hold_whole_pairs_and_come_round(tokenizer):
     assert torch.equal(few.prompts[::2], few.prompts[1::2])
 
 
-@pytest.mark.parametrize(("lam", "scale"), [(0.0, "unit"), (0.3, "paper"), (1.0, "unit")])
-def test_the_gradient_is_that_of_an_independent_loop(tokenizer, lam, scale):
+@pytest.mark.parametrize(
+    ("lam", "preset", "scale"),
+    [(0.0, "stable", None), (0.3, "stable", "paper"), (1.0, "stable", None)]
+    + [(lam, preset, None) for preset in ("paper", "released") for lam in (0.0, 0.3, 1.0)],
+)
+def test_the_gradient_is_that_of_an_independent_loop(tokenizer, lam, preset, scale):
     """Row by row, unpadded, with Pearson's g(r) = r and f*(g(r)) = r + r^2 / 4 written out."""
     policy, reference = (build_model(tokenizer, seed).double().eval() for seed in (0, 1))
-    settings = replace(SETTINGS, scale=scale)
+    settings = replace(SETTINGS, preset=preset, scale=scale)
     config = settings.losses(lam)
     batch = next(scored(build_model(tokenizer, 0).eval(), tokenizer, seed=0))
     preferred = next(loop.preferences(tokenizer, settings, seed=0))
     beta = settings.beta
 
-    def reward(rows, row) -> tuple[torch.Tensor, float]:
+    own_gamma = 1.0 if preset == "released" else 0.0
+
+    def reward(rows, row, gamma) -> tuple[torch.Tensor, float]:
         tokens = rows.responses[row][rows.mask[row].bool()]
         ids = torch.cat([rows.prompts[row], tokens])[None]
         log_probs = [
             model(input_ids=ids).logits.float()[0, -len(tokens) - 1 : -1].log_softmax(-1).gather(1, tokens[:, None])
             for model in (policy, reference)
         ]
-        return beta * (log_probs[0].sum() - log_probs[1].sum().detach()), log_probs[0].mean().item()
+        now = log_probs[0].sum()
+        moved = beta * (now - log_probs[1].sum().detach()) + gamma * (now - now.detach())  # pi_old is the policy
+        return moved, (log_probs[0].mean() if preset == "stable" else now).item()
 
     on_policy, slopes = torch.zeros(()), {"on_policy": 0.0, "preference": 0.0}
-    values = [reward(batch, row) for row in range(len(batch.rewards))]
+    values = [reward(batch, row, own_gamma) for row in range(len(batch.rewards))]
     for group in range(SETTINGS.prompts):
         rows = [row for row in range(len(values)) if batch.groups[row] == group]
         rewards = [batch.rewards[row].item() for row in rows]
         mean, std = statistics.fmean(rewards), statistics.stdev(rewards)
         for sign in (+1, -1):
             side = [row for row in rows if sign * (batch.rewards[row].item() - mean) > 1e-9]
-            mass = [math.exp(sign * batch.rewards[row].item() - values[row][1]) for row in side]
-            for row, share in zip(side, mass, strict=True):
+            of_all = {row: math.exp(sign * batch.rewards[row].item() - values[row][1]) for row in rows}
+            # stable: a mean of 1 on the side; paper and released: shares of the whole group (Eq. 11 and 12).
+            mass = sum(of_all[row] for row in side) / len(side) if preset == "stable" and side else sum(of_all.values())
+            for row in side:
                 r, _ = values[row]
-                size = abs(batch.rewards[row].item() - mean) / (std + 1e-6) * len(side) * share / sum(mass)
+                size = abs(batch.rewards[row].item() - mean) / (std + 1e-6) * of_all[row] / mass
                 on_policy = on_policy + size * (-r if sign > 0 else r + r**2 / 4) / len(values)
                 slopes["on_policy"] += size / len(values) * abs(1.0 if sign > 0 else 1 + r.item() / 2)
     preference = torch.zeros(())
     for row in range(len(preferred.desirable)):
-        r, _ = reward(preferred, row)
+        r, _ = reward(preferred, row, 0.0)
         preference = preference + (-r if preferred.desirable[row] else r + r**2 / 4) / SETTINGS.preference_pairs
         slope = abs(1.0 if preferred.desirable[row] else 1 + r.item() / 2)
         slopes["preference"] += slope / SETTINGS.preference_pairs
-    s_all, s_on = (1 / beta, 1.0) if scale == "unit" else (1.0, 1 + 1 / beta)
+    s_all, s_on = (1 / beta, 1.0) if (preset, scale) == ("stable", None) else (1.0, (1 + beta) / (beta + own_gamma))
     expected = s_all * (lam * preference + (1 - lam) * s_on * on_policy)
 
     loss, measured = loop.hybrid_loss(
         policy, reference, config, batch if lam < 1 else None, preferred if lam > 0 else None
     )
-    for half, factor in (("on_policy", s_all * (1 - lam) * s_on * beta), ("preference", s_all * lam * beta)):
+    for half, factor in (
+        ("on_policy", s_all * (1 - lam) * s_on * (beta + own_gamma)),
+        ("preference", s_all * lam * beta),
+    ):
         assert measured.get(f"{half}_slope", 0.0) == pytest.approx(factor * slopes[half], rel=1e-4)
     if lam < 1:
-        old = torch.tensor([[value] for _, value in values])  # mean log pi_old of a response's tokens
-        sums, carried = old * batch.mask.sum(dim=1, keepdim=True), {}
+        lengths = batch.mask.sum(dim=1, keepdim=True)
+        given = torch.tensor(
+            [[value] for _, value in values]
+        )  # log pi_old: the mean of a response's tokens, or the sum
+        old, sums = (given, given * lengths) if preset == "stable" else (given / lengths, given)
+        carried = {}
         for name in ("group", "side"):
             log_probs = sums if name == "group" else old
             mask = torch.ones_like(old)
@@ -238,6 +255,19 @@ def test_the_page_says_what_the_results_hold():
         found = [float(cell) for cell in (*cells[:3], *cells[5:])]
         assert found == pytest.approx(expected, abs=6e-3)
         assert found[2] == pytest.approx(found[5], abs=0.02)  # the same balance, whatever lambda is called
+        (row,) = re.findall(rf"^\| {lam}, {other} \| (.*) \|$", text, flags=re.MULTILINE)
+        ours, theirs = (
+            {r["seed"]: r["after"] for r in runs if r["lambda"] == at} for runs, at in ((sweep, other), (paper, lam))
+        )
+        keys = ("proxy", "true", "confident", "true_greedy")
+        for cell, key in zip(row.split(" | "), keys, strict=True):
+            gaps = np.array([ours[seed][key] - theirs[seed][key] for seed in range(5)])
+            mean, alike = re.fullmatch(r"([+-]\d\.\d+) \((\d) of 5\)", cell).groups()
+            assert float(mean) == pytest.approx(gaps.mean(), abs=6e-4) and int(alike) == (gaps * gaps.mean() > 0).sum()
+    for name, runs in (("stable", sweep), ("paper", paper), ("released", released)):
+        true = {(run["lambda"], run["seed"]): run["after"]["true"] for run in runs}
+        wins = [sum(true[m, s] > max(true[0, s], true[1, s]) for s in range(5)) for m in (0.25, 0.5, 0.75)]
+        assert f"| {name} | {wins[0]} | {wins[1]} | {wins[2]} |" in text
     for lam in (0, 0.25, 0.5, 0.75, 1):
         row, _ = re.findall(rf"^\| lambda {lam} \| (.*) \|$", text, flags=re.MULTILINE)  # and one of all presets
         after = {
