@@ -1,10 +1,12 @@
 """Do this tree and an earlier commit compute the same numbers, bit for bit, on the same machine?
 
-    python tests/same_numbers.py against a5e6b66            # the default preset, f_grpo and f_hal, FSDP2
-    python tests/same_numbers.py against a5e6b66 --set weighting=none --set level=token
+    python tests/same_numbers.py against COMMIT            # the default preset, f_grpo and f_hal, FSDP2 and Megatron
+    python tests/same_numbers.py against COMMIT --set weighting=none --set level=token
+    python tests/same_numbers.py against COMMIT --run      # and the log of a short run, from prompts to metrics
 
-On the rows of tests/frozen_rows.safetensors: what the driver attaches to each row, and loss, gradient and every metric
-of one update in verl's own worker, as the driver divides them. Each tree runs in a process of its own.
+On this tree's rows of tests/frozen_rows.safetensors: what the driver attaches to each row, and loss, gradient and every
+metric of one update in verl's own worker, as the driver divides them, bit for bit; with --run, the seeded f-HAL run of
+tests/e2e within 1e-5. Each tree is measured by its own copy of this script, in a process of its own.
 New names are listed; a number that is not the same, or is missing, makes the exit status 1.
 """
 
@@ -21,6 +23,10 @@ import typer
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT / "tests" / "frozen_rows.safetensors"
 ON_POLICY, LAM = 16, 0.3
+ENGINES = {"FSDP2": "cpu", "Megatron": "cpu_megatron"}
+"""Engine -> the config group that selects it on the CPU."""
+OPTIMISERS = {"FSDP2": {"optimizer": "SGD", "lr": 0.05}, "Megatron": {"optimizer": "adam", "lr": 0.001}}
+RUN_TOLERANCE = 1e-5
 
 
 def dump(target: Path = ROWS) -> None:
@@ -45,8 +51,8 @@ def dump(target: Path = ROWS) -> None:
     )
 
 
-def collect(rows: Path, overrides: list[str]) -> dict[str, Any]:
-    """Every number of the tree that is imported, as exact text."""
+def collect(rows: Path, engine_name: str, overrides: list[str]) -> dict[str, Any]:
+    """Every number of the tree that is imported, by one engine."""
     sys.path.insert(0, os.getcwd())
     import numpy as np
     import torch
@@ -84,13 +90,12 @@ def collect(rows: Path, overrides: list[str]) -> dict[str, Any]:
                 f"{section}.ppo_mini_batch_size=4",
                 f"{section}.use_dynamic_bsz=true",
                 f"{section}.ppo_max_token_len_per_gpu=40",
-                f"{section}.optim.optimizer=SGD",
-                f"{section}.optim.lr=0.05",
+                *(f"{section}.optim.{key}={value}" for key, value in OPTIMISERS[engine_name].items()),
                 f"{section}.optim.total_training_steps=10",
                 "data.max_prompt_length=5",
                 "data.max_response_length=12",
             ]
-            composed = config(folder, *more)
+            composed = config(folder, *more, group=ENGINES[engine_name])
             settings = read_settings(composed.actor_rollout_ref.actor.policy_loss.f_divergence)
             everything = [
                 TokenRow(t[:p], t[p:], i % 2 == 0, None, str(i))
@@ -124,27 +129,43 @@ def collect(rows: Path, overrides: list[str]) -> dict[str, Any]:
             gradient: dict[str, list[float]] = {}
 
             def keep(step: Any = engine.optimizer_step, engine: Any = engine, gradient: dict = gradient) -> Any:
-                for key, value in engine.module.named_parameters():
-                    gradient[key] = value.grad.full_tensor().double().flatten().tolist()
+                for module in engine.module if isinstance(engine.module, list) else [engine.module]:
+                    for key, value in module.named_parameters():
+                        held = value.main_grad if engine_name == "Megatron" else value.grad.full_tensor()
+                        gradient[key] = held.double().flatten().tolist()
                 return step()
 
             engine.optimizer_step = keep
             metrics = dict(update(worker, batch_rows)["metrics"])
             metrics = {key: value for key, value in metrics.items() if not key.startswith("perf/") and key != "mfu"}
             metrics = reduce_metrics(metrics)
-            lam = {"lam": LAM if name == "f_hal" else 0.0} if "lam" in divide_sums.__annotations__ else {}
-            metrics |= reported | divide_sums(metrics, settings, compare_rollout=True, **lam)
+            lam = LAM if name == "f_hal" else 0.0
+            metrics |= reported | divide_sums(metrics, settings, lam=lam, compare_rollout=True)
             found |= {f"{name}, gradient, {key}": value for key, value in gradient.items()}
             found |= {f"{name}, metric, {key}": float(value) for key, value in metrics.items()}
     return found
 
 
-def in_tree(tree: Path, overrides: list[str]) -> dict[str, Any]:
-    """`collect` by a process that imports this tree."""
+def seeded_run() -> dict[str, Any]:
+    """What the short f-HAL run of tests/e2e logs, but for its times: Ray, vLLM and FSDP2 (some 100 s)."""
+    sys.path.insert(0, os.getcwd())
+    from tests.e2e.host_runs import Host, steps
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = Host(Path(folder)).finish("run")
+        return {
+            f"step {step}, {name}": value
+            for step, data in steps(run)
+            for name, value in data.items()
+            if not name.startswith(("timing", "perf/")) and "mfu" not in name
+        }
+
+
+def in_tree(tree: Path, *arguments: str) -> dict[str, Any]:
+    """What this tree's copy of the script collects, in a process that imports the tree."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "found.json"
-        command = [sys.executable, "-W", "ignore", str(Path(__file__).resolve()), "collect", str(target)]
-        command += [word for entry in overrides for word in ("--set", entry)]
+        command = [sys.executable, "-W", "ignore", "tests/same_numbers.py", "collect", str(target), *arguments]
         env = {**os.environ, "PYTHONPATH": str(tree), "VERL_PLATFORM": "cpu"}
         done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True)
         if done.returncode:
@@ -152,9 +173,18 @@ def in_tree(tree: Path, overrides: list[str]) -> dict[str, Any]:
         return json.loads(target.read_text())
 
 
-def compare(then: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """(names whose number is not the same to the last bit, new names)."""
-    return [name for name in then if now.get(name) != then[name]], [name for name in now if name not in then]
+def compare(then: dict[str, Any], now: dict[str, Any], tolerance: float = 0.0) -> tuple[list[str], list[str]]:
+    """(names whose number is not the same, new names); without a tolerance, to the last bit.
+
+    The tolerance is relative, to 0.01 where a number is smaller.
+    """
+
+    def same(name: str) -> bool:
+        if not tolerance:
+            return now.get(name) == then[name]
+        return name in now and abs(now[name] - then[name]) <= tolerance * max(abs(then[name]), 1e-2)
+
+    return [name for name in then if not same(name)], [name for name in now if name not in then]
 
 
 app = typer.Typer(add_completion=False)
@@ -162,28 +192,36 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", help="A setting of
 
 
 @app.command("collect")
-def _collect(target: Path, overrides: Overrides = None) -> None:
+def _collect(
+    target: Path, rows: Path = ROWS, engine: str = "FSDP2", run: bool = False, overrides: Overrides = None
+) -> None:
     """Used by `against`: the numbers of the tree in the working directory."""
-    target.write_text(json.dumps(collect(ROWS, overrides or [])))
+    target.write_text(json.dumps(seeded_run() if run else collect(rows, engine, overrides or [])))
 
 
 @app.command("against")
-def against(commit: str, overrides: Overrides = None) -> None:
+def against(commit: str, run: bool = False, overrides: Overrides = None) -> None:
     """Compare this tree with a commit; exit status 1 where a number differs."""
+    more = [word for entry in overrides or [] for word in ("--set", entry)]
+    parts = {name: (["--rows", str(ROWS), "--engine", name, *more], 0.0) for name in ENGINES}
+    if run:
+        parts["the seeded run"] = (["--run"], RUN_TOLERANCE)
+    failed = False
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
         subprocess.run(["git", "worktree", "add", "-q", "--detach", str(tree), commit], cwd=ROOT, check=True)
         try:
-            then = in_tree(tree, overrides or [])
+            for name, (arguments, tolerance) in parts.items():
+                then, now = in_tree(tree, *arguments), in_tree(ROOT, *arguments)
+                different, new = compare(then, now, tolerance)
+                bound = f"within {tolerance:g}" if tolerance else "to the last bit"
+                print(f"{name}: {len(then)} numbers at {commit}, {len(different)} not the same {bound}, {len(new)} new")
+                print("".join(f"  new: {name}\n" for name in new), end="")
+                print("".join(f"  DIFFERENT: {name}: {then[name]} {now.get(name)}\n" for name in different), end="")
+                failed |= bool(different)
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=ROOT, check=True)
-    different, new = compare(then, in_tree(ROOT, overrides or []))
-    print(f"{len(then)} entries at {commit}, {len(different)} of them not the same to the last bit, {len(new)} new")
-    for name in new:
-        print(f"  new: {name}")
-    for name in different:
-        print(f"  DIFFERENT: {name}")
-    raise SystemExit(int(bool(different)))
+    raise SystemExit(int(failed))
 
 
 if __name__ == "__main__":
