@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn import functional
 
-from fgrpo_plugin.registered import EXP_LIMIT, check_generator, limit_at, numeric_conjugate, usable_range
+from fgrpo_plugin.custom_divergence import EXP_LIMIT, from_generator
 
 __all__ = ["Divergence", "available_divergences", "get_divergence", "register_divergence"]
 
@@ -216,7 +216,10 @@ def register_divergence(name: str, generator: Function, generator_derivative: Fu
     """
     if name in available_divergences():
         raise ValueError(f"divergence name={name!r} is taken; choose another")
-    _TABLE[name] = _registered_entry(name, generator, generator_derivative)
+    custom = from_generator(name, generator, generator_derivative)
+    why = "it was registered from f and f' alone, which fix only the density-ratio link"
+    link = _Link(custom.link, custom.conjugate_of_link, custom.range)
+    _TABLE[name] = _Entry(custom.f, custom.conjugate, custom.slope_at_infinity, variational=why, density_ratio=link)
 
 
 def _real(x: torch.Tensor) -> torch.Tensor:
@@ -343,26 +346,4 @@ def _alpha_entry(a: float) -> _Entry:
         density_ratio=_Link(
             lambda u: torch.expm1((a - 1) * u) / (a - 1), lambda u: torch.expm1(a * u) / a, (low, high)
         ),
-    )
-
-
-def _registered_entry(name: str, f: Function, df: Function) -> _Entry:
-    check_generator(name, f, df)
-    low, high = usable_range(f, df)
-
-    def g(u: torch.Tensor) -> torch.Tensor:
-        return df(torch.exp(u.clamp(low, high).double())).to(u.dtype)
-
-    def conjugate_of_g(u: torch.Tensor) -> torch.Tensor:
-        ratio = torch.exp(u.clamp(low, high).double())
-        return (ratio * df(ratio) - f(ratio)).to(u.dtype)
-
-    f_at_zero = limit_at(f, -1)
-    slope_at_infinity = limit_at(df, +1)
-    return _Entry(
-        f=lambda t: torch.where(t == 0, f_at_zero, f(t.double())).to(t.dtype),
-        conjugate=lambda s: numeric_conjugate(f, df, slope_at_infinity, s),
-        slope_at_infinity=slope_at_infinity,
-        variational="it was registered from f and f' alone, which fix only the density-ratio link",
-        density_ratio=_Link(g, conjugate_of_g, (low, high)),
     )

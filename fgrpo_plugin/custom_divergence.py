@@ -5,6 +5,7 @@ All in float64. f and f' are elementwise torch functions of t > 0; t = e^u throu
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
@@ -12,6 +13,48 @@ Function = Callable[[torch.Tensor], torch.Tensor]
 
 EXP_LIMIT = 88.0  # exp is finite up to 88.72 in float32
 _FAR = 300.0  # t in [e^-300, e^300] leaves room for squares in float64
+
+
+class CustomDivergence(NamedTuple):
+    """What f and f' alone determine: f with its value at 0, f*, f'(inf), and the density-ratio link."""
+
+    f: Function
+    conjugate: Function
+    slope_at_infinity: float
+    link: Function
+    """g(u) = f'(e^u)."""
+    conjugate_of_link: Function
+    """f*(g(u)) = e^u f'(e^u) - f(e^u)."""
+    range: tuple[float, float]
+    """Of u, outside of which it is clamped."""
+
+
+def from_generator(name: str, f: Function, df: Function) -> CustomDivergence:
+    """Derive everything else from f and f'.
+
+    Raises:
+        ValueError: f(1) is not 0, f' is not the derivative of f, or f' does not increase.
+    """
+    check_generator(name, f, df)
+    low, high = usable_range(f, df)
+
+    def link(u: torch.Tensor) -> torch.Tensor:
+        return df(torch.exp(u.clamp(low, high).double())).to(u.dtype)
+
+    def conjugate_of_link(u: torch.Tensor) -> torch.Tensor:
+        ratio = torch.exp(u.clamp(low, high).double())
+        return (ratio * df(ratio) - f(ratio)).to(u.dtype)
+
+    f_at_zero = limit_at(f, -1)
+    slope_at_infinity = limit_at(df, +1)
+    return CustomDivergence(
+        f=lambda t: torch.where(t == 0, f_at_zero, f(t.double())).to(t.dtype),
+        conjugate=lambda s: numeric_conjugate(f, df, slope_at_infinity, s),
+        slope_at_infinity=slope_at_infinity,
+        link=link,
+        conjugate_of_link=conjugate_of_link,
+        range=(low, high),
+    )
 
 
 def check_generator(name: str, f: Function, df: Function) -> None:
