@@ -58,7 +58,10 @@ METRICS, PRESETS = "tests/host/test_metrics.py", "tests/test_presets.py"
 TARGETS = (
     Target(HOST + "metrics.py", (METRICS, "tests/host/test_preferences.py", *HOSTED)),
     Target(HOST + "policy_loss.py", (METRICS, *HOSTED)),
-    Target("fgrpo_plugin/losses.py", ("tests/test_losses.py", "tests/test_special_cases.py", METRICS, *HOSTED)),
+    *(
+        Target(f"fgrpo_plugin/losses/{name}.py", ("tests/losses", "tests/test_special_cases.py", METRICS, *HOSTED))
+        for name in ("reward", "sides", "f_grpo", "fdo", "kldo", "f_hal", "slopes", "checks")
+    ),
     Target(
         "fgrpo_plugin/advantages.py", ("tests/test_advantages.py", "tests/host/test_row_numbers.py", PRESETS, HOSTED[0])
     ),
@@ -188,7 +191,7 @@ def _in_child(target: Target, source: str, root: Path, folder: Path, limit: int,
     sys.meta_path.insert(0, loader)
     witness, options = _Witness(), ["-x", "-q", "--tb=short", "-m", "not long and not e2e", "-p", "no:cacheprovider"]
     deselected = [f"--deselect={name}" for name in SLOW]
-    files = [str(root / name) for name in target.tests if (root / name).is_file()]
+    files = [str(root / name) for name in target.tests if (root / name).exists()]
     status = int(pytest.main([*options, *deselected, f"--basetemp={folder / 'tmp'}", *files], plugins=[witness]))
     outcome = "killed" if status else "survived" if loader.used else "not imported"
     installed = [

@@ -1,0 +1,102 @@
+"""The implicit reward, and its clip to the range in which a divergence is finite."""
+
+import math
+
+import torch
+
+from fgrpo_plugin.divergences import Divergence
+from fgrpo_plugin.losses.checks import compute_dtype, require_finite, require_shape
+
+
+def implicit_reward(
+    log_prob: torch.Tensor,
+    ref_log_prob: torch.Tensor,
+    response_mask: torch.Tensor,
+    beta: float,
+    *,
+    old_log_prob: torch.Tensor | None = None,
+    gamma: float = 0.0,
+    level: str = "sequence",
+) -> torch.Tensor:
+    """How far the policy has moved towards a response.
+
+        r_theta(x, y) = beta sum_t log(pi_theta / pi_ref)_t + gamma sum_t log(pi_theta / pi_old)_t
+
+    gamma = 0 is the paper's definition; the gamma term is that of the authors' code, as others read it
+    (docs/assumptions.md).
+
+    Args:
+        log_prob: log pi_theta of each token, (n, T); gradient flows.
+        ref_log_prob: log pi_ref, (n, T); constant.
+        response_mask: (n, T) in {0, 1}; what is masked may hold anything, NaN too.
+        beta: > 0.
+        old_log_prob: log pi_old, (n, T); constant; required if gamma != 0, not read otherwise.
+        gamma: >= 0.
+        level: "sequence" (sum over tokens), "sequence_mean" (sum / length) or "token" (one r per token).
+
+    Returns:
+        (n,), 0 for a row without tokens; at level token (n, T), 0 where masked.
+
+    Raises:
+        ValueError: shapes that disagree, beta or gamma out of range, unknown level, gamma without old_log_prob,
+            unmasked log-probs that are not finite (rows named).
+    """
+    if not 0 < beta < math.inf:
+        raise ValueError(f"beta={beta} must be positive and finite")
+    if not 0 <= gamma < math.inf:
+        raise ValueError(f"gamma={gamma} must be >= 0 and finite")
+    if level not in ("sequence", "sequence_mean", "token"):
+        raise ValueError(f"unknown level={level!r}; choose 'sequence', 'sequence_mean' or 'token'")
+    if log_prob.dim() != 2:
+        raise ValueError(f"log_prob must have shape (n, T), got {tuple(log_prob.shape)}")
+    require_shape("response_mask", response_mask, tuple(log_prob.shape))
+    if gamma and old_log_prob is None:
+        raise ValueError(f"old_log_prob=None with gamma={gamma}: pass log pi_old, or gamma=0")
+    masked = ~response_mask.bool()
+    policy = log_prob.to(compute_dtype(log_prob))  # upcast once, so that the terms' gradients add up in float32
+
+    def log_ratio(argument: str, other: torch.Tensor) -> torch.Tensor:
+        """sum_t log(pi_theta / pi_other)_t, (n,); at level token its summands."""
+        require_shape(argument, other, tuple(log_prob.shape))
+        ratio = (policy - other.detach()).masked_fill_(masked, 0.0)
+        return ratio if level == "token" else ratio.sum(dim=-1)
+
+    # The implicit reward, arXiv 2602.05946; the gamma term is the authors' code's (docs/assumptions.md).
+    reward = beta * log_ratio("ref_log_prob", ref_log_prob)
+    if gamma and old_log_prob is not None:
+        reward = reward + gamma * log_ratio("old_log_prob", old_log_prob)
+    if level == "sequence_mean":
+        reward = reward / (masked.shape[-1] - masked.sum(dim=-1)).clamp(min=1)
+    require_finite("log_prob, ref_log_prob or old_log_prob", reward)
+    return reward
+
+
+def clip_implicit_reward(
+    r: torch.Tensor, divergence: Divergence, limit: float | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The implicit reward inside the divergence's float32 range, and where it was not.
+
+    Args:
+        r: (n,) or (n, T), finite; gradient flows where it is inside, and is 0 where it is not.
+        divergence: its `range` is the widest one.
+        limit: tightens the range to [-limit, limit]; > 0.
+
+    Returns:
+        The clipped reward and a bool mask of what was clipped, both of r's shape.
+
+    Raises:
+        ValueError: r not finite (rows named), limit not positive.
+    """
+    low, high = divergence.range
+    if limit is not None:
+        if not limit > 0:
+            raise ValueError(f"limit={limit} must be positive, or None")
+        low, high = max(low, -limit), min(high, limit)
+    r = r.to(compute_dtype(r))
+    smallest, largest = torch.stack(r.detach().aminmax()).tolist() if r.numel() else (low, high)
+    if not (math.isfinite(smallest) and math.isfinite(largest)):
+        require_finite("implicit_reward", r)
+    if low <= smallest and largest <= high:  # the rule; it saves a copy of r and of its gradient
+        return r, torch.zeros((), dtype=torch.bool, device=r.device).expand(r.shape)
+    clipped = r.clamp(low, high)
+    return clipped, clipped.detach() != r.detach()

@@ -1,0 +1,71 @@
+"""From a divergence and rows on two sides to row losses, and from row losses to means."""
+
+from collections.abc import Sequence
+
+import torch
+
+from fgrpo_plugin.divergences import Divergence
+from fgrpo_plugin.losses.checks import require_shape
+from fgrpo_plugin.losses.reward import clip_implicit_reward
+
+Denominator = float | torch.Tensor
+"""A count of rows (of tokens at level token) that replaces a batch's own."""
+
+
+def side_losses(
+    reward: torch.Tensor, aligned: torch.Tensor, divergence: Divergence, counted: torch.Tensor
+) -> torch.Tensor:
+    """-g(r) for aligned rows, f*(g(r)) for the others, (n,); what does not count is 0, whatever it holds."""
+    per_token = reward.dim() == 2
+    r, _ = clip_implicit_reward(torch.where(counted, reward, 0.0), divergence)
+    # Inside the range both branches and their slopes are finite, so the one not taken sends back an exact 0.
+    link, conjugate = divergence.inside_range(r)
+    side = aligned.unsqueeze(-1) if per_token else aligned
+    loss = torch.where(side, -link, conjugate)
+    loss = torch.where(counted, loss, 0.0)
+    return loss.sum(dim=-1) if per_token else loss
+
+
+def side_means(
+    rows: torch.Tensor, desirable: torch.Tensor, counted: torch.Tensor, denominator: Sequence[Denominator] | None
+) -> torch.Tensor:
+    """Sum of the row losses of each side over its own count, or over the given one."""
+    if denominator is None:
+        denominators: Sequence[Denominator | None] = (None, None)
+    elif isinstance(denominator, Sequence | torch.Tensor) and len(denominator) == 2:
+        denominators = denominator
+    else:
+        raise ValueError(f"denominator={denominator} must be a pair (D+ count, D- count), or None")
+    counts = counted.sum(dim=-1) if counted.dim() == 2 else counted
+    aligned, unaligned = (
+        side_mean(torch.where(side, rows, 0.0), torch.where(side, counts, 0).sum(), given)
+        for side, given in zip((desirable, ~desirable), denominators, strict=True)
+    )
+    return aligned + unaligned
+
+
+def side_mean(rows: torch.Tensor, count: torch.Tensor, denominator: Denominator | None) -> torch.Tensor:
+    """sum(rows) / denominator, divided first: near the edge of a range two rows can be more than float32 holds."""
+    if denominator is None:
+        return (rows / count.clamp(min=1)).sum()
+    if not denominator > 0:
+        if denominator == 0 and not count.any():
+            return rows.sum()
+        raise ValueError(f"denominator={float(denominator)} must be positive where there are rows to count")
+    return (rows / denominator).sum()
+
+
+def counted_elements(reward: torch.Tensor, response_mask: torch.Tensor | None) -> torch.Tensor:
+    """Which elements of the reward exist: unmasked tokens, or rows with at least one unmasked token."""
+    if reward.dim() == 2:
+        if response_mask is None:
+            raise ValueError(f"response_mask=None with implicit_reward {tuple(reward.shape)}: level token requires it")
+        require_shape("response_mask", response_mask, tuple(reward.shape))
+        return response_mask.bool()
+    if reward.dim() != 1:
+        raise ValueError(f"implicit_reward must have shape (n,) or (n, T), got {tuple(reward.shape)}")
+    if response_mask is None:
+        return torch.ones_like(reward, dtype=torch.bool)
+    if response_mask.dim() != 2 or len(response_mask) != len(reward):
+        raise ValueError(f"response_mask {tuple(response_mask.shape)} must be (n, T) with n = {len(reward)}")
+    return response_mask.bool().any(dim=-1)
