@@ -93,7 +93,7 @@ def preference_parts(
 
     from benchmarks.hybrid_cost import MadeRows, make_preferences
     from benchmarks.worker import config, f_hal, make_model
-    from fgrpo_plugin.host.config import read_settings
+    from fgrpo_plugin.host.contract import read_settings
     from fgrpo_plugin.host.preferences import host_blocks, joined_order, new_keys, preference_numbers
 
     make_model(folder, layers=1, hidden=32)

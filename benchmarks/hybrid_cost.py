@@ -45,7 +45,7 @@ from benchmarks.worker import (
     response_log_probs,
     update,
 )
-from fgrpo_plugin.host.config import read_settings
+from fgrpo_plugin.host.contract import read_settings
 from fgrpo_plugin.host.preferences import (
     PreferenceRows,
     as_host_rows,

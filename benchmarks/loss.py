@@ -24,7 +24,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes two 
 import torch
 
 from fgrpo_plugin.config import FDivergenceConfig
-from fgrpo_plugin.host.policy_loss import f_grpo_policy_loss
+from fgrpo_plugin.host.worker.policy_loss import f_grpo_policy_loss
 
 SHAPES = ((64, 4096), (512, 1024))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

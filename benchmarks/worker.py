@@ -36,7 +36,8 @@ def free_port() -> int:
 
 def config(folder: str, *overrides: str, group: str = "cpu") -> Any:
     """The stock configuration, completed as ``main_ppo`` would; without a GPU, with this config group of ours."""
-    from fgrpo_plugin.host.validate import complete, is_f_divergence
+    from fgrpo_plugin.host.contract import is_f_divergence
+    from fgrpo_plugin.host.settings.switch import complete
 
     parts = ("actor", "ref")
     device = [f"actor_rollout_ref.{part}.strategy=fsdp2" for part in parts] if torch.cuda.is_available() else []

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fgrpo_plugin.host.probe import PREFIX
+from fgrpo_plugin.host.attachment import PREFIX
 
 KNOWN_VERL = ("0.9.1",)
 
@@ -132,8 +132,8 @@ def _ray() -> str:
 
 
 def _probe(report: str, first: str = "pass") -> Any:
-    """Run one of ``fgrpo_plugin.host.probe``'s reports in a fresh process and return what it printed."""
-    code = f"{first}; from fgrpo_plugin.host import probe; probe.{report}()"
+    """Run one of ``fgrpo_plugin.host.attachment``'s reports in a fresh process and return what it printed."""
+    code = f"{first}; from fgrpo_plugin.host import attachment; attachment.{report}()"
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180)
     except subprocess.TimeoutExpired:

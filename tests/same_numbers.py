@@ -66,7 +66,7 @@ def collect(rows: Path, engine_name: str, overrides: list[str]) -> dict[str, Any
     from verl.utils.metric import reduce_metrics
     from verl.workers.engine_workers import ActorRolloutRefWorker
 
-    from fgrpo_plugin.host.config import read_settings
+    from fgrpo_plugin.host.contract import read_settings
     from fgrpo_plugin.host.preferences import as_host_rows, joined_order, on_policy_fields, preference_numbers
     from fgrpo_plugin.host.trainer import divide_sums, row_numbers
     from fgrpo_plugin.preference.tokens import TokenRow

@@ -8,8 +8,8 @@ import verl.utils.config
 from verl.trainer.ppo import core_algos
 from verl.trainer.ppo.v1 import get_trainer_cls
 
-from fgrpo_plugin.host import shims
-from fgrpo_plugin.host.policy_loss import POLICY_LOSSES
+from fgrpo_plugin.host.contract import APPLIED, REFUSED
+from fgrpo_plugin.host.worker.policy_loss import POLICY_LOSSES
 from tests.host import test_policy_loss
 
 
@@ -50,8 +50,8 @@ def main() -> None:
     loss, _, gradient = test_policy_loss._run(test_policy_loss._rows(), config, splits)
     answer = {
         "host": verl.__file__,
-        "applied": shims.APPLIED,
-        "refused": shims.REFUSED,
+        "applied": APPLIED,
+        "refused": REFUSED,
         "loss": loss,
         "gradient": gradient.tolist(),
         "hooks": [hook.__module__ for hook in getattr(verl.utils.config, "CONFIG_HOOKS", [])],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fgrpo_plugin.host.probe import unknown_settings
+from fgrpo_plugin.host.settings.compose import unknown_settings
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "fgrpo_plugin" / "conf" / "fgrpo"
@@ -31,7 +31,7 @@ def test_recipe_composes_and_is_valid(stock_config, inputs, group):
     from verl.trainer.ppo.v1 import get_trainer_cls
     from verl.utils.config import validate_config
 
-    from fgrpo_plugin.host.validate import complete
+    from fgrpo_plugin.host.settings.switch import complete
 
     config = stock_config(f"+fgrpo={group}", *inputs[:2])
     assert config.actor_rollout_ref.model.path.startswith("Qwen/Qwen")
@@ -57,8 +57,8 @@ def test_recipe_composes_and_is_valid(stock_config, inputs, group):
 def test_a_megatron_recipe_becomes_the_engine_s_own_configuration(stock_config, inputs, group, parallel, vllm):
     from verl.utils.config import omega_conf_to_dataclass
 
-    from fgrpo_plugin.host.parallel import data_parallel_size
-    from fgrpo_plugin.host.validate import complete
+    from fgrpo_plugin.host.settings.layout import data_parallel_size
+    from fgrpo_plugin.host.settings.switch import complete
 
     config = stock_config(f"+fgrpo={group}", *inputs[:2])
     complete(config)
@@ -129,7 +129,7 @@ def test_a_megatron_recipe_becomes_the_engine_s_own_configuration(stock_config, 
     ],
 )
 def test_sizes_that_do_not_fit_together_are_refused(stock_config, inputs, overrides, words):
-    from fgrpo_plugin.host.validate import complete
+    from fgrpo_plugin.host.settings.switch import complete
 
     with pytest.raises(ValueError, match=words):
         complete(stock_config(*inputs[:2], *overrides))
@@ -158,7 +158,7 @@ def test_every_algorithm_and_data_set_has_a_folder_of_its_own(stock_config, inpu
 
 
 def test_the_tables_script_prints_every_cell_and_its_commands_are_valid(stock_config, inputs):
-    from fgrpo_plugin.host.validate import complete
+    from fgrpo_plugin.host.settings.switch import complete
 
     script = ROOT / "recipes" / "math_rlvr" / "tables.sh"
     printed = subprocess.run([script], env={**os.environ, "LAUNCH": "echo"}, check=True, capture_output=True, text=True)
@@ -174,7 +174,7 @@ def test_the_tables_script_prints_every_cell_and_its_commands_are_valid(stock_co
 def test_the_safety_recipe_composes_and_is_valid(stock_config, inputs, tmp_path):
     from verl.utils.config import validate_config
 
-    from fgrpo_plugin.host.validate import complete
+    from fgrpo_plugin.host.settings.switch import complete
 
     files = []
     for name in ("train", "held_out"):
@@ -227,7 +227,7 @@ def test_documented_runs_of_a_recipe_do_not_resume_one_another(stock_config):
 
 
 def test_every_documented_command_line_composes_and_is_valid(stock_config, inputs, tmp_path):
-    from fgrpo_plugin.host.validate import complete
+    from fgrpo_plugin.host.settings.switch import complete
 
     for name in ("files", "val_files"):
         pairs = [f'{{"prompt": "{i}", "chosen": "a", "rejected": "b"}}\n' for i in range(1024)]

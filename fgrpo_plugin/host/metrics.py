@@ -1,13 +1,20 @@
-"""What the workers' sums say, once a step: the means that the host logs."""
+"""What a training step logs of f-GRPO: each metric's sum, made in the workers, beside its quotient, made on the driver.
 
-import bisect
-import itertools
+Names, units and healthy ranges are in metrics.yaml; preference rows' metrics are in preference_metrics.py.
+"""
+
 import math
-from collections.abc import Sequence
+from typing import Any
+
+import torch
 
 from fgrpo_plugin.config import FDivergenceConfig
-from fgrpo_plugin.host.metric_table import PREFIX
-from fgrpo_plugin.host.policy_loss import DISTANCE_EDGES, SUMS
+from fgrpo_plugin.divergences import Divergence
+from fgrpo_plugin.host.contract import PREFIX, SUMS
+from fgrpo_plugin.host.preference_metrics import Means, preference_quotients, row_reward
+from fgrpo_plugin.losses import row_slopes
+
+_BLOCK_ON_CPU, _BLOCK = 2**16, 2**22  # tokens; a device wants fewer and larger calls
 
 
 def divide_sums(metrics: dict, settings: FDivergenceConfig, *, lam: float, compare_rollout: bool) -> dict[str, float]:
@@ -33,40 +40,81 @@ def divide_sums(metrics: dict, settings: FDivergenceConfig, *, lam: float, compa
             "the actor was updated by another loss than 'f_grpo' or 'f_hal' (its metrics are missing); "
             "remove what replaces actor.policy_loss.loss_mode or the worker's loss function."
         )
-    mean = _Means(sums)
+    mean = Means(sums)
     offset = settings.build_divergence().estimate_offset
+    means = _rewards(mean, offset) | _distances(mean) | _slopes(mean, settings, lam)
+    if "desirable_rows" in sums:
+        means |= preference_quotients(mean, offset)
+    if compare_rollout:
+        means |= _rollout_difference(sums)
+    return {name: value for name, value in means.items() if math.isfinite(value)}
+
+
+def on_policy_sums(
+    reward: torch.Tensor,
+    clipped: torch.Tensor,
+    advantage: torch.Tensor,
+    weight: torch.Tensor,
+    divergence: Divergence,
+    mask: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """Sums over this micro-batch's counted rows, and how many they are, on each side."""
+    counted = mask.any(dim=-1)
+    reward, clipped = row_reward(reward, clipped, mask)
+    above, below = counted & (advantage > 0), counted & (advantage < 0)
+    return {
+        "rows": counted,
+        "clipped": clipped & counted,
+        "aligned_rows": above,
+        "unaligned_rows": below,
+        "reward": torch.where(counted, reward, 0.0),
+        "aligned_reward": torch.where(above, reward, 0.0),
+        "unaligned_reward": torch.where(below, reward, 0.0),
+        "aligned_weight": torch.where(above, weight, 0.0),
+        "unaligned_weight": torch.where(below, weight, 0.0),
+        "aligned_link": torch.where(above, weight * divergence.link(reward), 0.0),
+        "unaligned_conjugate": torch.where(below, weight * divergence.conjugate_of_link(reward), 0.0),
+    }
+
+
+def _rewards(mean: Means, offset: float) -> dict[str, float]:
+    """Implicit rewards of each side, and the divergence that they estimate."""
     aligned, unaligned = mean("aligned_reward", "aligned_rows"), mean("unaligned_reward", "unaligned_rows")
     estimate = mean("aligned_link", "aligned_weight") - mean("unaligned_conjugate", "unaligned_weight")
-    means = {
+    return {
         PREFIX + "implicit_reward": mean("reward", "rows"),
         PREFIX + "implicit_reward_aligned": aligned,
         PREFIX + "implicit_reward_unaligned": unaligned,
         PREFIX + "implicit_reward_margin": aligned - unaligned,
         PREFIX + "divergence_estimate": estimate + offset,
-        PREFIX + "on_policy_loss": mean("loss", "loss_units"),
         PREFIX + "clipped_share": mean("clipped", "rows"),
-        PREFIX + "reference_gap": mean("reference_gap", "tokens"),
     }
-    means.update(_slopes(mean, settings, lam))
-    if "desirable_rows" in sums:
-        means.update(_preference_metrics(mean, offset))
-    if compare_rollout:
-        means.update(_rollout_difference(sums))
-    return {name: value for name, value in means.items() if math.isfinite(value)}
 
 
-class _Means:
-    """Ratios of two of the workers' sums; NaN where there was nothing to divide by."""
-
-    def __init__(self, sums: dict[str, float]):
-        self.sums = sums
-
-    def __call__(self, total: str, of: str) -> float:
-        return float(self.sums[total] / self.sums[of]) if self.sums[of] else math.nan
+def units_of(settings: Any, mask: torch.Tensor) -> torch.Tensor:
+    """What a row counts in its half's denominator, (n,): its tokens at level token, else 1 where it has any."""
+    return mask.sum(dim=-1) if settings.level == "token" else mask.any(dim=-1)
 
 
-def _slopes(mean: _Means, settings: FDivergenceConfig, lam: float) -> dict[str, float]:
-    """sum |dL/dr| (beta + gamma) of each half of the minimised loss, with lambda, scales and denominators in it."""
+def loss_sums(
+    loss: torch.Tensor, reward: torch.Tensor, denominator: torch.Tensor | float, units: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The on-policy loss of this micro-batch, its rows' slopes, and what it is divided by.
+
+    Args:
+        loss: scalar, already over the global mini-batch's denominator.
+        reward: implicit rewards before the clip, from which the loss was computed.
+        denominator: of the global mini-batch.
+        units: (n,) what each row counts in it.
+    """
+    return {"loss_units": units, "loss": loss * denominator, "slope": row_slopes(loss, reward) * denominator}
+
+
+def _slopes(mean: Means, settings: FDivergenceConfig, lam: float) -> dict[str, float]:
+    """The on-policy loss, and of each half of the minimised loss sum |dL/dr| (beta + gamma).
+
+    Lambda, scales and denominators are in it.
+    """
     assert settings.gamma is not None
     s_all, s_on = settings.scales()
 
@@ -82,57 +130,58 @@ def _slopes(mean: _Means, settings: FDivergenceConfig, lam: float) -> dict[str, 
     both = on_policy + preference
     share = 1.0 - lam if lam in (0, 1) else on_policy / both if both else math.nan
     return {
+        PREFIX + "on_policy_loss": mean("loss", "loss_units"),
         PREFIX + "on_policy_slope": on_policy,
         PREFIX + "preference_slope": preference,
         PREFIX + "on_policy_slope_share": share,
     }
 
 
-def _preference_metrics(mean: _Means, offset: float) -> dict[str, float]:
-    """What the preference rows say about the policy, and how far it is from those who wrote them."""
-    above, below = (mean(f"{side}_reward", f"{side}_rows") for side in ("desirable", "undesirable"))
-    rows = mean.sums["desirable_rows"] + mean.sums["undesirable_rows"]
-    right = mean.sums["desirable_right"] + mean.sums["undesirable_right"]
-    found = {
-        "preference_loss": mean("desirable_loss", "desirable_units") + mean("undesirable_loss", "undesirable_units"),
-        "preference_divergence_estimate": mean("desirable_link", "desirable_rows")
-        - mean("undesirable_conjugate", "undesirable_rows")
-        + offset,
-        "preference_implicit_reward_desirable": above,
-        "preference_implicit_reward_undesirable": below,
-        "preference_implicit_reward_margin": above - below,
-        "preference_accuracy": right / rows if rows else math.nan,
-        "preference_desirable_share": mean.sums["desirable_rows"] / rows if rows else math.nan,
-        "preference_clipped_share": mean.sums["preference_clipped"] / rows if rows else math.nan,
-    }
-    for side in ("desirable", "undesirable"):
-        found[f"preference_distance_{side}"] = mean(f"{side}_distance", f"{side}_rows")
-        bins = [mean.sums[f"{side}_distance_bin{edge}"] for edge in range(len(DISTANCE_EDGES) + 1)]
-        for name, share in (("p05", 0.05), ("p95", 0.95)):
-            found[f"preference_distance_{side}_{name}"] = quantile_of_bins(bins, DISTANCE_EDGES, share)
-    return {PREFIX + name: value for name, value in found.items()}
+def token_sums(
+    log_prob: torch.Tensor, ref_log_prob: torch.Tensor, rollout: torch.Tensor, mask: torch.Tensor, fresh: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Distance from the reference, and from the rollout engine on rows that the actor has not yet been trained on.
 
-
-def quantile_of_bins(counts: Sequence[float], edges: Sequence[float], share: float) -> float:
-    """The value below which ``share`` of the counted values lie, interpolated inside its bin.
-
-    Args:
-        counts: one more than edges; the first and the last bin are open, and answer with their one edge.
-        edges: rising.
-        share: in (0, 1).
-
-    Returns:
-        NaN where nothing was counted.
+    A block of rows at a time, so that what lies between stays in the cache and is soon freed.
     """
-    cumulative = list(itertools.accumulate(counts))
-    wanted = share * cumulative[-1]
-    if wanted <= 0:
-        return math.nan
-    place = bisect.bisect_left(cumulative, wanted)  # the first bin up to which so many were counted
-    if place in (0, len(edges)):
-        return float(edges[min(place, len(edges) - 1)])
-    low, high = edges[place - 1 : place + 1]
-    return float(low + (high - low) * (wanted - cumulative[place - 1]) / counts[place])
+    size = max(1, (_BLOCK_ON_CPU if log_prob.device.type == "cpu" else _BLOCK) // max(1, mask.shape[-1]))
+    totals: dict[str, torch.Tensor] = {}
+    for block in zip(*(x.split(size) for x in (log_prob, ref_log_prob, rollout, mask, fresh)), strict=True):
+        for name, value in _block_sums(*block).items():
+            totals[name] = totals[name] + value if name in totals else value
+    return totals
+
+
+def _block_sums(
+    log_prob: torch.Tensor, ref_log_prob: torch.Tensor, rollout: torch.Tensor, mask: torch.Tensor, fresh: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The sums of one block: log-probs in nats and mask (n, T), fresh (n,) bool -> name -> float64 scalar."""
+    compared = mask & fresh.unsqueeze(-1)
+    reference_gap = torch.where(mask, log_prob.float() - ref_log_prob, 0.0).abs_()
+    actor, engine = (torch.where(compared, values, 0.0).float() for values in (log_prob, rollout))
+    rollout_gap = (actor - engine).abs_()
+    # p - 1 in place of p: it is 0 where masked, and small where p is near 1, where a correlation loses its digits.
+    actor.expm1_()
+    engine.expm1_()
+    difference = actor - engine
+    sums = {
+        "tokens": mask,
+        "reference_gap": reference_gap,
+        "compared_tokens": compared,
+        "rollout_gap": rollout_gap,
+        "difference": difference.abs(),
+        "difference_squared": difference.square(),
+        "actor": actor,
+        "actor_squared": actor.square(),
+        "rollout": engine,
+        "rollout_squared": engine.square(),
+        "product": actor * engine,
+    }
+    return {name: values.sum(dim=-1).sum(dtype=torch.float64) for name, values in sums.items()}
+
+
+def _distances(mean: Means) -> dict[str, float]:
+    return {PREFIX + "reference_gap": mean("reference_gap", "tokens")}
 
 
 def _rollout_difference(sums: dict[str, float]) -> dict[str, float]:
@@ -154,4 +203,21 @@ def _rollout_difference(sums: dict[str, float]) -> dict[str, float]:
         "training/rollout_probs_diff_mean": difference,
         "training/rollout_probs_diff_std": math.sqrt(max(mean("difference_squared") - difference**2, 0.0)),
         "training/rollout_actor_probs_pearson_corr": covariance / spread if spread > 0 else math.nan,
+    }
+
+
+def row_metrics(advantage: torch.Tensor, weight: torch.Tensor, counted: torch.Tensor, settings: Any) -> dict:
+    rows = max(int(counted.sum()), 1)
+    used = counted & (advantage != 0)
+    weights = weight[used].double()
+    capped = 0.0
+    if settings.weight_cap is not None and len(weights):
+        capped = (weights >= settings.weight_cap * (1 - 1e-6)).double().mean().item()
+    # 0 where no row has a weight: with weights of the whole group a row at the mean may take all of it.
+    size = weights.sum().square() / weights.square().sum() / len(weights) if weights.any() else torch.tensor(0.0)
+    return {
+        PREFIX + "zero_advantage_share": (counted & (advantage == 0)).sum().item() / rows,
+        PREFIX + "aligned_share": (counted & (advantage > 0)).sum().item() / rows,
+        PREFIX + "weight_effective_sample_share": float(size),
+        PREFIX + "weight_capped_share": capped,
     }

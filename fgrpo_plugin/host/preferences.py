@@ -12,10 +12,9 @@ import numpy as np
 import torch
 
 from fgrpo_plugin.config import FDivergenceConfig, PreferenceConfig
-from fgrpo_plugin.host.metric_table import VALIDATION
-from fgrpo_plugin.host.parallel import check_micro_batches, data_parallel_size, reference_is_in_actor
-from fgrpo_plugin.host.policy_loss import PREFERENCE_FIELDS, ROW_FIELDS
-from fgrpo_plugin.losses import clip_implicit_reward
+from fgrpo_plugin.host.contract import PREFERENCE_FIELDS, ROW_FIELDS
+from fgrpo_plugin.host.settings.layout import reference_is_in_actor
+from fgrpo_plugin.host.settings.preferences import preference_settings, rows_per_minibatch
 from fgrpo_plugin.preference.files import Preferences, read_preferences
 from fgrpo_plugin.preference.reference_cache import DEFAULT_FOLDER, ReferenceCache, reference_fingerprint
 from fgrpo_plugin.preference.sampler import PreferenceSampler
@@ -26,18 +25,6 @@ RECHECKED_ROWS = 8
 BLOCK_ROWS = 512  # preference rows that are put into the host's queue at a time
 # Largest and mean difference, nats a token; low precision depends on what else is in a batch.
 RECHECK_TOLERANCE = {"float32": (1e-3, 1e-3), "other": (0.3, 0.05)}
-ENGINE_FIELDS = (
-    "input_ids",
-    "position_ids",
-    "prompts",
-    "responses",
-    "response_mask",
-    "loss_mask",
-    "old_log_probs",
-    "ref_log_prob",
-    "advantages",
-)
-"""What the host's engine and loss read of a row; on-policy rows have them all when the actor is updated."""
 
 LogProbs = Callable[[Sequence[TokenRow]], list[torch.Tensor]]
 
@@ -152,62 +139,6 @@ class PreferenceRows:
                 f"{mean:.3g} in the mean, in {len(known)} rows computed again (up to {most} and {most_mean} is noise); "
                 "delete the folder, or name another data.preference.cache_dir."
             )
-
-
-def preference_settings(config: Any) -> PreferenceConfig:
-    """The section ``data.preference``.
-
-    Raises:
-        ValueError: the section is missing, has an unknown key or a bad value; the message names it.
-    """
-    from omegaconf import OmegaConf
-
-    section = OmegaConf.select(config, "data.preference")
-    values: dict[str, Any] = OmegaConf.to_container(section, resolve=True) if section is not None else {}  # type: ignore
-    unknown = [name for name in values if name not in PreferenceConfig.__dataclass_fields__]
-    if unknown:
-        known = ", ".join(PreferenceConfig.__dataclass_fields__)
-        raise ValueError(f"data.preference.{unknown[0]} is not known; choose among {known}.")
-    try:
-        return PreferenceConfig(**values)
-    except ValueError as error:
-        raise ValueError(f"data.preference.{error}") from error
-
-
-def check_preferences(config: Any, settings: FDivergenceConfig) -> None:
-    """Refuse preference data and batch sizes that cannot be used, before Ray starts.
-
-    Raises:
-        ValueError: names the setting and the remedy.
-    """
-    wanted = preference_settings(config)
-    rows, ranks = rows_per_minibatch(config), data_parallel_size(config)
-    for name, files, split in (
-        ("files", wanted.files, wanted.split),
-        ("val_files", wanted.val_files, wanted.val_split),
-    ):
-        found = read_preferences(files, split=split, on_bad_row=wanted.on_bad_row).rows if files else []
-        desirable = sum(row.desirable for row in found)
-        scarcer = min(desirable, len(found) - desirable)
-        if found and not scarcer:
-            raise ValueError(f"data.preference.{name} hold one side alone; both D+ and D- rows are needed.")
-        if name == "files" and rows > 2 * scarcer:
-            raise ValueError(
-                f"data.preference.batch_size={rows} is more than the preference data hold without repetition "
-                f"({scarcer} on the scarcer side); set it to {2 * scarcer} or less, or add data."
-            )
-    if rows % (2 * ranks):
-        raise ValueError(
-            f"data.preference.batch_size={rows} must be a multiple of {2 * ranks}: as many rows of each side on each "
-            f"of {ranks} data-parallel ranks; set it to {max(1, round(rows / 2 / ranks)) * 2 * ranks}."
-        )
-    check_micro_batches(config, answers=settings.constant_lam != 1, preference_rows=rows)
-
-
-def rows_per_minibatch(config: Any) -> int:
-    """Preference rows of one optimiser step: asked for, or as many as it has on-policy rows."""
-    asked = preference_settings(config).batch_size
-    return asked or config.actor_rollout_ref.actor.ppo_mini_batch_size * config.actor_rollout_ref.rollout.n
 
 
 def reference_dtype(config: Any) -> str:
@@ -386,42 +317,6 @@ def new_keys(count: int) -> list[str]:
     """Keys that no row of the host has."""
     run = uuid.uuid4().hex
     return [f"preference{run}_{i}_0" for i in range(count)]
-
-
-def held_out_metrics(rows: Sequence[TokenRow], rewards: torch.Tensor, settings: FDivergenceConfig) -> dict[str, float]:
-    """How well the implicit reward tells the sides of held-out data apart.
-
-    Args:
-        rows: n rows.
-        rewards: (n,) implicit rewards; clipped as in the loss for the estimate.
-        settings: for the divergence.
-
-    Returns:
-        Accuracy: the share of pairs whose desirable row has the larger reward (a tie counts half); without pairs, of
-        all couples of a D+ and a D- row. And the margin between the sides' mean rewards, and the divergence estimate.
-    """
-    divergence = settings.build_divergence()
-    desirable = torch.tensor([row.desirable for row in rows])
-    above, below = rewards[desirable], rewards[~desirable]
-    pairs: dict[str, dict[bool, float]] = {}
-    for row, reward in zip(rows, rewards.tolist(), strict=True):
-        if row.pair is not None:
-            pairs.setdefault(row.pair, {})[row.desirable] = reward
-    differences = torch.tensor([pair[True] - pair[False] for pair in pairs.values() if len(pair) == 2])
-    if len(differences):
-        won = float((differences > 0).double().mean() + 0.5 * (differences == 0).double().mean())
-    else:  # Mann and Whitney's U, by ranks: the couples themselves may be too many to hold
-        ordered = below.sort().values
-        wins = torch.searchsorted(ordered, above) + torch.searchsorted(ordered, above, right=True)
-        won = float(wins.double().mean() / 2 / len(below))
-    clipped, _ = clip_implicit_reward(rewards, divergence, settings.implicit_reward_clip)
-    link, conjugate = divergence.link(clipped[desirable]), divergence.conjugate_of_link(clipped[~desirable])
-    estimate = link.double().mean() - conjugate.double().mean()
-    return {
-        VALIDATION + "accuracy": won,
-        VALIDATION + "implicit_reward_margin": float(above.mean() - below.mean()),
-        VALIDATION + "divergence_estimate": float(estimate) + divergence.estimate_offset,
-    }
 
 
 def _tokens(rows: Sequence[TokenRow]) -> int:

@@ -15,7 +15,7 @@ from fgrpo_plugin.host.shims import apply_checked, refuse
 
 def _advantage_and_loss(core_algos: ModuleType) -> None:
     from fgrpo_plugin.host.advantage import f_grpo_advantage
-    from fgrpo_plugin.host.policy_loss import POLICY_LOSSES
+    from fgrpo_plugin.host.worker.policy_loss import POLICY_LOSSES
 
     for name, loss in POLICY_LOSSES.items():
         taken = core_algos.POLICY_LOSS_REGISTRY.get(name, loss)

@@ -16,15 +16,22 @@ import wrapt
 
 from fgrpo_plugin.advantages import group_advantages, group_weights
 from fgrpo_plugin.config import FDivergenceConfig
-from fgrpo_plugin.host.config import LOSS_MODES, read_settings
-from fgrpo_plugin.host.metric_table import PREFIX
-from fgrpo_plugin.host.metrics import divide_sums
-from fgrpo_plugin.host.policy_loss import PREFERENCE_FIELDS, ROW_FIELDS
-from fgrpo_plugin.host.preferences import (
+from fgrpo_plugin.host.contract import (
     ENGINE_FIELDS,
+    ESTIMATORS,
+    PREFERENCE_FIELDS,
+    PREFIX,
+    ROW_FIELDS,
+    is_offline,
+    joins_preferences,
+    read_settings,
+    require_validated,
+)
+from fgrpo_plugin.host.metrics import divide_sums, row_metrics
+from fgrpo_plugin.host.preference_metrics import held_out_metrics
+from fgrpo_plugin.host.preferences import (
     PreferenceRows,
     as_host_rows,
-    held_out_metrics,
     host_blocks,
     joined_order,
     log_prob_multiple,
@@ -32,7 +39,6 @@ from fgrpo_plugin.host.preferences import (
     on_policy_fields,
     preference_numbers,
 )
-from fgrpo_plugin.host.validate import is_offline, joins_preferences, require_validated
 from fgrpo_plugin.preference.tokens import TokenRow
 
 ROLLOUT_DIFFERENCE_WARNING = 0.05
@@ -61,7 +67,7 @@ class FDivergenceTrainer:
     _held_out: Mapping[str, float] = MappingProxyType({})
 
     def __new__(cls, config: Any, *args: Any, **kwargs: Any):
-        if config.algorithm.adv_estimator in LOSS_MODES:
+        if config.algorithm.adv_estimator in ESTIMATORS:
             require_validated(config.algorithm)
             if is_offline(config) and "offline" in vars(cls):
                 return super().__new__(cls.offline)
@@ -107,7 +113,7 @@ class FDivergenceTrainer:
         return super()._validate() | dict(found)  # type: ignore[misc]
 
     def _update_actor(self, batch: Any, metrics: dict) -> Any:
-        if self.config.algorithm.adv_estimator not in LOSS_MODES:
+        if self.config.algorithm.adv_estimator not in ESTIMATORS:
             return super()._update_actor(batch, metrics)  # type: ignore[misc]
         import transfer_queue as tq
         from tensordict import TensorDict
@@ -412,23 +418,6 @@ def row_numbers(
     share = (tokens if settings.level == "token" else (tokens > 0)).double()
     count = torch.zeros(int(minibatch.max()) + 1, dtype=torch.float64).index_add_(0, minibatch, share)
     fields = dict(zip(ROW_FIELDS, (advantage, weight, count[minibatch].clamp(min=1), (minibatch == 0)), strict=True))
-    return {name: values.float() for name, values in fields.items()}, _row_metrics(
+    return {name: values.float() for name, values in fields.items()}, row_metrics(
         advantage, weight, (tokens > 0) & ~padding, settings
     )
-
-
-def _row_metrics(advantage: torch.Tensor, weight: torch.Tensor, counted: torch.Tensor, settings: Any) -> dict:
-    rows = max(int(counted.sum()), 1)
-    used = counted & (advantage != 0)
-    weights = weight[used].double()
-    capped = 0.0
-    if settings.weight_cap is not None and len(weights):
-        capped = (weights >= settings.weight_cap * (1 - 1e-6)).double().mean().item()
-    # 0 where no row has a weight: with weights of the whole group a row at the mean may take all of it.
-    size = weights.sum().square() / weights.square().sum() / len(weights) if weights.any() else torch.tensor(0.0)
-    return {
-        PREFIX + "zero_advantage_share": (counted & (advantage == 0)).sum().item() / rows,
-        PREFIX + "aligned_share": (counted & (advantage > 0)).sum().item() / rows,
-        PREFIX + "weight_effective_sample_share": float(size),
-        PREFIX + "weight_capped_share": capped,
-    }

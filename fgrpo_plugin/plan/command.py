@@ -107,7 +107,7 @@ def plan(
         setup = Setup(model=find_model(model), gpu=device, **fields, **lengths)
         result = report.make_plan(setup, assumed, notes=[])
     else:
-        from fgrpo_plugin.host.probe import compose
+        from fgrpo_plugin.host.settings.compose import compose
         from fgrpo_plugin.plan.compose import check_run, compose_run
         from fgrpo_plugin.plan.recipe import setup_from_config
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from fgrpo_plugin.host.parallel import check_micro_batches
-from fgrpo_plugin.host.probe import compose, describe_unknown, host_defaults, unknown_settings
-from fgrpo_plugin.host.validate import check_settings, is_f_divergence, uses_our_loss
+from fgrpo_plugin.host.contract import is_f_divergence, uses_our_loss
+from fgrpo_plugin.host.settings.compose import compose, describe_unknown, host_defaults, unknown_settings
+from fgrpo_plugin.host.settings.layout import check_micro_batches
+from fgrpo_plugin.host.settings.refusals import check_settings
 from fgrpo_plugin.plan.models import find_model
 from fgrpo_plugin.plan.recipe import engine_of, overridden, overrides
 from fgrpo_plugin.plan.setup import ENGINES, check_fields
@@ -64,7 +65,7 @@ def check_run(config: DictConfig) -> list[str]:
 
 def _check_preferences(config: DictConfig, settings: Any) -> list[str]:
     """Their settings and row counts; the data are not read."""
-    from fgrpo_plugin.host.preferences import preference_settings, rows_per_minibatch
+    from fgrpo_plugin.host.settings.preferences import preference_settings, rows_per_minibatch
 
     config = deepcopy(config)
     missing = []

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fgrpo_plugin.host.parallel import STRATEGIES, has_uneven_stages
+from fgrpo_plugin.host.settings.layout import STRATEGIES, has_uneven_stages
 from fgrpo_plugin.plan.gpus import Gpu
 from fgrpo_plugin.plan.models import find_model
 from fgrpo_plugin.plan.setup import FSDP_ONLY, MEGATRON_ONLY, Setup
@@ -179,7 +179,8 @@ def setup_from_config(config: DictConfig, gpu: Gpu, **changes: Any) -> tuple[Set
 
 def _algorithm(config: DictConfig, get: Any) -> dict[str, Any]:
     """Which passes and rows the algorithm needs."""
-    from fgrpo_plugin.host.validate import f_divergence_settings, is_f_divergence  # imports torch
+    from fgrpo_plugin.host.contract import is_f_divergence
+    from fgrpo_plugin.host.settings.f_divergence import f_divergence_settings
 
     bypass = bool(get("algorithm.rollout_correction.bypass_mode", False))
     if not is_f_divergence(config):

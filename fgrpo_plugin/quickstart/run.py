@@ -209,7 +209,9 @@ def _check_overrides(run: Path, options: QuickstartOptions, steps: int) -> None:
     if options.algo == "f_hal":
         inputs = _hybrid(run, Path("model"))
     words = [word for word in host_command(run, options, steps, inputs, run / "ray")[3:] if "hydra." not in word]
-    program = "from fgrpo_plugin.host.probe import check_overrides; import sys; check_overrides(sys.argv[1:])"
+    program = (
+        "from fgrpo_plugin.host.settings.compose import check_overrides; import sys; check_overrides(sys.argv[1:])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program, *words], env=host_environment(run, ""), capture_output=True, text=True
     )

@@ -102,7 +102,7 @@ def _check_row(row: Mapping[str, Any], where: str) -> None:
 
 
 def _check_default_reward(path: Path, sources: set[str]) -> None:
-    from fgrpo_plugin.host.probe import has_default_reward
+    from fgrpo_plugin.host.attachment import has_default_reward
 
     for source in sorted(sources):
         if not has_default_reward(source):

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fgrpo_plugin.host.metric_table import METRICS, VALIDATION
+from fgrpo_plugin.host.contract import VALIDATION
+from fgrpo_plugin.host.metric_table import METRICS
 from fgrpo_plugin.quickstart.model import build_tokenizer
 from tests.e2e.host_runs import ROWS, SAVED, STEPS, F, Host, differences, ours, state, steps
 

@@ -8,10 +8,10 @@ import torch
 from tensordict import TensorDict
 
 from fgrpo_plugin.config import FDivergenceConfig
-from fgrpo_plugin.host.config import FDivergencePolicyLossConfig
 from fgrpo_plugin.host.metrics import divide_sums
 from fgrpo_plugin.host.preferences import as_host_rows, on_policy_fields, preference_numbers
 from fgrpo_plugin.host.trainer import row_numbers
+from fgrpo_plugin.host.worker.loss_section import FDivergencePolicyLossConfig
 from fgrpo_plugin.preference.tokens import TokenRow
 
 BETA, LAM = 0.3, 0.4

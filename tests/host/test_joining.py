@@ -13,8 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fgrpo_plugin.host.policy_loss import PREFERENCE_FIELDS, ROW_FIELDS
-from fgrpo_plugin.host.preferences import ENGINE_FIELDS
+from fgrpo_plugin.host.contract import ENGINE_FIELDS, PREFERENCE_FIELDS, ROW_FIELDS
 
 MODES = ("sync", "colocate_async", "separate_async")
 PROMPTS, ANSWERS, MINIBATCH, PREFERENCES = 4, 4, 2, 4  # in a step, to a prompt, prompts in one, preference rows in one
@@ -167,7 +166,7 @@ def make(queue, stock_config, inputs, tmp_path):
     from verl.trainer.ppo.v1 import get_trainer_cls
 
     from fgrpo_plugin.host.preferences import PreferenceRows
-    from fgrpo_plugin.host.validate import complete
+    from fgrpo_plugin.host.settings.switch import complete
     from fgrpo_plugin.quickstart.model import build_model, build_tokenizer, save_model
 
     tokenizer, file = build_tokenizer(), tmp_path / "prefs.jsonl"

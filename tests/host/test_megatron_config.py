@@ -17,7 +17,7 @@ MEGATRON = "actor_rollout_ref.actor.megatron"
 def test_the_group_selects_megatron_and_is_valid(stock_config, inputs, group, parallel):
     from verl.utils.config import omega_conf_to_dataclass, validate_config
 
-    from fgrpo_plugin.host.validate import complete
+    from fgrpo_plugin.host.settings.switch import complete
 
     parallel_size = f"{MEGATRON}.{parallel}_parallel_size=2"
     others = [word for word in inputs if "rollout.n=" not in word or group == "cpu_megatron"]
@@ -35,8 +35,8 @@ def test_the_group_selects_megatron_and_is_valid(stock_config, inputs, group, pa
 def test_f_hal_too(stock_config, inputs, tmp_path):
     from verl.utils.config import validate_config
 
-    from fgrpo_plugin.host.preferences import data_parallel_size
-    from fgrpo_plugin.host.validate import complete
+    from fgrpo_plugin.host.settings.layout import data_parallel_size
+    from fgrpo_plugin.host.settings.switch import complete
 
     rows = tmp_path / "pairs.jsonl"
     rows.write_text('{"prompt": "p", "chosen": "c", "rejected": "r"}\n' * 512)

@@ -15,12 +15,13 @@ from tensordict import TensorDict
 
 from fgrpo_plugin.advantages import group_weights
 from fgrpo_plugin.config import FDivergenceConfig
-from fgrpo_plugin.host.config import FDivergencePolicyLossConfig
-from fgrpo_plugin.host.metric_table import METRICS, PREFIX
-from fgrpo_plugin.host.metrics import divide_sums, quantile_of_bins
-from fgrpo_plugin.host.policy_loss import DISTANCE_EDGES
-from fgrpo_plugin.host.preferences import as_host_rows, held_out_metrics, on_policy_fields, preference_numbers
+from fgrpo_plugin.host.contract import PREFIX
+from fgrpo_plugin.host.metric_table import METRICS
+from fgrpo_plugin.host.metrics import divide_sums
+from fgrpo_plugin.host.preference_metrics import DISTANCE_EDGES, held_out_metrics, quantile_of_bins
+from fgrpo_plugin.host.preferences import as_host_rows, on_policy_fields, preference_numbers
 from fgrpo_plugin.host.trainer import row_numbers
+from fgrpo_plugin.host.worker.loss_section import FDivergencePolicyLossConfig
 from fgrpo_plugin.preference.tokens import TokenRow
 
 LENGTHS = [3, 5, 1, 6, 2, 4, 6, 3, 5, 2, 1, 4, 3, 2, 5, 1, 6, 4, 2]

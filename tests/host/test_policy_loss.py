@@ -10,10 +10,10 @@ from omegaconf import OmegaConf
 from tensordict import TensorDict
 
 from fgrpo_plugin.config import FDivergenceConfig
-from fgrpo_plugin.host import policy_loss
-from fgrpo_plugin.host.config import FDivergencePolicyLossConfig
+from fgrpo_plugin.host import metrics
 from fgrpo_plugin.host.metrics import divide_sums
 from fgrpo_plugin.host.trainer import minibatch_of_row, row_numbers
+from fgrpo_plugin.host.worker.loss_section import FDivergencePolicyLossConfig
 
 BETA = 0.3
 
@@ -220,7 +220,7 @@ def test_metrics_do_not_depend_on_the_split():
 
 @pytest.mark.parametrize("block", [1, 12, 2**16])
 def test_rollout_and_reference_metrics_are_their_definitions(block, monkeypatch):
-    monkeypatch.setattr(policy_loss, "_BLOCK_ON_CPU", block)
+    monkeypatch.setattr(metrics, "_BLOCK_ON_CPU", block)
     rows = _rows()
     result = _reported(_run(rows, _actor_config(beta=BETA), [list(range(12))])[1])
     tokens = [

@@ -10,15 +10,9 @@ from omegaconf import OmegaConf
 
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host import preferences
-from fgrpo_plugin.host.metrics import quantile_of_bins
-from fgrpo_plugin.host.preferences import (
-    PreferenceRows,
-    as_host_rows,
-    deal,
-    held_out_metrics,
-    joined_order,
-    preference_numbers,
-)
+from fgrpo_plugin.host.contract import ENGINE_FIELDS
+from fgrpo_plugin.host.preference_metrics import held_out_metrics, quantile_of_bins
+from fgrpo_plugin.host.preferences import PreferenceRows, as_host_rows, deal, joined_order, preference_numbers
 from fgrpo_plugin.host.trainer import minibatch_of_row
 from fgrpo_plugin.preference.tokens import TokenRow
 
@@ -80,7 +74,7 @@ def test_rows_are_in_the_hosts_form_and_invisible_to_its_terms():
     data = rows(4)
     reference = [-torch.rand(len(row.response_ids)) for row in data]
     fields = as_host_rows(data, reference)
-    for name in preferences.ENGINE_FIELDS:
+    for name in ENGINE_FIELDS:
         assert fields[name].is_nested, name
     for i, row in enumerate(data):
         assert fields["input_ids"][i].tolist() == row.prompt_ids + row.response_ids

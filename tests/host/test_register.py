@@ -23,7 +23,7 @@ def test_loss_and_estimator_are_registered_in_both_import_orders(first):
         "from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn\n"
         "print(get_adv_estimator_fn('f_grpo').__module__, get_policy_loss_fn('f_grpo').__module__)"
     )
-    assert _fresh(code) == "fgrpo_plugin.host.advantage fgrpo_plugin.host.policy_loss"
+    assert _fresh(code) == "fgrpo_plugin.host.advantage fgrpo_plugin.host.worker.policy_loss"
 
 
 MODULES = """
@@ -87,11 +87,11 @@ def test_an_unknown_host_function_stops_f_grpo_alone(monkeypatch, stock_config, 
     import types
 
     from fgrpo_plugin.host import shims
+    from fgrpo_plugin.host.settings.switch import complete
     from fgrpo_plugin.host.shims import apply_checked, policy_loss_fields
-    from fgrpo_plugin.host.validate import complete
 
     monkeypatch.setattr(shims, "REFUSED", {})
-    monkeypatch.setattr("fgrpo_plugin.host.validate.REFUSED", shims.REFUSED)
+    monkeypatch.setattr("fgrpo_plugin.host.settings.switch.REFUSED", shims.REFUSED)
 
     def ppo_loss(config, model_output, data, dp_group=None):
         return None

@@ -6,7 +6,8 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from fgrpo_plugin.host.validate import VALIDATED, complete
+from fgrpo_plugin.host.contract import VALIDATED
+from fgrpo_plugin.host.settings.switch import complete
 
 SWITCH = "algorithm.adv_estimator=f_grpo"
 MICRO = "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu"
@@ -45,7 +46,7 @@ def test_the_completed_section_becomes_the_typed_config_on_both_paths_of_the_hos
     assert type(actor.policy_loss).__name__ == "FDivergencePolicyLossConfig"
     assert actor.policy_loss.f_divergence.beta == 0.2
     assert actor.policy_loss.f_divergence.build_divergence().name == "kl"
-    from fgrpo_plugin.host.config import FDivergencePolicyLossConfig
+    from fgrpo_plugin.host.worker.loss_section import FDivergencePolicyLossConfig
 
     structured = omega_conf_to_dataclass(config.actor_rollout_ref.actor.policy_loss, FDivergencePolicyLossConfig)
     assert structured.f_divergence.divergence == "kl"
@@ -266,7 +267,7 @@ def preferences(tmp_path):
 def test_f_hal_fills_in_its_loss_and_half_of_lambda(stock_config, inputs, preferences, capsys):
     from verl.utils.config import omega_conf_to_dataclass
 
-    from fgrpo_plugin.host.validate import is_offline, joins_preferences
+    from fgrpo_plugin.host.contract import is_offline, joins_preferences
 
     config = stock_config(*inputs, HAL, preferences)
     complete(config)
@@ -278,7 +279,7 @@ def test_f_hal_fills_in_its_loss_and_half_of_lambda(stock_config, inputs, prefer
 
 
 def test_lambda_zero_throughout_is_the_f_grpo_path_and_reads_no_preferences(stock_config, inputs):
-    from fgrpo_plugin.host.validate import joins_preferences
+    from fgrpo_plugin.host.contract import joins_preferences
 
     config = stock_config(*inputs, HAL, f"{F}.lam=0", "+data.preference.files=[/nowhere/prefs.jsonl]")
     complete(config)
@@ -286,7 +287,7 @@ def test_lambda_zero_throughout_is_the_f_grpo_path_and_reads_no_preferences(stoc
 
 
 def test_a_schedule_keeps_both_halves_whatever_its_values(stock_config, inputs, preferences):
-    from fgrpo_plugin.host.validate import is_offline, joins_preferences
+    from fgrpo_plugin.host.contract import is_offline, joins_preferences
 
     schedule = f"{F}.lam={{schedule: linear, start: 0, end: 1}}"
     config = stock_config(*inputs, HAL, preferences, schedule)
@@ -299,8 +300,8 @@ def test_lambda_one_needs_neither_prompts_nor_groups_nor_a_rollout_engine(stock_
     from verl.utils.dataset.rl_dataset import get_dataset_class
     from verl.utils.import_utils import load_class_from_fqn
 
+    from fgrpo_plugin.host.contract import is_offline
     from fgrpo_plugin.host.offline import NoPrompts, NoRollouts
-    from fgrpo_plugin.host.validate import is_offline
 
     offline = [HAL, preferences, f"{F}.lam=1.0", "trainer.val_before_train=false", "trainer.test_freq=-1"]
     config = stock_config(

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.worker import make_model
 from fgrpo_plugin.config import FDivergenceConfig
-from fgrpo_plugin.host.metric_table import PREFIX
+from fgrpo_plugin.host.contract import PREFIX
 from fgrpo_plugin.host.metrics import divide_sums
 from fgrpo_plugin.losses import fdo_loss, implicit_reward
 from tests.host.engine_jobs import (

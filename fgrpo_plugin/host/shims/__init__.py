@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection
 from importlib.metadata import version
 from typing import Any
 
+from fgrpo_plugin.host.contract import APPLIED, REFUSED
+
 
 def source_hash(obj: Callable[..., Any]) -> str:
     """The SHA-256 of the source text of `obj`, in hexadecimal."""
@@ -39,13 +41,6 @@ def known_source(
 def patch_remedy(patch: str) -> str:
     """What to do where a shim does not fit, for `known_source`: `patch` is its file's name."""
     return f"install verl==0.9.1, or apply {patch} of patches/main to this version"
-
-
-REFUSED: dict[str, str] = {}
-"""Shim -> why this host could not be adapted. Other algorithms run on; f-GRPO refuses to start with these sentences."""
-
-APPLIED: dict[str, str] = {}
-"""Shim -> ``applied``, or ``not needed`` where the host has the feature of the shim's patch."""
 
 
 def apply_checked(name: str, apply: Callable[[Any], bool], module: Any) -> None:

@@ -66,7 +66,7 @@ def _checking_config(stock: Callable, completing: bool) -> Callable:
 
 def complete_or_exit(config: Any) -> None:
     """Complete and check ``config`` in place, or end the process with one sentence."""
-    from fgrpo_plugin.host.validate import complete
+    from fgrpo_plugin.host.settings.switch import complete
 
     if _is_ours(config):
         try:
@@ -76,7 +76,7 @@ def complete_or_exit(config: Any) -> None:
 
 
 def _is_ours(config: Any) -> bool:
-    from fgrpo_plugin.host.validate import is_f_divergence, uses_our_loss
+    from fgrpo_plugin.host.contract import is_f_divergence, uses_our_loss
 
     return is_f_divergence(config) or uses_our_loss(config)
 

@@ -80,7 +80,7 @@ def _refuse_other_loss(config: Any) -> None:
         return
     from verl.trainer.ppo.core_algos import get_policy_loss_fn
 
-    from fgrpo_plugin.host.policy_loss import POLICY_LOSSES
+    from fgrpo_plugin.host.worker.policy_loss import POLICY_LOSSES
 
     running = get_policy_loss_fn(config.policy_loss.loss_mode)
     if running is not POLICY_LOSSES.get(config.policy_loss.loss_mode):

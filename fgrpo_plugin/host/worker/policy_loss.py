@@ -1,16 +1,17 @@
 """The policy losses ``f_grpo`` and ``f_hal`` in verl's registry: what runs in a worker for one micro-batch.
 
 Everything that concerns a group or a whole mini-batch (advantage, weight, denominator, lambda) was computed on the
-driver (trainer.py) and comes with the rows, so the result does not depend on how rows are spread over ranks and
-micro-batches.
+driver (driver/rows.py, driver/joining.py) and comes with the rows, so the result does not depend on how rows are spread
+over ranks and micro-batches.
 """
 
 from typing import Any, NamedTuple
 
 import torch
 
-from fgrpo_plugin.divergences import Divergence
-from fgrpo_plugin.host.metric_table import PREFIX
+from fgrpo_plugin.host.contract import F_GRPO, F_HAL, PREFERENCE_FIELDS, ROW_FIELDS, SUMS
+from fgrpo_plugin.host.metrics import loss_sums, on_policy_sums, token_sums, units_of
+from fgrpo_plugin.host.preference_metrics import preference_sums
 from fgrpo_plugin.losses import (
     clip_implicit_reward,
     f_grpo_loss,
@@ -20,17 +21,6 @@ from fgrpo_plugin.losses import (
     implicit_reward,
     row_slopes,
 )
-
-SUMS = PREFIX + "sums/"
-ROW_FIELDS = ("f_divergence_advantage", "f_divergence_weight", "f_divergence_count", "f_divergence_fresh")
-"""One number a row, attached by the driver: a_i, w_i, the denominator, and 1 in the first mini-batch of the update."""
-PREFERENCE_FIELDS = ("f_divergence_side", "f_divergence_tokens", "f_divergence_lam")
-"""Further ones of f-HAL: +1 for D+, -1 for D- and 0 for on-policy rows, a preference row's response tokens, lambda."""
-_DISTANCES = (0.1, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
-DISTANCE_EDGES = (*(-edge for edge in reversed(_DISTANCES)), 0.0, *_DISTANCES)
-"""nats a sequence: bins in which log pi_theta - log pi_ref of preference rows is counted, for its tails."""
-
-_BLOCK_ON_CPU, _BLOCK = 2**16, 2**22  # tokens; a device wants fewer and larger calls
 
 
 def f_grpo_policy_loss(
@@ -133,7 +123,8 @@ def f_hal_policy_loss(
 
 f_hal_policy_loss.batch_fields = ("ref_log_prob", *ROW_FIELDS, *PREFERENCE_FIELDS)  # type: ignore[attr-defined]
 
-POLICY_LOSSES = {"f_grpo": f_grpo_policy_loss, "f_hal": f_hal_policy_loss}
+
+POLICY_LOSSES = {F_GRPO: f_grpo_policy_loss, F_HAL: f_hal_policy_loss}
 """loss_mode -> what verl's registry holds under that name."""
 
 
@@ -178,11 +169,9 @@ def _on_policy(
         reward, clipped = clip_implicit_reward(moved, divergence, settings.implicit_reward_clip)
         loss = f_grpo_loss(reward, advantage, divergence, weight, response_mask=mask, denominator=denominator)
     with torch.no_grad():
-        sums = _sums(reward, clipped, advantage, weight, divergence, mask)
-        sums |= _token_sums(log_prob, ref_log_prob, rollout, mask, fresh > 0)
-        sums["loss_units"] = _units(settings, mask)
-        sums["loss"] = loss * denominator
-        sums["slope"] = row_slopes(loss, moved) * denominator
+        sums = on_policy_sums(reward, clipped, advantage, weight, divergence, mask)
+        sums |= token_sums(log_prob, ref_log_prob, rollout, mask, fresh > 0)
+        sums |= loss_sums(loss, moved, denominator, units_of(settings, mask))
     return settings.scales()[1] * loss, sums
 
 
@@ -213,8 +202,8 @@ def _preference(rows: _Rows, desirable: torch.Tensor, settings: Any) -> tuple[to
         reward, clipped = clip_implicit_reward(moved, divergence, settings.implicit_reward_clip)
         loss = fdo_loss(reward, desirable, divergence, response_mask=mask, denominator=denominators)
     with torch.no_grad():
-        sums = _preference_sums(reward, clipped, desirable, divergence, log_prob, ref_log_prob, mask)
-        losses, units = fdo_row_losses(reward, desirable, divergence, response_mask=mask), _units(settings, mask)
+        sums = preference_sums(reward, clipped, desirable, divergence, log_prob, ref_log_prob, mask)
+        losses, units = fdo_row_losses(reward, desirable, divergence, response_mask=mask), units_of(settings, mask)
         slopes, sides = row_slopes(loss, moved), (desirable, ~desirable)
         for name, side, denominator in zip(("desirable", "undesirable"), sides, denominators, strict=True):
             sums |= {
@@ -223,119 +212,6 @@ def _preference(rows: _Rows, desirable: torch.Tensor, settings: Any) -> tuple[to
                 f"{name}_units": units * side,
             }
     return loss, sums
-
-
-def _sums(
-    reward: torch.Tensor,
-    clipped: torch.Tensor,
-    advantage: torch.Tensor,
-    weight: torch.Tensor,
-    divergence: Divergence,
-    mask: torch.Tensor,
-) -> dict[str, torch.Tensor]:
-    """Sums over this micro-batch's counted rows, and how many they are, on each side."""
-    counted = mask.any(dim=-1)
-    reward, clipped = _row_reward(reward, clipped, mask)
-    above, below = counted & (advantage > 0), counted & (advantage < 0)
-    return {
-        "rows": counted,
-        "clipped": clipped & counted,
-        "aligned_rows": above,
-        "unaligned_rows": below,
-        "reward": torch.where(counted, reward, 0.0),
-        "aligned_reward": torch.where(above, reward, 0.0),
-        "unaligned_reward": torch.where(below, reward, 0.0),
-        "aligned_weight": torch.where(above, weight, 0.0),
-        "unaligned_weight": torch.where(below, weight, 0.0),
-        "aligned_link": torch.where(above, weight * divergence.link(reward), 0.0),
-        "unaligned_conjugate": torch.where(below, weight * divergence.conjugate_of_link(reward), 0.0),
-    }
-
-
-def _units(settings: Any, mask: torch.Tensor) -> torch.Tensor:
-    """What a row counts in its half's denominator, (n,): its tokens at level token, else 1 where it has any."""
-    return mask.sum(dim=-1) if settings.level == "token" else mask.any(dim=-1)
-
-
-def _row_reward(reward: torch.Tensor, clipped: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Reward and clip flag of each row, (n,); at one reward a token a row is described by its mean."""
-    if reward.dim() == 1:
-        return reward, clipped
-    return (torch.where(mask, reward, 0.0).sum(dim=-1) / mask.sum(dim=-1).clamp(min=1), (clipped & mask).any(dim=-1))
-
-
-def _preference_sums(
-    reward: torch.Tensor,
-    clipped: torch.Tensor,
-    desirable: torch.Tensor,
-    divergence: Divergence,
-    log_prob: torch.Tensor,
-    ref_log_prob: torch.Tensor,
-    mask: torch.Tensor,
-) -> dict[str, torch.Tensor]:
-    """Sums over this micro-batch's preference rows on each side; names are the same in every micro-batch."""
-    counted = mask.any(dim=-1)
-    reward, clipped = _row_reward(reward, clipped, mask)
-    distance = torch.where(mask, log_prob.float() - ref_log_prob, 0.0).sum(dim=-1)
-    place = torch.bucketize(distance, torch.tensor(DISTANCE_EDGES, device=distance.device))
-    sums = {"preference_clipped": clipped & counted}
-    for name, side, term, value in (
-        ("desirable", counted & desirable, "link", divergence.link(reward)),
-        ("undesirable", counted & ~desirable, "conjugate", divergence.conjugate_of_link(reward)),
-    ):
-        sums |= {
-            f"{name}_rows": side,
-            f"{name}_reward": torch.where(side, reward, 0.0),
-            f"{name}_{term}": torch.where(side, value, 0.0),
-            f"{name}_right": side & ((reward > 0) if name == "desirable" else (reward < 0)),
-            f"{name}_distance": torch.where(side, distance, 0.0),
-        }
-        for edge in range(len(DISTANCE_EDGES) + 1):
-            sums[f"{name}_distance_bin{edge}"] = side & (place == edge)
-    return sums
-
-
-def _token_sums(
-    log_prob: torch.Tensor, ref_log_prob: torch.Tensor, rollout: torch.Tensor, mask: torch.Tensor, fresh: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Distance from the reference, and from the rollout engine on rows that the actor has not yet been trained on.
-
-    A block of rows at a time, so that what lies between stays in the cache and is soon freed.
-    """
-    size = max(1, (_BLOCK_ON_CPU if log_prob.device.type == "cpu" else _BLOCK) // max(1, mask.shape[-1]))
-    totals: dict[str, torch.Tensor] = {}
-    for block in zip(*(x.split(size) for x in (log_prob, ref_log_prob, rollout, mask, fresh)), strict=True):
-        for name, value in _block_sums(*block).items():
-            totals[name] = totals[name] + value if name in totals else value
-    return totals
-
-
-def _block_sums(
-    log_prob: torch.Tensor, ref_log_prob: torch.Tensor, rollout: torch.Tensor, mask: torch.Tensor, fresh: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """The sums of one block: log-probs in nats and mask (n, T), fresh (n,) bool -> name -> float64 scalar."""
-    compared = mask & fresh.unsqueeze(-1)
-    reference_gap = torch.where(mask, log_prob.float() - ref_log_prob, 0.0).abs_()
-    actor, engine = (torch.where(compared, values, 0.0).float() for values in (log_prob, rollout))
-    rollout_gap = (actor - engine).abs_()
-    # p - 1 in place of p: it is 0 where masked, and small where p is near 1, where a correlation loses its digits.
-    actor.expm1_()
-    engine.expm1_()
-    difference = actor - engine
-    sums = {
-        "tokens": mask,
-        "reference_gap": reference_gap,
-        "compared_tokens": compared,
-        "rollout_gap": rollout_gap,
-        "difference": difference.abs(),
-        "difference_squared": difference.square(),
-        "actor": actor,
-        "actor_squared": actor.square(),
-        "rollout": engine,
-        "rollout_squared": engine.square(),
-        "product": actor * engine,
-    }
-    return {name: values.sum(dim=-1).sum(dtype=torch.float64) for name, values in sums.items()}
 
 
 def _totals(parts: dict[str, torch.Tensor]) -> dict[str, float]:

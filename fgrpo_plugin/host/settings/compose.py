@@ -1,8 +1,5 @@
-"""What ``fgrpo doctor`` asks in fresh processes (is the plugin really attached, here and in a Ray worker?), and the
-host's configuration.
-"""
+"""verl's configuration: composed from overrides as ``main_ppo`` does, and what is set in it that verl does not know."""
 
-import json
 import re
 from collections.abc import Iterator
 from difflib import get_close_matches
@@ -10,7 +7,10 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-PREFIX = "PROBE"
+from omegaconf import OmegaConf
+
+from fgrpo_plugin.host.contract import is_f_divergence
+
 FREE_FORM = (  # sections that the host hands on as they are or reads without a default, or that this package reads
     "actor_rollout_ref.actor.fsdp_config.mixed_precision.",
     "actor_rollout_ref.actor.megatron.override_transformer_config.",
@@ -23,42 +23,6 @@ FREE_FORM = (  # sections that the host hands on as they are or reads without a 
     "ray_kwargs.ray_init.",
     "reward.custom_reward_function.reward_kwargs.",
 )
-
-
-def report_registration() -> None:
-    """Print, as one JSON line, whether f-GRPO is registered and what became of each shim."""
-    import verl.trainer.ppo.utils
-    import verl.trainer.ppo.v1
-    import verl.workers.utils.losses  # noqa: F401
-    from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
-
-    from fgrpo_plugin.host.shims import APPLIED, REFUSED
-
-    registered = "f_grpo" in ADV_ESTIMATOR_REGISTRY and "f_grpo" in POLICY_LOSS_REGISTRY
-    print(PREFIX + json.dumps({"registered": registered, "applied": APPLIED, "refused": REFUSED}))
-
-
-def report_ray_worker() -> None:
-    """Start a local Ray and print whether one of its workers has f-GRPO registered."""
-    import ray
-
-    def look() -> bool:
-        from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
-
-        return "f_grpo" in POLICY_LOSS_REGISTRY
-
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-    found = ray.get(ray.remote(look).remote())
-    ray.shutdown()
-    print(PREFIX + json.dumps(found))
-
-
-def report_vllm() -> None:
-    """Import vLLM as the host does and print its version."""
-    import vllm
-    from vllm import LLM  # noqa: F401
-
-    print(PREFIX + json.dumps(vllm.__version__))
 
 
 def compose(overrides: list[str]) -> Any:
@@ -125,8 +89,6 @@ def describe_unknown(name: str, engine: str) -> str:
 
 def _leaves(config: Any, at: str = "") -> Iterator[str]:
     """Dotted names of everything that is set."""
-    from omegaconf import OmegaConf
-
     items: Any = OmegaConf.to_container(config) if OmegaConf.is_config(config) else config
     for key, value in items.items():
         if isinstance(value, dict) and value:
@@ -147,21 +109,8 @@ def check_overrides(overrides: list[str]) -> None:
     Raises:
         ValueError: one sentence, the composition's or ours.
     """
-    from fgrpo_plugin.host.validate import complete, is_f_divergence
+    from fgrpo_plugin.host.settings.switch import complete
 
     config = compose(overrides)
     if is_f_divergence(config):
         complete(config)
-
-
-def has_default_reward(data_source: str) -> bool:
-    """Whether verl's own reward function knows this data source; where it does not, it fails in a worker."""
-    from verl.utils.reward_score import default_compute_score
-
-    try:
-        default_compute_score(data_source, "0", "0", {})
-    except NotImplementedError:
-        return False
-    except Exception:  # it has one, which dislikes this probe
-        return True
-    return True

@@ -1,0 +1,1 @@
+"""Before Ray starts: settings are completed and checked."""

@@ -1,0 +1,71 @@
+"""The section ``policy_loss.f_divergence``: from what is given to hyper-parameters, and what they come to."""
+
+from dataclasses import fields
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fgrpo_plugin.config import FDivergenceConfig
+from fgrpo_plugin.host.contract import F_HAL, LOSS, PREFIX
+
+DEFAULT_LAM = 0.5
+
+
+def f_divergence_settings(config: DictConfig) -> FDivergenceConfig:
+    """Read and check the hyper-parameters, with the default lambda of f-HAL and the source of log pi_old filled in.
+
+    Raises:
+        ValueError: an unknown key or a bad value; the message names it and the remedy.
+    """
+    given = OmegaConf.select(config, f"{LOSS}.f_divergence")
+    values: dict[str, Any] = OmegaConf.to_container(given, resolve=True) if given is not None else {}  # type: ignore
+    f_hal = config.algorithm.adv_estimator == F_HAL
+    if f_hal and values.get("lam") is None:
+        values["lam"] = DEFAULT_LAM
+    known = [field.name for field in fields(FDivergenceConfig)]
+    unknown = [name for name in values if name not in known]
+    if unknown:
+        raise ValueError(f"{LOSS}.f_divergence.{unknown[0]} is not known; choose among {', '.join(known)}.")
+    try:
+        settings = FDivergenceConfig(**values)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{LOSS}.f_divergence.{error}") from error
+    if not f_hal and settings.lam != 0:
+        raise ValueError(
+            f"{LOSS}.f_divergence.lam={settings.lam} needs preference data, which algorithm.adv_estimator=f_grpo does "
+            "not read; set algorithm.adv_estimator=f_hal, or remove lam."
+        )
+    settings.old_log_prob = "current" if _one_step_on_fresh_rollouts(config) else "recomputed"
+    if settings.preference_gamma and settings.old_log_prob != "current":
+        raise ValueError(
+            f"{LOSS}.f_divergence.preference_gamma={settings.preference_gamma} takes the current policy for pi_old, "
+            "which holds for one optimiser step on fresh rollouts alone; set it to 0, or actor.ppo_mini_batch_size to "
+            "data.train_batch_size with ppo_epochs=1 in trainer mode sync."
+        )
+    return settings
+
+
+def _one_step_on_fresh_rollouts(config: DictConfig) -> bool:
+    """Whether the actor is pi_old itself when its loss is computed."""
+    actor = config.actor_rollout_ref.actor
+    return (
+        config.trainer.v1.trainer_mode == "sync"
+        and OmegaConf.select(config, "trainer.v1.sync.parameter_sync_step", default=1) == 1
+        and actor.ppo_epochs == 1
+        and actor.ppo_mini_batch_size >= config.data.train_batch_size
+    )
+
+
+def nominal_coefficients(settings: FDivergenceConfig) -> str:
+    """What multiplies each half of the minimised loss, said to be nominal: slopes, weights and gamma are not in it."""
+    s_all, s_on = settings.scales()
+    lam = settings.constant_lam
+    on_policy, preference = (
+        (f"(1 - lambda) x {s_all * s_on:g}", f"lambda x {s_all:g}")
+        if lam is None
+        else (f"{(1 - lam) * s_all * s_on:g}", f"{lam * s_all:g}")
+    )
+    return (
+        f"nominal coefficients: on-policy loss {on_policy}, preference loss {preference}; how hard each half really "
+        f"pulls is logged as {PREFIX}on_policy_slope and preference_slope"
+    )

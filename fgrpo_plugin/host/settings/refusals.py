@@ -1,0 +1,177 @@
+"""What contradicts f-GRPO and f-HAL in verl's configuration, refused by name with the remedy: add a refusal here."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fgrpo_plugin.config import FDivergenceConfig
+from fgrpo_plugin.host.contract import ESTIMATORS, F_GRPO, F_HAL, LOSS, is_f_divergence
+from fgrpo_plugin.host.settings.f_divergence import f_divergence_settings
+from fgrpo_plugin.host.settings.layout import STRATEGIES, check_parallel_sizes
+
+ENGINES = ("fsdp_config", "megatron", "veomni")
+FILES = ("files", "val_files")
+
+ACTOR_SETTINGS = {
+    "clip_ratio, clip_ratio_low, clip_ratio_high, clip_ratio_c": "ignored: f-GRPO has no importance ratio to clip",
+    "loss_agg_mode, loss_scale_factor": "ignored by f-GRPO's loss (own row counts); used by KL and entropy terms",
+    "entropy_coeff": "honoured: added to the loss; sees on-policy rows only",
+    "use_kl_loss, kl_loss_coef": "honoured: added to the loss, beside our own reference term; sees on-policy rows only",
+    "ppo_epochs": "honoured: rows are repeated; above 1 the rollout's log-probs are not compared with the actor's",
+    "ppo_mini_batch_size": "honoured: a loss is normalised within its mini-batch",
+    "shuffle": "refused: the driver must know each row's mini-batch",
+    "algorithm.use_kl_in_reward": "refused: f-GRPO holds its own regulariser towards the reference (beta)",
+    "algorithm.rollout_correction.rollout_is, rollout_rs": "refused: they correct a ratio that f-GRPO does not use",
+}
+"""What f-GRPO does with each setting of the host's actor; the README's table is this one."""
+
+
+def check_settings(config: DictConfig) -> FDivergenceConfig:
+    """What can be refused by the settings alone: no file is read, and rows are not counted.
+
+    Args:
+        config: the composed configuration of ``verl.trainer.main_ppo``.
+
+    Raises:
+        ValueError: a sentence naming the setting and the remedy.
+    """
+    if not is_f_divergence(config):
+        raise ValueError(
+            f"{LOSS} asks for f-GRPO but algorithm.adv_estimator={config.algorithm.adv_estimator}; "
+            "set algorithm.adv_estimator=f_grpo or f_hal, or remove the policy_loss settings."
+        )
+    estimator = config.algorithm.adv_estimator
+    settings = f_divergence_settings(config)
+    _refuse_contradictions(config, offline=estimator == F_HAL and settings.constant_lam == 1)
+    check_parallel_sizes(config)
+    if estimator == F_GRPO and any(OmegaConf.select(config, f"data.preference.{name}") for name in FILES):
+        raise ValueError(
+            "data.preference names files, which algorithm.adv_estimator=f_grpo does not read; set "
+            "algorithm.adv_estimator=f_hal, or remove them."
+        )
+    return settings
+
+
+def _refuse_contradictions(config: DictConfig, offline: bool) -> None:
+    name = config.algorithm.adv_estimator
+    select: Callable[..., Any] = lambda key, default=None: OmegaConf.select(config, key, default=default)  # noqa: E731
+    actor = "actor_rollout_ref.actor"
+    sync = select("trainer.v1.separate_async.parameter_sync_step", 1)
+    replay = [select(f"{actor}.{engine}.router_replay.mode", "disabled") for engine in ENGINES]
+    refused = [
+        (not select("trainer.use_v1", True), "trainer.use_v1=false", f"{name} runs in the v1 trainer; set it to true"),
+        (
+            select("algorithm.use_kl_in_reward"),
+            "algorithm.use_kl_in_reward=true",
+            f"{name} holds its own regulariser towards the reference (beta); set it to false",
+        ),
+        (
+            not offline and select("actor_rollout_ref.rollout.n", 1) < 2,
+            f"actor_rollout_ref.rollout.n={select('actor_rollout_ref.rollout.n')}",
+            "a group needs at least 2 answers a prompt to have a mean to compare with; set it to 4 or more",
+        ),
+        (select(f"{actor}.shuffle"), f"{actor}.shuffle=true", "the driver must know each row's mini-batch; set false"),
+        (
+            select("algorithm.rollout_correction.rollout_is") is not None
+            or select("algorithm.rollout_correction.rollout_rs") is not None,
+            "algorithm.rollout_correction.rollout_is / rollout_rs",
+            f"they correct an importance ratio that {name} does not use; set both to null",
+        ),
+        (
+            select("critic.enable"),
+            "critic.enable=true",
+            f"{name} compares answers within a group and reads no value function; remove it",
+        ),
+        (
+            select("model_engine", "dp") not in STRATEGIES,
+            f"model_engine={select('model_engine')}",
+            f"{name} has not been tried with this engine; choose one of {', '.join(STRATEGIES)}",
+        ),
+        (
+            select(f"{actor}.strategy") not in (strategies := STRATEGIES.get(select("model_engine", "dp"), ())),
+            f"{actor}.strategy={select(f'{actor}.strategy')} with model_engine={select('model_engine')}",
+            f"the host would run the latter; choose {' or '.join(strategies)}, or another model_engine",
+        ),
+        (
+            select("trainer.v1.trainer_mode") == "separate_async"
+            and select("data.train_batch_size") != sync * select(f"{actor}.ppo_mini_batch_size"),
+            f"data.train_batch_size={select('data.train_batch_size')} in the mode separate_async",
+            f"set it to trainer.v1.separate_async.parameter_sync_step={sync} x {actor}.ppo_mini_batch_size",
+        ),
+        (
+            select("trainer.device") == "cpu" and os.environ.get("VERL_PLATFORM", "").strip().lower() != "cpu",
+            "trainer.device=cpu without VERL_PLATFORM=cpu",
+            "the host would look for GPUs; set VERL_PLATFORM=cpu in the environment, or remove the group +fgrpo=cpu",
+        ),
+        (select("distillation.enabled"), "distillation.enabled=true", "it replaces the policy loss; set it to false"),
+        (
+            any(mode != "disabled" for mode in replay),
+            f"{actor}.*.router_replay.mode",
+            f"{name} has not been tried with replayed routes; set it to disabled",
+        ),
+        (
+            select(f"{actor}.use_prefix_grouper"),
+            f"{actor}.use_prefix_grouper=true",
+            f"{name} has not been tried with it; set it to false",
+        ),
+        (
+            select("trainer.v1.sampler.custom_sampler.name") == "FastPollReplayBuffer"
+            and (select("algorithm.filter_groups.enable") or select("trainer.v1.trainer_mode") != "sync"),
+            "+fgrpo=cpu with algorithm.filter_groups.enable or trainer.v1.trainer_mode other than sync",
+            "its replay buffer does neither; set trainer.v1.sampler.custom_sampler.path and .name to null",
+        ),
+        (
+            str(select(f"{LOSS}.loss_mode", "vanilla")) not in ("vanilla", *ESTIMATORS),
+            f"{LOSS}.loss_mode={select(f'{LOSS}.loss_mode')}",
+            f"algorithm.adv_estimator={name} selects its own loss; remove the setting",
+        ),
+    ]
+    if offline:
+        refused += _offline_contradictions(select)
+    for wrong, setting, remedy in refused:
+        if wrong:
+            raise ValueError(f"{setting} contradicts algorithm.adv_estimator={name}: {remedy}.")
+
+
+def _offline_contradictions(select: Callable[..., Any]) -> list[tuple[Any, str, str]]:
+    """What cannot be where lambda is 1 throughout: whatever reads on-policy rows."""
+    actor, preference = "actor_rollout_ref.actor", "data.preference"
+    validates = select("trainer.val_before_train") or (select("trainer.test_freq") or -1) > 0
+    generates = select(f"{preference}.keep_rollout", False)
+    return [
+        (
+            select("trainer.v1.trainer_mode") != "sync",
+            f"trainer.v1.trainer_mode={select('trainer.v1.trainer_mode')} with lam=1",
+            "nothing is rolled out, so there is nothing to be asynchronous to; set it to sync",
+        ),
+        (
+            select(f"{actor}.use_kl_loss") or select(f"{actor}.entropy_coeff") or select(f"{actor}.calculate_entropy"),
+            f"{actor}.use_kl_loss, entropy_coeff or calculate_entropy with lam=1",
+            "they see on-policy rows only, of which there are none; set them to false and 0",
+        ),
+        (
+            select("reward.reward_model.enable"),
+            "reward.reward_model.enable=true with lam=1",
+            "nothing is rewarded; set it to false",
+        ),
+        (
+            select("trainer.rollout_data_dir"),
+            "trainer.rollout_data_dir with lam=1",
+            "nothing is rolled out; remove it",
+        ),
+        (
+            select("data.train_batch_size") % select(f"{actor}.ppo_mini_batch_size"),
+            f"data.train_batch_size={select('data.train_batch_size')} with lam=1",
+            f"it over {actor}.ppo_mini_batch_size is the number of optimiser steps in a training step; make it a "
+            f"multiple of {select(f'{actor}.ppo_mini_batch_size')}",
+        ),
+        (
+            validates and not generates and not select(f"{preference}.val_files"),
+            "validation with lam=1",
+            "without a rollout engine it is the accuracy on held-out preferences; name them in "
+            "data.preference.val_files, set data.preference.keep_rollout=true to validate by generation, or set "
+            "trainer.val_before_train=false and trainer.test_freq=-1",
+        ),
+    ]

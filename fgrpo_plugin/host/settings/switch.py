@@ -1,0 +1,114 @@
+"""The one switch: fill in what ``algorithm.adv_estimator=f_grpo`` or ``f_hal`` implies, and check the rest.
+
+Everything that is set is printed, everything that is refused ends in one sentence, before Ray starts.
+"""
+
+import importlib
+from dataclasses import asdict
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from fgrpo_plugin.config import FDivergenceConfig
+from fgrpo_plugin.host.contract import APPLIED, F_GRPO, F_HAL, LOSS, REFUSED, VALIDATED
+from fgrpo_plugin.host.settings.f_divergence import nominal_coefficients
+from fgrpo_plugin.host.settings.layout import check_micro_batches
+from fgrpo_plugin.host.settings.preferences import check_preferences
+from fgrpo_plugin.host.settings.refusals import ACTOR_SETTINGS, check_settings
+from fgrpo_plugin.preflight import check_data_file, check_model
+
+OURS = "fgrpo_plugin.host.worker.loss_section.FDivergencePolicyLossConfig"
+OFFLINE = "fgrpo_plugin.host.offline"
+
+
+def complete(config: DictConfig) -> None:
+    """Fill in what ``algorithm.adv_estimator=f_grpo`` or ``f_hal`` implies, in place, and check the rest.
+
+    Args:
+        config: the composed configuration of ``verl.trainer.main_ppo``.
+
+    Raises:
+        ValueError: a sentence naming the setting and the remedy.
+    """
+    importlib.import_module("verl.trainer.ppo.v1")  # the host does so in its task runner alone, too late to refuse
+    if REFUSED:
+        raise ValueError(" ".join(REFUSED.values()))
+    settings = check_settings(config)
+    estimator = config.algorithm.adv_estimator
+    offline = estimator == F_HAL and settings.constant_lam == 1
+    generates = not offline or bool(OmegaConf.select(config, "data.preference.keep_rollout", default=False))
+    _check_inputs(config, prompts=generates)
+    if estimator == F_HAL and settings.constant_lam != 0:
+        check_preferences(config, settings)
+    else:
+        check_micro_batches(config)
+
+    changes: list[tuple[str, Any, str]] = []
+
+    def fill(key: str, value: Any, reason: str) -> None:
+        if OmegaConf.select(config, key) != value:
+            with open_dict(config):
+                OmegaConf.update(config, key, value, force_add=True)
+            changes.append((key, value, reason))
+
+    if estimator == F_HAL and settings.constant_lam == 0:
+        fill(f"{LOSS}.loss_mode", F_GRPO, "lambda is 0 throughout: no preference rows are drawn or joined")
+    else:
+        fill(f"{LOSS}.loss_mode", estimator, "the loss that belongs to this estimator")
+    fill(f"{LOSS}._target_", OURS, "the typed section that holds f_divergence")
+    fill("actor_rollout_ref.rollout.calculate_log_probs", True, "log pi_old comes from the rollout")
+    if settings.gamma == 0 or settings.old_log_prob == "current":
+        why = "nothing needs the actor's own old log-probs: the extra forward pass is saved"
+        fill("algorithm.rollout_correction.bypass_mode", True, why)
+    else:
+        why = "gamma != 0 with several optimiser steps or stale rollouts needs log pi_old from the actor"
+        fill("algorithm.rollout_correction.bypass_mode", False, why)
+    if not generates:
+        why = "lambda is 1 throughout: nothing is rolled out, and prompts are not read"
+        fill("actor_rollout_ref.rollout.agent.agent_loop_manager_class", f"{OFFLINE}.NoRollouts", why)
+        fill("data.custom_cls.path", f"pkg://{OFFLINE}", why)
+        fill("data.custom_cls.name", "NoPrompts", why)
+        if OmegaConf.is_missing(config.actor_rollout_ref.rollout, "name"):
+            fill("actor_rollout_ref.rollout.name", "vllm", "the host wants a name; no engine is started")
+        if not OmegaConf.select(config, "actor_rollout_ref.rollout.nnodes"):
+            fill("actor_rollout_ref.rollout.nnodes", 1, "the host wants a number; no engine is started")
+    with open_dict(config):
+        OmegaConf.update(config, f"{LOSS}.f_divergence", asdict(settings), force_add=True)
+        config.algorithm[VALIDATED] = True
+    _report(estimator, settings, changes)
+
+
+def _check_inputs(config: DictConfig, *, prompts: bool) -> None:
+    model = OmegaConf.select(config, "actor_rollout_ref.model.path")
+    tokenizer = OmegaConf.select(config, "actor_rollout_ref.model.tokenizer_path")
+    if model is not None:
+        check_model(str(model), "actor_rollout_ref.model.path", tokenizer=tokenizer is None)
+    if not prompts or OmegaConf.select(config, "data.custom_cls.path") is not None:
+        return  # the user's own data set class reads what it likes
+    columns = [str(OmegaConf.select(config, "data.prompt_key", default="prompt"))]
+    for key in ("data.train_files", "data.val_files"):
+        files = OmegaConf.select(config, key)
+        for file in [files] if isinstance(files, str) else files or []:
+            check_data_file(file, columns, key)
+
+
+def _report(estimator: str, settings: FDivergenceConfig, changes: list[tuple[str, Any, str]]) -> None:
+    lines = [f"fgrpo-plugin: algorithm.adv_estimator={estimator} set {len(changes)} values:"]
+    lines += [f"  {key}={value}  ({reason})" for key, value, reason in changes]
+    if settings.preset != "stable":
+        lines.append(
+            f"fgrpo-plugin: preset={settings.preset}: since 0.2.0 it sets gamma, scale and weights "
+            "(docs/assumptions.md); the former preset=paper is stable, the former released is stable with gamma=1, and "
+            "checkpoints of an earlier version under this trainer.experiment_name are of another loss"
+        )
+    elif settings.scale == "paper":
+        lines.append(
+            "fgrpo-plugin: scale=paper: since 0.2.0 it multiplies the on-policy loss by (1+beta)/(beta+gamma); before, "
+            "it divided it by 1+1/beta, which is scale=[1, 1/(1+1/beta)]"
+        )
+    lines.append(f"fgrpo-plugin: {nominal_coefficients(settings)}")
+    lines.append("fgrpo-plugin: f_divergence " + ", ".join(f"{k}={v}" for k, v in asdict(settings).items()))
+    lines.append("fgrpo-plugin: settings of actor_rollout_ref.actor under f-GRPO:")
+    lines += [f"  {key}: {meaning}" for key, meaning in ACTOR_SETTINGS.items()]
+    lines.append("fgrpo-plugin: shims: " + ", ".join(f"{shim} {state}" for shim, state in sorted(APPLIED.items())))
+    print("\n".join(lines), flush=True)

@@ -1,0 +1,1 @@
+"""In a worker, per micro-batch."""
