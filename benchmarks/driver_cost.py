@@ -51,8 +51,8 @@ def on_policy_parts(rows: int, response: int) -> list[tuple[str, Callable[[], An
 
     from benchmarks.worker import GROUP, nested
     from fgrpo_plugin.config import FDivergenceConfig
-    from fgrpo_plugin.host.advantage import f_grpo_advantage
-    from fgrpo_plugin.host.trainer import minibatch_of_row, row_numbers, row_sums
+    from fgrpo_plugin.host.driver.advantage import f_grpo_advantage
+    from fgrpo_plugin.host.driver.rows import minibatch_of_row, row_numbers, row_sums
 
     queue = TensorDict(
         {
@@ -93,8 +93,8 @@ def preference_parts(
 
     from benchmarks.hybrid_cost import MadeRows, make_preferences
     from benchmarks.worker import config, f_hal, make_model
-    from fgrpo_plugin.host.contract import read_settings
-    from fgrpo_plugin.host.preferences import host_blocks, joined_order, new_keys, preference_numbers
+    from fgrpo_plugin.host.driver.joining import joined_order, new_keys, preference_numbers, queue_blocks
+    from fgrpo_plugin.host.settings.questions import read_settings
 
     make_model(folder, layers=1, hidden=32)
     composed = config(folder, *f_hal(folder), f"+data.preference.batch_size={rows}", "data.train_batch_size=1024")
@@ -116,7 +116,7 @@ def preference_parts(
         joined_order(rows, 1, ranks, rows // ranks)
 
     def host_form() -> None:
-        for _ in host_blocks(held["rows"], held["reference"], held["numbers"]):
+        for _ in queue_blocks(held["rows"], held["reference"], held["numbers"]):
             pass  # the trainer puts each into the queue
 
     return [

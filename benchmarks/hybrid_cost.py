@@ -45,14 +45,10 @@ from benchmarks.worker import (
     response_log_probs,
     update,
 )
-from fgrpo_plugin.host.contract import read_settings
-from fgrpo_plugin.host.preferences import (
-    PreferenceRows,
-    as_host_rows,
-    joined_order,
-    on_policy_fields,
-    preference_numbers,
-)
+from fgrpo_plugin.host.driver.joining import as_queue_rows, joined_order, preference_numbers
+from fgrpo_plugin.host.driver.preference_source import PreferenceSource
+from fgrpo_plugin.host.driver.rows import on_policy_fields
+from fgrpo_plugin.host.settings.questions import read_settings
 from fgrpo_plugin.preference.tokens import TokenRow
 
 SHARES = (0.0, 0.25, 0.5, 1.0)
@@ -68,7 +64,7 @@ class Seconds(NamedTuple):
     cpu: float
 
 
-class MadeRows(PreferenceRows):
+class MadeRows(PreferenceSource):
     """The trainer's own preference rows, of made tokens in place of files."""
 
     def __init__(self, composed: Any, made: list[TokenRow], cache: str) -> None:
@@ -144,11 +140,11 @@ class Steps:
         made = make_preferences(4 * batch_size, self.prompt, self.response)
         order = partial(joined_order, self.rows, 1, 1, batch_size)
 
-        def join(preferences: PreferenceRows) -> TensorDict:
+        def join(preferences: PreferenceSource) -> TensorDict:
             drawn = [row for rank in preferences.draw(1, 1)[0] for row in rank]
             reference, known = preferences.reference(drawn, self._reference)
             assert known == (0.0 if cold else 1.0)
-            fields = as_host_rows(drawn, reference) | preference_numbers(drawn, self.settings, LAM)
+            fields = as_queue_rows(drawn, reference) | preference_numbers(drawn, self.settings, LAM)
             return in_order(order(), on=data, off=TensorDict(fields, batch_size=batch_size))
 
         if cold:
@@ -163,7 +159,7 @@ class Steps:
         return partial(self._timed, "f_hal", partial(join, preferences))
 
     def _reference(self, rows: Sequence[TokenRow]) -> list[torch.Tensor]:
-        data = TensorDict(as_host_rows(rows), batch_size=len(rows))
+        data = TensorDict(as_queue_rows(rows), batch_size=len(rows))
         return list(response_log_probs(self.reference.compute_ref_log_prob, data, entropy=False).unbind())
 
     def _timed(self, loss: str, rows: Callable[[], TensorDict]) -> Seconds:

@@ -43,7 +43,7 @@ def measured_update(composed: Any, rows: int, prompt: int, response: int, repeat
     from verl.workers.engine_workers import ActorRolloutRefWorker
     from verl.workers.utils.losses import ppo_loss
 
-    from fgrpo_plugin.host.contract import read_settings
+    from fgrpo_plugin.host.settings.questions import read_settings
 
     worker = ActorRolloutRefWorker(composed.actor_rollout_ref, role="actor")
     worker.init_model()

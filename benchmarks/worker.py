@@ -36,7 +36,7 @@ def free_port() -> int:
 
 def config(folder: str, *overrides: str, group: str = "cpu") -> Any:
     """The stock configuration, completed as ``main_ppo`` would; without a GPU, with this config group of ours."""
-    from fgrpo_plugin.host.contract import is_f_divergence
+    from fgrpo_plugin.host.settings.questions import is_f_divergence
     from fgrpo_plugin.host.settings.switch import complete
 
     parts = ("actor", "ref")
@@ -142,7 +142,7 @@ def attach_advantages(data: TensorDict, settings: Any = None) -> None:
         settings: FDivergenceConfig, for f-GRPO's own numbers too; None for GRPO.
     """
     from fgrpo_plugin.advantages import group_advantages
-    from fgrpo_plugin.host.trainer import minibatch_of_row, row_numbers
+    from fgrpo_plugin.host.driver.rows import minibatch_of_row, row_numbers
 
     rewards, rows = data["rm_scores"], len(data)
     uids = np.array([f"p{i // GROUP}" for i in range(rows)], dtype=object)
@@ -168,7 +168,7 @@ def in_order(order: Sequence[tuple[str, int]], **sources: TensorDict) -> TensorD
     """Rows of several batches in one, as the queue returns them: their common fields, row (name, i) from sources[name].
 
     Args:
-        order: as `fgrpo_plugin.host.preferences.joined_order` gives it.
+        order: as `fgrpo_plugin.host.driver.joining.joined_order` gives it.
         sources: batches of nested (one component a row) or plain fields.
     """
     names = set.intersection(*(set(source.keys()) for source in sources.values()))

@@ -66,9 +66,10 @@ def collect(rows: Path, engine_name: str, overrides: list[str]) -> dict[str, Any
     from verl.utils.metric import reduce_metrics
     from verl.workers.engine_workers import ActorRolloutRefWorker
 
-    from fgrpo_plugin.host.contract import read_settings
-    from fgrpo_plugin.host.preferences import as_host_rows, joined_order, on_policy_fields, preference_numbers
-    from fgrpo_plugin.host.trainer import divide_sums, row_numbers
+    from fgrpo_plugin.host.driver.joining import as_queue_rows, joined_order, preference_numbers
+    from fgrpo_plugin.host.driver.rows import on_policy_fields, row_numbers
+    from fgrpo_plugin.host.metrics import divide_sums
+    from fgrpo_plugin.host.settings.questions import read_settings
     from fgrpo_plugin.preference.tokens import TokenRow
 
     data = load_file(rows)
@@ -112,11 +113,11 @@ def collect(rows: Path, engine_name: str, overrides: list[str]) -> dict[str, Any
                 normalize_by_std=True,
             )
             found |= {f"{name}, driver, {key}": value.double().tolist() for key, value in numbers.items()}
-            on = as_host_rows(everything[:ON_POLICY], ref[:ON_POLICY]) | numbers | on_policy_fields(ON_POLICY, LAM)
+            on = as_queue_rows(everything[:ON_POLICY], ref[:ON_POLICY]) | numbers | on_policy_fields(ON_POLICY, LAM)
             ones = nested(torch.ones(n, dtype=torch.int64) for n in responses[:ON_POLICY])
             on |= {"response_mask": ones, "loss_mask": ones, "old_log_probs": nested(old[:ON_POLICY])}
             if name == "f_hal":
-                extra = as_host_rows(everything[ON_POLICY:], ref[ON_POLICY:])
+                extra = as_queue_rows(everything[ON_POLICY:], ref[ON_POLICY:])
                 extra |= preference_numbers(everything[ON_POLICY:], settings, LAM)
                 order = joined_order(ON_POLICY, 1, 1, off)
                 batch_rows = in_order(order, on=TensorDict(on, ON_POLICY), off=TensorDict(extra, off))

@@ -3,13 +3,6 @@
 The settings name them before Ray starts, the driver attaches the fields, the workers read them.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
-from omegaconf import OmegaConf
-
-from fgrpo_plugin.config import FDivergenceConfig
-
 F_GRPO, F_HAL = "f_grpo", "f_hal"
 ESTIMATORS = (F_GRPO, F_HAL)
 """Values of ``algorithm.adv_estimator`` that are ours; each selects the policy loss of the same name."""
@@ -48,45 +41,3 @@ APPLIED: dict[str, str] = {}
 """Shim -> ``applied``, or ``not needed`` where verl has the feature of the shim's patch."""
 REFUSED: dict[str, str] = {}
 """Shim -> why this verl could not be adapted. Other algorithms run on; f-GRPO refuses to start with these sentences."""
-
-
-def read_settings(section: Mapping[str, Any]) -> FDivergenceConfig:
-    """The hyper-parameters from a configuration section (a mapping or an OmegaConf node)."""
-    values = OmegaConf.to_container(section, resolve=True) if OmegaConf.is_config(section) else section
-    return FDivergenceConfig(**values)  # type: ignore[arg-type]
-
-
-def is_f_divergence(config: Any) -> bool:
-    """Whether the run asks for an algorithm of this package."""
-    return OmegaConf.select(config, "algorithm.adv_estimator") in ESTIMATORS
-
-
-def uses_our_loss(config: Any) -> bool:
-    """Whether the run asks for our loss or its settings."""
-    return OmegaConf.select(config, f"{LOSS}.loss_mode") in ESTIMATORS or (
-        OmegaConf.select(config, f"{LOSS}.f_divergence") is not None
-    )
-
-
-def joins_preferences(config: Any) -> bool:
-    """Whether a validated run trains on preference rows: f-HAL with any lambda but a constant 0."""
-    return config.algorithm.adv_estimator == F_HAL and OmegaConf.select(config, f"{LOSS}.f_divergence.lam") != 0
-
-
-def is_offline(config: Any) -> bool:
-    """Whether a validated run trains on preference rows alone: f-HAL with a constant lambda of 1."""
-    return config.algorithm.adv_estimator == F_HAL and OmegaConf.select(config, f"{LOSS}.f_divergence.lam") == 1
-
-
-def require_validated(algorithm: Any) -> None:
-    """Raise unless ``complete`` has seen this configuration.
-
-    Args:
-        algorithm: the host's ``algorithm`` section.
-    """
-    if not algorithm.get(VALIDATED, False):
-        name = algorithm.get("adv_estimator", F_GRPO)
-        raise ValueError(
-            f"algorithm.adv_estimator={name} reached a trainer without validation: its only entry point is "
-            "`python -m verl.trainer.main_ppo` with trainer.use_v1=true."
-        )

@@ -14,7 +14,7 @@ from fgrpo_plugin.host.shims import apply_checked, refuse
 
 
 def _advantage_and_loss(core_algos: ModuleType) -> None:
-    from fgrpo_plugin.host.advantage import f_grpo_advantage
+    from fgrpo_plugin.host.driver.advantage import f_grpo_advantage
     from fgrpo_plugin.host.worker.policy_loss import POLICY_LOSSES
 
     for name, loss in POLICY_LOSSES.items():

@@ -7,9 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from fgrpo_plugin.host.contract import is_f_divergence, uses_our_loss
 from fgrpo_plugin.host.settings.compose import compose, describe_unknown, host_defaults, unknown_settings
 from fgrpo_plugin.host.settings.layout import check_micro_batches
+from fgrpo_plugin.host.settings.questions import is_f_divergence, uses_our_loss
 from fgrpo_plugin.host.settings.refusals import check_settings
 from fgrpo_plugin.plan.models import find_model
 from fgrpo_plugin.plan.recipe import engine_of, overridden, overrides

@@ -179,8 +179,8 @@ def setup_from_config(config: DictConfig, gpu: Gpu, **changes: Any) -> tuple[Set
 
 def _algorithm(config: DictConfig, get: Any) -> dict[str, Any]:
     """Which passes and rows the algorithm needs."""
-    from fgrpo_plugin.host.contract import is_f_divergence
     from fgrpo_plugin.host.settings.f_divergence import f_divergence_settings
+    from fgrpo_plugin.host.settings.questions import is_f_divergence
 
     bypass = bool(get("algorithm.rollout_correction.bypass_mode", False))
     if not is_f_divergence(config):

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fgrpo_plugin.host.preferences import STATE_FILE
+from fgrpo_plugin.host.driver.preference_source import STATE_FILE
 from fgrpo_plugin.quickstart.model import build_model, build_tokenizer, save_model
 from fgrpo_plugin.quickstart.processes import end_run
 from fgrpo_plugin.quickstart.run import QuickstartOptions, _hybrid, host_command, host_environment

@@ -16,7 +16,8 @@ from tensordict import TensorDict
 
 from benchmarks.worker import GROUP, attach_advantages, f_hal, in_order, make_model, make_rows, nested
 from fgrpo_plugin.config import FDivergenceConfig
-from fgrpo_plugin.host.preferences import as_host_rows, deal, joined_order, on_policy_fields, preference_numbers
+from fgrpo_plugin.host.driver.joining import as_queue_rows, deal, joined_order, preference_numbers
+from fgrpo_plugin.host.driver.rows import on_policy_fields
 from fgrpo_plugin.preference.tokens import TokenRow
 
 ROOT = Path(__file__).parents[2]
@@ -80,7 +81,7 @@ def preference_rows() -> list[TokenRow]:
 def preferences(rows: list[TokenRow], lam: float, settings: FDivergenceConfig = SETTINGS) -> TensorDict:
     """The same rows as the driver joins them; a row's reference log-probs do not depend on the order."""
     reference = [_reference([len(row.response_ids)], seed=sum(row.response_ids))[0] for row in rows]
-    fields = as_host_rows(rows, reference) | preference_numbers(rows, settings, lam)
+    fields = as_queue_rows(rows, reference) | preference_numbers(rows, settings, lam)
     return TensorDict(fields, batch_size=len(rows))
 
 

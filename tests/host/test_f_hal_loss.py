@@ -8,9 +8,9 @@ import torch
 from tensordict import TensorDict
 
 from fgrpo_plugin.config import FDivergenceConfig
+from fgrpo_plugin.host.driver.joining import as_queue_rows, preference_numbers
+from fgrpo_plugin.host.driver.rows import on_policy_fields, row_numbers
 from fgrpo_plugin.host.metrics import divide_sums
-from fgrpo_plugin.host.preferences import as_host_rows, on_policy_fields, preference_numbers
-from fgrpo_plugin.host.trainer import row_numbers
 from fgrpo_plugin.host.worker.loss_section import FDivergencePolicyLossConfig
 from fgrpo_plugin.preference.tokens import TokenRow
 
@@ -70,7 +70,7 @@ class Batch:
                 normalize_by_std=False,
             )
             numbers |= on_policy_fields(on, lam)
-            tokens = as_host_rows(
+            tokens = as_queue_rows(
                 [TokenRow([1] * p, [2] * n, True, None, "") for p, n in zip(self.prompts, self.lengths, strict=True)][
                     :on
                 ]
@@ -81,7 +81,7 @@ class Batch:
                 self.rows.append(row | {"response_mask": ones, "loss_mask": ones})
         if off:
             numbers = preference_numbers(self.preferences, settings, lam)
-            fields = as_host_rows(self.preferences, self.reference[on:]) | numbers
+            fields = as_queue_rows(self.preferences, self.reference[on:]) | numbers
             self.rows += [{name: values[i] for name, values in fields.items()} for i in range(off)]
         for i, row in enumerate(self.rows):
             zeros = torch.zeros(self.lengths[i])

@@ -165,7 +165,7 @@ def make(queue, stock_config, inputs, tmp_path):
 
     from verl.trainer.ppo.v1 import get_trainer_cls
 
-    from fgrpo_plugin.host.preferences import PreferenceRows
+    from fgrpo_plugin.host.driver.preference_source import PreferenceSource
     from fgrpo_plugin.host.settings.switch import complete
     from fgrpo_plugin.quickstart.model import build_model, build_tokenizer, save_model
 
@@ -213,7 +213,7 @@ def make(queue, stock_config, inputs, tmp_path):
         trainer.checkpoint_manager = SimpleNamespace(abort_replicas=lambda: None, sleep_replicas=lambda: None)
         trainer.prepare_step = lambda: put_answers(queue, trainer.global_steps)
         if estimator == "f_hal":
-            trainer.preferences = PreferenceRows(config, tokenizer)
+            trainer.preferences = PreferenceSource(config, tokenizer)
         return trainer, trainer.actor_rollout_wg
 
     yield made

@@ -16,11 +16,11 @@ from tensordict import TensorDict
 from fgrpo_plugin.advantages import group_weights
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.contract import PREFIX
+from fgrpo_plugin.host.driver.joining import as_queue_rows, preference_numbers
+from fgrpo_plugin.host.driver.rows import on_policy_fields, row_numbers
 from fgrpo_plugin.host.metric_table import METRICS
 from fgrpo_plugin.host.metrics import divide_sums
 from fgrpo_plugin.host.preference_metrics import DISTANCE_EDGES, held_out_metrics, quantile_of_bins
-from fgrpo_plugin.host.preferences import as_host_rows, on_policy_fields, preference_numbers
-from fgrpo_plugin.host.trainer import row_numbers
 from fgrpo_plugin.host.worker.loss_section import FDivergencePolicyLossConfig
 from fgrpo_plugin.preference.tokens import TokenRow
 
@@ -92,12 +92,12 @@ class Update:
             normalize_by_std=True,
         )
         ids = [TokenRow([1], [2] * n, True, None, "") for n in self.lengths]
-        fields = as_host_rows(ids[:ON], self.ref[:ON]) | numbers | on_policy_fields(ON, lam)
+        fields = as_queue_rows(ids[:ON], self.ref[:ON]) | numbers | on_policy_fields(ON, lam)
         fields["response_mask"] = nested([torch.tensor(m) for m in self.mask[:ON]])
         self.rows = [{key: values[i] for key, values in fields.items()} for i in range(ON)]
         if self.off:
             rows = [TokenRow([1], [2] * n, d, None, "") for n, d in zip(LENGTHS[ON:], DESIRABLE, strict=True)]
-            fields = as_host_rows(rows, self.ref[ON:]) | preference_numbers(rows, self.settings, lam)
+            fields = as_queue_rows(rows, self.ref[ON:]) | preference_numbers(rows, self.settings, lam)
             self.rows += [{key: values[i] for key, values in fields.items()} for i in range(OFF)]
         for row, rollout in zip(self.rows, self.rollout, strict=True):
             row["old_log_probs"] = rollout

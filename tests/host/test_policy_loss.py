@@ -11,8 +11,8 @@ from tensordict import TensorDict
 
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host import metrics
+from fgrpo_plugin.host.driver.rows import minibatch_of_row, row_numbers
 from fgrpo_plugin.host.metrics import divide_sums
-from fgrpo_plugin.host.trainer import minibatch_of_row, row_numbers
 from fgrpo_plugin.host.worker.loss_section import FDivergencePolicyLossConfig
 
 BETA = 0.3
@@ -282,7 +282,7 @@ def test_denominators_count_each_minibatch_apart():
 def test_the_stock_trainer_is_what_other_algorithms_get():
     from verl.trainer.ppo.v1 import PPOTrainerSync, get_trainer_cls
 
-    from fgrpo_plugin.host.trainer import FDivergenceTrainer
+    from fgrpo_plugin.host.driver.trainer import FDivergenceTrainer
 
     for mode in ("sync", "colocate_async", "separate_async"):
         assert issubclass(get_trainer_cls(mode), FDivergenceTrainer)
@@ -303,7 +303,7 @@ def test_the_stock_trainer_is_what_other_algorithms_get():
 
 
 def test_several_outputs_of_one_session_are_refused():
-    from fgrpo_plugin.host.trainer import refuse_several_outputs
+    from fgrpo_plugin.host.driver.rows import refuse_several_outputs
 
     refuse_several_outputs(["uid_0_0", "uid_1_0", "pad12_3_0"])
     with pytest.raises(ValueError, match="one output a session"):

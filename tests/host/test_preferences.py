@@ -9,11 +9,12 @@ import torch
 from omegaconf import OmegaConf
 
 from fgrpo_plugin.config import FDivergenceConfig
-from fgrpo_plugin.host import preferences
 from fgrpo_plugin.host.contract import ENGINE_FIELDS
+from fgrpo_plugin.host.driver import joining
+from fgrpo_plugin.host.driver.joining import as_queue_rows, deal, joined_order, preference_numbers, queue_blocks
+from fgrpo_plugin.host.driver.preference_source import PreferenceSource, cache_key
+from fgrpo_plugin.host.driver.rows import minibatch_of_row
 from fgrpo_plugin.host.preference_metrics import held_out_metrics, quantile_of_bins
-from fgrpo_plugin.host.preferences import PreferenceRows, as_host_rows, deal, joined_order, preference_numbers
-from fgrpo_plugin.host.trainer import minibatch_of_row
 from fgrpo_plugin.preference.tokens import TokenRow
 
 
@@ -43,7 +44,7 @@ def test_every_rank_gets_as_many_rows_of_each_side_and_couples_stay_together(ran
 
 def test_dealing_looks_at_every_row_a_bounded_number_of_times(monkeypatch):
     counted = []
-    monkeypatch.setattr(preferences, "_tokens", lambda couple: counted.append(1) or sum(len(row.ids) for row in couple))
+    monkeypatch.setattr(joining, "_tokens", lambda couple: counted.append(1) or sum(len(row.ids) for row in couple))
     deal(rows(512), 4)
     assert len(counted) <= 512  # two a couple; it was the square of the rows
 
@@ -73,7 +74,7 @@ def test_every_mini_batch_of_every_rank_has_both_halves_where_the_host_trains_th
 def test_rows_are_in_the_hosts_form_and_invisible_to_its_terms():
     data = rows(4)
     reference = [-torch.rand(len(row.response_ids)) for row in data]
-    fields = as_host_rows(data, reference)
+    fields = as_queue_rows(data, reference)
     for name in ENGINE_FIELDS:
         assert fields[name].is_nested, name
     for i, row in enumerate(data):
@@ -87,12 +88,12 @@ def test_rows_are_in_the_hosts_form_and_invisible_to_its_terms():
 
 
 def test_a_large_batch_is_put_into_the_queue_in_blocks_that_hold_every_row_once(monkeypatch):
-    monkeypatch.setattr(preferences, "BLOCK_ROWS", 3)
+    monkeypatch.setattr(joining, "BLOCK_ROWS", 3)
     data = rows(8)
     reference = [-torch.rand(row.response_length) for row in data]
     numbers = {"f_divergence_side": torch.arange(8.0)}
     seen = []
-    for block, fields in preferences.host_blocks(data, reference, numbers):
+    for block, fields in queue_blocks(data, reference, numbers):
         for place, row in enumerate(data[block]):
             assert fields["input_ids"][place].tolist() == row.prompt_ids + row.response_ids
             assert torch.equal(fields["ref_log_prob"][place], reference[block][place])
@@ -172,7 +173,7 @@ def config(tmp_path, stock_config, inputs):
 def stream(config):
     from fgrpo_plugin.quickstart.model import build_tokenizer
 
-    return lambda: PreferenceRows(config, build_tokenizer())
+    return lambda: PreferenceSource(config, build_tokenizer())
 
 
 class Reference:
@@ -242,7 +243,7 @@ def test_the_samplers_state_travels_in_the_hosts_checkpoint_folder(stream, tmp_p
 
 
 def test_temperature_dtype_and_model_are_in_the_caches_key(config):
-    key = preferences.cache_key(config, "abc")
+    key = cache_key(config, "abc")
     assert key["temperature"] == 1.0 and key["dtype"] == "fp32" and key["host"].startswith("verl 0.9")
     OmegaConf.set_struct(config, False)
     for change in (
@@ -254,5 +255,5 @@ def test_temperature_dtype_and_model_are_in_the_caches_key(config):
         name, value = change.split("=")
         other = config.copy()
         OmegaConf.update(other, name, value, force_add=True)
-        assert preferences.cache_key(other, "abc") != key, change
-    assert preferences.cache_key(config, "abd") != key
+        assert cache_key(other, "abc") != key, change
+    assert cache_key(config, "abd") != key

@@ -23,7 +23,7 @@ def test_loss_and_estimator_are_registered_in_both_import_orders(first):
         "from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn\n"
         "print(get_adv_estimator_fn('f_grpo').__module__, get_policy_loss_fn('f_grpo').__module__)"
     )
-    assert _fresh(code) == "fgrpo_plugin.host.advantage fgrpo_plugin.host.worker.policy_loss"
+    assert _fresh(code) == "fgrpo_plugin.host.driver.advantage fgrpo_plugin.host.worker.policy_loss"
 
 
 MODULES = """

@@ -6,8 +6,8 @@ import torch
 
 from fgrpo_plugin.advantages import group_weights
 from fgrpo_plugin.config import FDivergenceConfig
-from fgrpo_plugin.host import trainer
-from fgrpo_plugin.host.trainer import row_numbers, row_sums
+from fgrpo_plugin.host.driver import rows
+from fgrpo_plugin.host.driver.rows import row_numbers, row_sums
 
 LENGTHS = [5, 1, 9, 3, 7, 2, 4, 6]
 UIDS = np.array([f"p{i // 4}" for i in range(8)], dtype=object)
@@ -33,7 +33,7 @@ def _padded(rows):
 
 @pytest.mark.parametrize("block", [1, 3, 7, 256])
 def test_row_sums_of_nested_and_padded_rows_are_those_of_a_loop(monkeypatch, block):
-    monkeypatch.setattr(trainer, "_BLOCK_ROWS", block)
+    monkeypatch.setattr(rows, "_BLOCK_ROWS", block)
     values, masks = _rows()
     kept = [row[mask.bool()].tolist() for row, mask in zip(values, masks, strict=True)]
     expected = [sum(row) for row in kept]

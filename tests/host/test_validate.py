@@ -220,7 +220,7 @@ def test_another_entry_point_is_refused(inputs, tmp_path):
 def test_the_estimator_refuses_an_unvalidated_configuration():
     import torch
 
-    from fgrpo_plugin.host.advantage import f_grpo_advantage
+    from fgrpo_plugin.host.driver.advantage import f_grpo_advantage
 
     rewards, mask = torch.zeros(2, 3), torch.ones(2, 3)
     with pytest.raises(ValueError, match="only entry point"):
@@ -267,7 +267,7 @@ def preferences(tmp_path):
 def test_f_hal_fills_in_its_loss_and_half_of_lambda(stock_config, inputs, preferences, capsys):
     from verl.utils.config import omega_conf_to_dataclass
 
-    from fgrpo_plugin.host.contract import is_offline, joins_preferences
+    from fgrpo_plugin.host.settings.questions import is_offline, joins_preferences
 
     config = stock_config(*inputs, HAL, preferences)
     complete(config)
@@ -279,7 +279,7 @@ def test_f_hal_fills_in_its_loss_and_half_of_lambda(stock_config, inputs, prefer
 
 
 def test_lambda_zero_throughout_is_the_f_grpo_path_and_reads_no_preferences(stock_config, inputs):
-    from fgrpo_plugin.host.contract import joins_preferences
+    from fgrpo_plugin.host.settings.questions import joins_preferences
 
     config = stock_config(*inputs, HAL, f"{F}.lam=0", "+data.preference.files=[/nowhere/prefs.jsonl]")
     complete(config)
@@ -287,7 +287,7 @@ def test_lambda_zero_throughout_is_the_f_grpo_path_and_reads_no_preferences(stoc
 
 
 def test_a_schedule_keeps_both_halves_whatever_its_values(stock_config, inputs, preferences):
-    from fgrpo_plugin.host.contract import is_offline, joins_preferences
+    from fgrpo_plugin.host.settings.questions import is_offline, joins_preferences
 
     schedule = f"{F}.lam={{schedule: linear, start: 0, end: 1}}"
     config = stock_config(*inputs, HAL, preferences, schedule)
@@ -300,8 +300,8 @@ def test_lambda_one_needs_neither_prompts_nor_groups_nor_a_rollout_engine(stock_
     from verl.utils.dataset.rl_dataset import get_dataset_class
     from verl.utils.import_utils import load_class_from_fqn
 
-    from fgrpo_plugin.host.contract import is_offline
-    from fgrpo_plugin.host.offline import NoPrompts, NoRollouts
+    from fgrpo_plugin.host.driver.offline import NoPrompts, NoRollouts
+    from fgrpo_plugin.host.settings.questions import is_offline
 
     offline = [HAL, preferences, f"{F}.lam=1.0", "trainer.val_before_train=false", "trainer.test_freq=-1"]
     config = stock_config(
@@ -320,7 +320,7 @@ def test_lambda_one_needs_neither_prompts_nor_groups_nor_a_rollout_engine(stock_
 def test_the_trainer_of_lambda_one_asks_for_no_rollout_engine(stock_config, inputs, preferences):
     from verl.trainer.ppo.v1 import get_trainer_cls
 
-    from fgrpo_plugin.host.offline import OfflineTrainer
+    from fgrpo_plugin.host.driver.offline import OfflineTrainer
 
     def trainer_of(*overrides):
         config = stock_config(*inputs, preferences, *overrides, "trainer.val_before_train=false")

@@ -143,7 +143,7 @@ def test_user_data_is_split_and_nothing_vanishes(tmp_path):
 def test_the_hosts_command_composes_and_is_valid(stock_config, inputs, tmp_path, algo, lam):
     from verl.utils.config import validate_config
 
-    from fgrpo_plugin.host.contract import is_f_divergence
+    from fgrpo_plugin.host.settings.questions import is_f_divergence
     from fgrpo_plugin.host.settings.switch import complete
 
     divergence = None if algo == "grpo" else "kl"

@@ -7,9 +7,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fgrpo_plugin.config import FDivergenceConfig
-from fgrpo_plugin.host.contract import ESTIMATORS, F_GRPO, F_HAL, LOSS, is_f_divergence
+from fgrpo_plugin.host.contract import ESTIMATORS, F_GRPO, F_HAL, LOSS
 from fgrpo_plugin.host.settings.f_divergence import f_divergence_settings
 from fgrpo_plugin.host.settings.layout import STRATEGIES, check_parallel_sizes
+from fgrpo_plugin.host.settings.questions import is_f_divergence
 
 ENGINES = ("fsdp_config", "megatron", "veomni")
 FILES = ("files", "val_files")

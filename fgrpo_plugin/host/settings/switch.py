@@ -18,7 +18,7 @@ from fgrpo_plugin.host.settings.refusals import ACTOR_SETTINGS, check_settings
 from fgrpo_plugin.preflight import check_data_file, check_model
 
 OURS = "fgrpo_plugin.host.worker.loss_section.FDivergencePolicyLossConfig"
-OFFLINE = "fgrpo_plugin.host.offline"
+OFFLINE = "fgrpo_plugin.host.driver.offline"
 
 
 def complete(config: DictConfig) -> None:

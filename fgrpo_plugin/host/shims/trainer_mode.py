@@ -19,8 +19,8 @@ def apply(v1: ModuleType) -> bool:
     from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, PPOTrainer, register_trainer
     from verl.workers.engine_workers import TrainingWorker
 
-    from fgrpo_plugin.host.offline import OfflineTrainer
-    from fgrpo_plugin.host.trainer import FDivergenceTrainer
+    from fgrpo_plugin.host.driver.offline import OfflineTrainer
+    from fgrpo_plugin.host.driver.trainer import FDivergenceTrainer
 
     remedy = "install verl==0.9.1; f-GRPO has to know in which mini-batch the host trains each row"
     update = "verl.trainer.ppo.v1.trainer_base.PPOTrainer._update_actor"

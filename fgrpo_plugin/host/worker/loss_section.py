@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from verl.workers.config import PolicyLossConfig
 
 from fgrpo_plugin.config import FDivergenceConfig
-from fgrpo_plugin.host.contract import ESTIMATORS, read_settings
+from fgrpo_plugin.host.contract import ESTIMATORS
+from fgrpo_plugin.host.settings.questions import read_settings
 
 
 @dataclass

@@ -1,18 +1,14 @@
-"""The off-policy half on the driver: preference rows, their reference log-probs, their place in the actor's batch."""
+"""Preference data on the driver: drawn once a step, with reference log-probs; state goes with verl's checkpoints."""
 
-import itertools
 import json
-import math
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from fgrpo_plugin.config import FDivergenceConfig, PreferenceConfig
-from fgrpo_plugin.host.contract import PREFERENCE_FIELDS, ROW_FIELDS
+from fgrpo_plugin.config import PreferenceConfig
+from fgrpo_plugin.host.driver.joining import deal
 from fgrpo_plugin.host.settings.layout import reference_is_in_actor
 from fgrpo_plugin.host.settings.preferences import preference_settings, rows_per_minibatch
 from fgrpo_plugin.preference.files import Preferences, read_preferences
@@ -22,14 +18,13 @@ from fgrpo_plugin.preference.tokens import Encoded, TokenRow, encode
 
 STATE_FILE = "f_divergence.json"
 RECHECKED_ROWS = 8
-BLOCK_ROWS = 512  # preference rows that are put into the host's queue at a time
 # Largest and mean difference, nats a token; low precision depends on what else is in a batch.
 RECHECK_TOLERANCE = {"float32": (1e-3, 1e-3), "other": (0.3, 0.05)}
 
 LogProbs = Callable[[Sequence[TokenRow]], list[torch.Tensor]]
 
 
-class PreferenceRows:
+class PreferenceSource:
     """Preference data as the trainer uses them: drawn, with reference log-probs, in the host's form.
 
     Args:
@@ -170,157 +165,6 @@ def cache_key(config: Any, fingerprint: str) -> dict[str, Any]:
         "engine": str(_reference_section(config).get("strategy")),
         "host": f"verl {verl.__version__}",
     }
-
-
-def deal(rows: Sequence[TokenRow], ranks: int) -> list[list[TokenRow]]:
-    """Spread drawn rows over ranks: as many of each side everywhere, about as many tokens, a couple on one rank.
-
-    Args:
-        rows: D+ and D- in turn, as drawn; a multiple of 2 * ranks.
-        ranks: > 0.
-    """
-    couples = sorted(zip(rows[::2], rows[1::2], strict=True), key=_tokens, reverse=True)
-    dealt: list[list[TokenRow]] = [[] for _ in range(ranks)]
-    tokens = [0] * ranks
-    for first in range(0, len(couples), ranks):
-        hand = couples[first : first + ranks]
-        # The longest couple goes to the rank that has the fewest tokens so far.
-        for couple, rank in zip(hand, sorted(range(ranks), key=tokens.__getitem__), strict=True):
-            dealt[rank] += couple
-            tokens[rank] += _tokens(couple)
-    return dealt
-
-
-def joined_order(on_policy: int, minibatches: int, ranks: int, per_rank: int) -> list[tuple[str, int]]:
-    """Which row stands where in the actor's batch: ("on", i) or ("off", i).
-
-    The host gives each rank a contiguous share and walks through it in mini-batches, so the preference rows of rank k
-    and mini-batch j are mixed evenly into rank k's j-th part.
-
-    Args:
-        on_policy: rows of the host's batch, a multiple of ranks * minibatches.
-        minibatches: optimiser steps of this update.
-        ranks: data-parallel size.
-        per_rank: preference rows of one rank in one mini-batch; row i of them is counted mini-batch by mini-batch,
-            rank by rank.
-    """
-    part = on_policy // ranks // minibatches
-    order: list[tuple[str, int]] = []
-    for rank in range(ranks):
-        for minibatch in range(minibatches):
-            mine = (rank * minibatches + minibatch) * part
-            theirs = (minibatch * ranks + rank) * per_rank
-            places = [((i + 0.5) / part, "on", mine + i) for i in range(part)]
-            places += [((i + 0.5) / per_rank, "off", theirs + i) for i in range(per_rank)]
-            order += [(kind, index) for _, kind, index in sorted(places)]
-    return order
-
-
-def as_host_rows(rows: Sequence[TokenRow], reference: Sequence[torch.Tensor] | None = None) -> dict[str, Any]:
-    """Rows in the form of the host's queue: nested tensors, one component a row.
-
-    Their response_mask and loss_mask are 0, so that nothing of the host (KL and entropy terms, token counts) sees them;
-    our loss takes their response tokens from ``f_divergence_tokens``.
-
-    Args:
-        rows: token rows.
-        reference: log pi_ref of the response tokens; None while it is still to be computed.
-    """
-    # One allocation a field, and one for all fields of zeros of a kind: making tensors row by row takes far longer.
-    whole, responses = [len(row.ids) for row in rows], [row.response_length for row in rows]
-    positions = np.arange(max(whole))
-    nothing = _nested(np.zeros(sum(responses), dtype=np.int64), responses)
-    fields = {
-        "prompts": _nested(_joined(row.ids[: row.prompt_length] for row in rows), [row.prompt_length for row in rows]),
-        "responses": _nested(_joined(row.ids[row.prompt_length :] for row in rows), responses),
-        "input_ids": _nested(_joined(row.ids for row in rows), whole),
-        "position_ids": _nested(_joined(positions[:length] for length in whole), whole),
-        "response_mask": nothing,
-        "loss_mask": nothing,
-    }
-    if reference is not None:
-        zeros = _nested(np.zeros(sum(responses), dtype=np.float32), responses)
-        log_probs = _nested(torch.cat(list(reference)), responses)
-        fields |= {"ref_log_prob": log_probs, "old_log_probs": zeros, "advantages": zeros}
-    return fields
-
-
-def host_blocks(
-    rows: Sequence[TokenRow], reference: Sequence[torch.Tensor], numbers: Mapping[str, torch.Tensor]
-) -> Iterator[tuple[slice, dict[str, Any]]]:
-    """Rows in the form of the host's queue, a block at a time: a whole large batch would fill the driver's memory.
-
-    Args:
-        rows: n rows.
-        reference: log pi_ref of each row's response tokens.
-        numbers: name -> (n,), as `preference_numbers` gives them.
-
-    Yields:
-        Which rows, and their fields.
-    """
-    for start in range(0, len(rows), BLOCK_ROWS):
-        block = slice(start, start + BLOCK_ROWS)
-        attached = {name: values[block] for name, values in numbers.items()}
-        yield block, as_host_rows(rows[block], reference[block]) | attached
-
-
-def _joined(rows: Iterable[np.ndarray]) -> np.ndarray:
-    return np.concatenate(list(rows), dtype=np.int64)
-
-
-def _nested(values: np.ndarray | torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-    """A nested tensor, of the values of all rows one after another."""
-    offsets = torch.tensor([0, *itertools.accumulate(lengths)])
-    return torch.nested.nested_tensor_from_jagged(torch.as_tensor(values), offsets)
-
-
-def preference_numbers(rows: Sequence[TokenRow], settings: FDivergenceConfig, lam: float) -> dict[str, torch.Tensor]:
-    """One number a row for the rows of one mini-batch: ``ROW_FIELDS`` and ``PREFERENCE_FIELDS``, (n,) float32 each.
-
-    The count is the row's own side's: rows, or response tokens at level token (SPEC section 2, Normalisation).
-    """
-    tokens = torch.tensor([row.response_length for row in rows])
-    desirable = torch.tensor([row.desirable for row in rows])
-    share = tokens if settings.level == "token" else torch.ones_like(tokens)
-    count = torch.where(desirable, share[desirable].sum(), share[~desirable].sum())
-    nothing = torch.zeros(len(rows))
-    values = {
-        **dict(zip(ROW_FIELDS, (nothing, nothing, count, nothing), strict=True)),
-        **dict(
-            zip(
-                PREFERENCE_FIELDS,
-                (torch.where(desirable, 1.0, -1.0), tokens, torch.full_like(nothing, lam)),
-                strict=True,
-            )
-        ),
-    }
-    return {name: value.float() for name, value in values.items()}
-
-
-def on_policy_fields(rows: int, lam: float) -> dict[str, torch.Tensor]:
-    """``PREFERENCE_FIELDS`` of on-policy rows, (n,) float32 each."""
-    return dict(zip(PREFERENCE_FIELDS, (torch.zeros(rows), torch.zeros(rows), torch.full((rows,), lam)), strict=True))
-
-
-def log_prob_multiple(config: Any) -> int:
-    """Rows that the host's log-prob passes take are a multiple of this: whole micro-batches on every rank."""
-    ref, rollout, trainer = config.actor_rollout_ref.ref, config.actor_rollout_ref.rollout, config.trainer
-    sizes = [
-        section.get("log_prob_micro_batch_size_per_gpu") or 1
-        for section in (ref, rollout)
-        if not section.get("log_prob_use_dynamic_bsz", False)
-    ]
-    return trainer.nnodes * trainer.n_gpus_per_node * math.lcm(*sizes)
-
-
-def new_keys(count: int) -> list[str]:
-    """Keys that no row of the host has."""
-    run = uuid.uuid4().hex
-    return [f"preference{run}_{i}_0" for i in range(count)]
-
-
-def _tokens(rows: Sequence[TokenRow]) -> int:
-    return sum(len(row.ids) for row in rows)
 
 
 def _summary(found: Preferences, encoded: Encoded) -> str:

@@ -1,0 +1,1 @@
+"""On the driver, once a step."""
