@@ -16,7 +16,7 @@ from fgrpo_plugin.host.metric_table import VALIDATION
 from fgrpo_plugin.host.parallel import check_micro_batches, data_parallel_size, reference_is_in_actor
 from fgrpo_plugin.host.policy_loss import PREFERENCE_FIELDS, ROW_FIELDS
 from fgrpo_plugin.losses import clip_implicit_reward
-from fgrpo_plugin.preference.files import Preferences, read_preferences
+from fgrpo_plugin.preference.files import PreferenceData, read_preferences
 from fgrpo_plugin.preference.reference_cache import DEFAULT_FOLDER, ReferenceCache, reference_fingerprint
 from fgrpo_plugin.preference.sampler import PreferenceSampler
 from fgrpo_plugin.preference.tokens import Encoded, TokenRow, encode
@@ -428,7 +428,7 @@ def _tokens(rows: Sequence[TokenRow]) -> int:
     return sum(len(row.ids) for row in rows)
 
 
-def _summary(found: Preferences, encoded: Encoded) -> str:
+def _summary(found: PreferenceData, encoded: Encoded) -> str:
     desirable = sum(row.desirable for row in encoded.rows)
     lines = [
         f"fgrpo-plugin: {len(encoded.rows)} preference rows, {desirable} of them desirable, "

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fgrpo_plugin.preference.formats import BadRow, Format, PreferenceRow, detect, rows_of
+from fgrpo_plugin.preference.formats import BadRow, Format, LabelledResponse, detect, rows_of
 
 ON_BAD_ROW = ("error", "skip")
 _SPLIT = re.compile(r"train|test|val|dev|eval")
@@ -15,7 +15,7 @@ LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".arrow": "
 
 
 @dataclass
-class Preferences:
+class PreferenceData:
     """What was read.
 
     Attributes:
@@ -28,7 +28,7 @@ class Preferences:
         ignored: file -> columns that its format does not read.
     """
 
-    rows: list[PreferenceRow] = field(default_factory=list)
+    rows: list[LabelledResponse] = field(default_factory=list)
     formats: dict[str, str] = field(default_factory=dict)
     examples: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
@@ -37,7 +37,7 @@ class Preferences:
     ignored: dict[str, list[str]] = field(default_factory=dict)
 
 
-def read_preferences(files: Sequence[str | Path], *, split: str = "train", on_bad_row: str = "error") -> Preferences:
+def read_preferences(files: Sequence[str | Path], *, split: str = "train", on_bad_row: str = "error") -> PreferenceData:
     """Read preference data, detecting the format of each file.
 
     Args:
@@ -59,7 +59,7 @@ def read_preferences(files: Sequence[str | Path], *, split: str = "train", on_ba
         files = [files]
     if not files:
         raise ValueError("data.preference.files is empty; name at least one file or dataset.")
-    found = Preferences()
+    found = PreferenceData()
     sources = [file for source in files for file in _files_of(str(source))]
     for place, source in enumerate(sources):
         examples = _load(source, split)
@@ -82,7 +82,7 @@ def read_preferences(files: Sequence[str | Path], *, split: str = "train", on_ba
     return found
 
 
-def write_preferences(rows: Sequence[PreferenceRow], output: Path) -> None:
+def write_preferences(rows: Sequence[LabelledResponse], output: Path) -> None:
     """Write rows in the canonical format, which `read_preferences` reads back as they are.
 
     Args:
@@ -115,7 +115,7 @@ def write_preferences(rows: Sequence[PreferenceRow], output: Path) -> None:
     pq.write_table(pa.table(columns, schema=schema), output)
 
 
-def _add(found: Preferences, example: dict[str, Any], format: Format, where: str, on_bad_row: str) -> None:
+def _add(found: PreferenceData, example: dict[str, Any], format: Format, where: str, on_bad_row: str) -> None:
     try:
         rows = rows_of(example, format, where)
     except BadRow as reason:
@@ -131,7 +131,7 @@ def _add(found: Preferences, example: dict[str, Any], format: Format, where: str
     found.rows += rows
 
 
-def _reasons(found: Preferences) -> str:
+def _reasons(found: PreferenceData) -> str:
     return "; ".join(f"{reason}: {count}" for reason, count in found.skipped.most_common())
 
 

@@ -26,7 +26,7 @@ _RESPONSES = ("responses", "completions")
 
 
 @dataclass(frozen=True)
-class PreferenceRow:
+class LabelledResponse:
     """One response on one side.
 
     Attributes:
@@ -91,7 +91,7 @@ def detect(columns: Sequence[str], where: str) -> Format:
     raise ValueError(f"{where}: the columns {found} fit {names}; drop those that are not meant (formats: {needs}).")
 
 
-def rows_of(example: Example, format: Format, where: str) -> list[PreferenceRow]:
+def rows_of(example: Example, format: Format, where: str) -> list[LabelledResponse]:
     """The rows of one example.
 
     Args:
@@ -117,7 +117,7 @@ def rows_of(example: Example, format: Format, where: str) -> list[PreferenceRow]
     frozen = tuple((message["role"], message["content"]) for message in prompt)
     pair, source = (example["pair"], example["source"]) if format.name == "canonical" else (where, where)
     pair = pair if format.paired or format.name == "canonical" else None
-    return [PreferenceRow(frozen, response, desirable, pair, source) for response, desirable in sides]
+    return [LabelledResponse(frozen, response, desirable, pair, source) for response, desirable in sides]
 
 
 def _paired(example: Example) -> tuple[list[Message], list[tuple[str, bool]]]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fgrpo_plugin.preference.files import Preferences
+from fgrpo_plugin.preference.files import PreferenceData
 from fgrpo_plugin.preference.formats import BadRow
 from fgrpo_plugin.preference.tokens import encode_row, template_problem
 
@@ -19,7 +19,7 @@ SHOWN_CHARACTERS = 200
 
 
 def print_report(
-    found: Preferences,
+    found: PreferenceData,
     console: Console,
     *,
     tokenizer: Any = None,
@@ -62,7 +62,7 @@ def print_report(
     console.print(_examples(found, seed))
 
 
-def _skip_what_the_template_refuses(found: Preferences, tokenizer: Any, template: Mapping[str, Any] | None) -> None:
+def _skip_what_the_template_refuses(found: PreferenceData, tokenizer: Any, template: Mapping[str, Any] | None) -> None:
     rows = []
     for row in found.rows:
         try:
@@ -75,7 +75,7 @@ def _skip_what_the_template_refuses(found: Preferences, tokenizer: Any, template
     found.rows = rows
 
 
-def _counts(found: Preferences) -> Table:
+def _counts(found: PreferenceData) -> Table:
     rows = found.rows
     desirable = sum(row.desirable for row in rows)
     prompts = {row.prompt for row in rows}
@@ -100,7 +100,7 @@ def _counts(found: Preferences) -> Table:
     return table
 
 
-def _lengths(found: Preferences, tokenizer: Any, template: Mapping[str, Any] | None) -> Table:
+def _lengths(found: PreferenceData, tokenizer: Any, template: Mapping[str, Any] | None) -> Table:
     unit = "characters" if tokenizer is None else "tokens"
     lengths: dict[str, list[int]] = {"prompt": [], "desirable response": [], "undesirable response": []}
     for row in found.rows:
@@ -120,7 +120,7 @@ def _lengths(found: Preferences, tokenizer: Any, template: Mapping[str, Any] | N
     return table
 
 
-def _examples(found: Preferences, seed: int) -> Table:
+def _examples(found: PreferenceData, seed: int) -> Table:
     table = Table("side", "prompt, its end", "response", "from", title="random rows", show_lines=True)
     for row in random.Random(seed).sample(found.rows, min(SHOWN_ROWS, len(found.rows))):
         prompt = row.prompt[-1][1]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jinja2 import TemplateError
 
-from fgrpo_plugin.preference.formats import BadRow, PreferenceRow
+from fgrpo_plugin.preference.formats import BadRow, LabelledResponse
 
 ON_TOO_LONG = ("error", "drop", "truncate")
 
@@ -72,7 +72,7 @@ class Encoded:
     skipped: Counter[str] = field(default_factory=Counter)
 
 
-def encode_row(row: PreferenceRow, tokenizer: Any, template: Mapping[str, Any] | None = None) -> TokenRow:
+def encode_row(row: LabelledResponse, tokenizer: Any, template: Mapping[str, Any] | None = None) -> TokenRow:
     """One row in tokens.
 
     The prompt goes through the chat template with the generation prompt, as a rollout's does. The response is encoded
@@ -99,7 +99,7 @@ def encode_row(row: PreferenceRow, tokenizer: Any, template: Mapping[str, Any] |
 
 
 def encode(
-    rows: Sequence[PreferenceRow],
+    rows: Sequence[LabelledResponse],
     tokenizer: Any,
     *,
     max_prompt_length: int,
@@ -190,7 +190,7 @@ def _drop_equal_sides(found: Encoded) -> None:
     found.rows = kept
 
 
-def template_problem(row: PreferenceRow, tokenizer: Any, template: Mapping[str, Any] | None = None) -> str | None:
+def template_problem(row: LabelledResponse, tokenizer: Any, template: Mapping[str, Any] | None = None) -> str | None:
     """What differs between a row's tokens and the template's rendering of the whole conversation, or None.
 
     A template that trims an answer, puts something before it or ends it with another token makes preference rows unlike
