@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from fgrpo_plugin.config import FDivergenceConfig, PreferenceConfig
+from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.metric_table import VALIDATION
 from fgrpo_plugin.host.parallel import check_micro_batches, data_parallel_size, reference_is_in_actor
 from fgrpo_plugin.host.policy_loss import PREFERENCE_FIELDS, ROW_FIELDS
 from fgrpo_plugin.losses import clip_implicit_reward
+from fgrpo_plugin.preference.config import PreferenceConfig
 from fgrpo_plugin.preference.files import PreferenceData, read_preferences
 from fgrpo_plugin.preference.reference_cache import DEFAULT_FOLDER, ReferenceCache, reference_fingerprint
 from fgrpo_plugin.preference.sampler import PreferenceSampler
