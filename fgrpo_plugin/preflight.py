@@ -1,11 +1,10 @@
 """Checks of a run's inputs that take milliseconds and would otherwise fail minutes later."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+from fgrpo_plugin import tables
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
@@ -27,32 +26,15 @@ def check_data_file(path: str | Path, columns: Iterable[str], setting: str) -> N
     if not file.is_file():
         raise ValueError(f"{setting}={path}: there is no such file; give the path of a .parquet or .jsonl file.")
     try:
-        found = _columns(file)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{setting}={path}: cannot be read ({str(error).splitlines()[0]}).") from error
+        found = tables.columns(file)
+    except ValueError as reason:
+        raise ValueError(f"{setting}={path}: cannot be read ({reason}).") from reason
     missing = [column for column in columns if column not in found]
     if missing:
         remedy = "rename one" + (" or name it in data.prompt_key" if "prompt" in missing else ", or add it")
         raise ValueError(
             f"{setting}={path}: column {', '.join(missing)} is missing (found: {', '.join(found)}); {remedy}."
         )
-
-
-def _columns(file: Path) -> list[str]:
-    if file.suffix == ".parquet":
-        return pq.read_schema(file).names
-    if file.suffix in (".jsonl", ".json"):
-        with file.open() as lines:
-            first = next((line for line in lines if line.strip()), "")
-        try:
-            row = json.loads(first)  # one object a line
-        except ValueError:
-            row = json.loads(file.read_text())  # or one list of objects over several lines
-        row = row[0] if isinstance(row, list) and row else row
-        if not isinstance(row, dict):
-            raise ValueError("its first row is not an object")
-        return list(row)
-    raise ValueError(f"the ending {file.suffix!r} is not .parquet, .jsonl or .json")
 
 
 def check_model(path: str, setting: str, *, tokenizer: bool = True) -> None:

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fgrpo_plugin import tables
+
 _MATH = "DigitalLearningGmbH/MATH-lighteval"
 _BOXED = r"Please reason step by step, and put your final answer within \boxed{}."
 _HASHES = 'Reason step by step, then give the final answer after "####".'
-_LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _prepare(name: str, known: MathSet, split: str, output: Path, source: str | 
     place = source or known.hub
     examples = _load(place, known.config if source is None else None, split)
     missing = [column for column in (known.question, known.answer) if column not in examples.column_names]
-    if missing:
+    if missing and examples.column_names:
         raise ValueError(
             f"{place}: column {', '.join(missing)} of {name} is missing (found: {', '.join(examples.column_names)}); "
             "rename one, or name another set."
@@ -145,21 +146,7 @@ def _problem(known: MathSet, question: Any, truth: str) -> str | None:
 
 
 def _load(source: str, config: str | None, split: str) -> Any:
-    """A `datasets.Dataset`; what the library raises is put into one sentence."""
-    import datasets
-
-    path = Path(source).expanduser()
     try:
-        if path.is_file():
-            if path.suffix not in _LOADERS:
-                raise ValueError(f"the ending {path.suffix!r} is none of {', '.join(_LOADERS)}")
-            return datasets.load_dataset(_LOADERS[path.suffix], data_files=str(path), split="train")
-        if path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file()):
-            saved = datasets.load_from_disk(str(path))
-            return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
-        if not path.is_dir() and (source.startswith(("/", ".", "~")) or path.suffix in _LOADERS):
-            raise ValueError("there is no such file or folder")
-        return datasets.load_dataset(str(path) if path.is_dir() else source, config, split=split)
-    except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{source}: {split} cannot be read ({reason[0]:.200}).") from error
+        return tables.load(source, split, config=config, split_setting="--split")
+    except ValueError as reason:
+        raise ValueError(f"{source}: {split} cannot be read ({reason}).") from reason

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fgrpo_plugin.preference.files import LOADERS
 from fgrpo_plugin.setting_checks import require_one_of
+from fgrpo_plugin.tables import ENDINGS, has_splits
 
 
 @dataclass
@@ -67,6 +67,6 @@ class PreferenceConfig:
 def _identity(source: str, split: str) -> tuple[str, str | None]:
     """The same for the same data: a file or a folder of files has no splits, a named or saved dataset has."""
     path = Path(source).expanduser()
-    if path.suffix in LOADERS or (path.is_dir() and not (path / "dataset_dict.json").is_file()):
+    if path.suffix in ENDINGS or (path.is_dir() and not has_splits(path)):
         return str(path.resolve()), None
     return (str(path.resolve()) if path.exists() else source), split
