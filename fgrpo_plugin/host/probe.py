@@ -152,16 +152,3 @@ def check_overrides(overrides: list[str]) -> None:
     config = compose(overrides)
     if is_f_divergence(config):
         complete(config)
-
-
-def has_default_reward(data_source: str) -> bool:
-    """Whether verl's own reward function knows this data source; where it does not, it fails in a worker."""
-    from verl.utils.reward_score import default_compute_score
-
-    try:
-        default_compute_score(data_source, "0", "0", {})
-    except NotImplementedError:
-        return False
-    except Exception:  # it has one, which dislikes this probe
-        return True
-    return True

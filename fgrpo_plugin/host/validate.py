@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.metric_table import PREFIX
 from fgrpo_plugin.host.parallel import STRATEGIES, check_micro_batches, check_parallel_sizes
+from fgrpo_plugin.host.settings.inputs import check_data_file, check_model
 from fgrpo_plugin.host.shims import APPLIED, REFUSED
-from fgrpo_plugin.preflight import check_data_file, check_model
 
 ESTIMATORS = ("f_grpo", "f_hal")
 DEFAULT_LAM = 0.5

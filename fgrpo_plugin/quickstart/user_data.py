@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from fgrpo_plugin import tables
-from fgrpo_plugin.preflight import check_data_file, load_tokenizer
+from fgrpo_plugin.host.settings.inputs import check_data_file, has_default_reward, load_tokenizer
 
 COLUMNS = ("prompt", "data_source", "reward_model")
 BATCH, GROUP, MICRO_BATCH = 24, 8, 64  # as in conf/fgrpo/quickstart.yaml; a step's rows must be whole micro-batches
@@ -91,8 +91,6 @@ def _check_row(row: Mapping[str, Any], where: str) -> None:
 
 
 def _check_default_reward(path: Path, sources: set[str]) -> None:
-    from fgrpo_plugin.host.probe import has_default_reward
-
     for source in sorted(sources):
         if not has_default_reward(source):
             raise ValueError(

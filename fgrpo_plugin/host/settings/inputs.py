@@ -82,3 +82,23 @@ def load_tokenizer(model: Path, setting: str) -> Any:
             f"{setting}={model}: its tokenizer has no chat template; set tokenizer.chat_template and save it."
         )
     return tokenizer
+
+
+def has_default_reward(data_source: str) -> bool:
+    """Whether verl's own reward function knows this data source; where it does not, it fails in a worker."""
+    from verl.utils.reward_score import default_compute_score
+
+    try:
+        default_compute_score(data_source, "0", "0", {})
+    except NotImplementedError:
+        return False
+    except Exception:  # it has one, which dislikes this probe
+        return True
+    return True
+
+
+def earns_full_reward(data_source: str, response: str, ground_truth: str) -> bool:
+    """Whether verl's own reward function gives this response 1, the score of a right answer."""
+    from verl.utils.reward_score import default_compute_score
+
+    return default_compute_score(data_source, response, ground_truth) == 1
