@@ -19,7 +19,7 @@ Message = dict[str, str]
 Example = Mapping[str, Any]
 
 ROLES = ("system", "user", "assistant", "tool")
-_TURN = re.compile(r"\n\n(Human|Assistant):", flags=re.MULTILINE)
+_TURN = re.compile(r"\n\n(Human|Assistant):")
 _RESPONSE = ("completion", "response")
 _LABEL = ("label", "desirable")
 _RESPONSES = ("responses", "completions")
@@ -103,8 +103,6 @@ def rows_of(example: Example, format: Format, where: str) -> list[LabelledRespon
         BadRow: with the reason.
     """
     prompt, sides = format.read(example)
-    if not prompt:
-        raise BadRow("the prompt is empty")
     if not any(message["content"].strip() for message in prompt):
         raise BadRow("the prompt is empty")
     if prompt[-1]["role"] == "assistant":

@@ -190,17 +190,17 @@ def _drop_equal_sides(found: Encoded) -> None:
     found.rows = kept
 
 
-def template_problem(row: LabelledResponse, tokenizer: Any, template: Mapping[str, Any] | None = None) -> str | None:
+def template_problem(row: LabelledResponse, tokenizer: Any) -> str | None:
     """What differs between a row's tokens and the template's rendering of the whole conversation, or None.
 
     A template that trims an answer, puts something before it or ends it with another token makes preference rows unlike
     what the model has been trained on.
     """
-    encoded = encode_row(row, tokenizer, template)
+    encoded = encode_row(row, tokenizer)
     conversation = [*row.messages, {"role": "assistant", "content": row.response}]
     try:
         whole = tokenizer.apply_chat_template(
-            conversation, add_generation_prompt=False, tokenize=True, return_dict=True, **(template or {})
+            conversation, add_generation_prompt=False, tokenize=True, return_dict=True
         )["input_ids"]
     except TemplateError as error:
         return f"the template renders the prompt, but no answer behind it ({error})"
