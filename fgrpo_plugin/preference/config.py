@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fgrpo_plugin.preference.files import ON_BAD_ROW
+from fgrpo_plugin.preference.tokens import ON_TOO_LONG
 from fgrpo_plugin.setting_checks import require_one_of
 from fgrpo_plugin.tables import ENDINGS, has_splits
 
@@ -56,8 +58,8 @@ class PreferenceConfig:
         for name in ("keep_pairs", "keep_rollout"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be true or false.")
-        require_one_of("on_bad_row", self.on_bad_row, ("error", "skip"))
-        require_one_of("on_too_long", self.on_too_long, ("error", "drop", "truncate"))
+        require_one_of("on_bad_row", self.on_bad_row, ON_BAD_ROW)
+        require_one_of("on_too_long", self.on_too_long, ON_TOO_LONG)
         if self.batch_size is not None and (not isinstance(self.batch_size, int) or self.batch_size < 2):
             raise ValueError(f"batch_size={self.batch_size!r} must be an even number >= 2, half of it for each side.")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fgrpo_plugin import tables
 from fgrpo_plugin.preference.formats import BadRow, Format, LabelledResponse, detect, rows_of
+from fgrpo_plugin.setting_checks import require_one_of
 
 ON_BAD_ROW = ("error", "skip")
 
@@ -51,8 +52,7 @@ def read_preferences(files: Sequence[str | Path], *, split: str = "train", on_ba
         ValueError: no files, an unknown setting, a file that is missing, cannot be read, is empty or has no known
             format, or a bad row; the message names file, row, reason and remedy.
     """
-    if on_bad_row not in ON_BAD_ROW:
-        raise ValueError(f"on_bad_row={on_bad_row!r} must be one of {', '.join(ON_BAD_ROW)}.")
+    require_one_of("on_bad_row", on_bad_row, ON_BAD_ROW)
     if isinstance(files, str | Path):
         files = [files]
     if not files:

@@ -10,6 +10,7 @@ import numpy as np
 from jinja2 import TemplateError
 
 from fgrpo_plugin.preference.formats import BadRow, LabelledResponse
+from fgrpo_plugin.setting_checks import require_one_of
 
 ON_TOO_LONG = ("error", "drop", "truncate")
 
@@ -124,8 +125,7 @@ def encode(
         ValueError: an unknown setting, a tokenizer without template or end of sequence, or a row that is too long where
             that is an error (it is named).
     """
-    if on_too_long not in ON_TOO_LONG:
-        raise ValueError(f"on_too_long={on_too_long!r} must be one of {', '.join(ON_TOO_LONG)}.")
+    require_one_of("on_too_long", on_too_long, ON_TOO_LONG)
     if tokenizer.chat_template is None:
         raise ValueError("the model's tokenizer has no chat template; set tokenizer.chat_template and save it.")
     if tokenizer.eos_token_id is None:
