@@ -35,6 +35,8 @@ def test_bad_preference_settings_are_named(settings, words):
 def test_one_file_and_two_splits_of_one_dataset_are_allowed():
     assert PreferenceConfig(files="one.jsonl").files == ["one.jsonl"]
     PreferenceConfig(files=["a/hub-name"], val_files=["a/hub-name"])  # train and test of one dataset
+    # A path that is missing, and the dataset of that name: the first is refused where it is read.
+    PreferenceConfig(files=["./a/hub-name"], val_files=["a/hub-name"], val_split="train")
 
 
 def test_a_folder_of_files_has_no_splits_and_a_saved_dataset_has(tmp_path):
