@@ -86,14 +86,15 @@ def data(
     """Write sets of mathematical problems in verl's parquet format, with a reward of the host that scores them."""
     from rich.console import Console
 
-    from fgrpo_plugin.host.math_data import prepare
+    from fgrpo_plugin.data.math_sets import prepare
+    from fgrpo_plugin.host.settings.inputs import earns_full_reward
 
     console = Console()
     with _one_sentence("fgrpo data"):
         if source is not None and len(names) > 1:
             raise ValueError(f"--source={source} is of one set; name one.")
         for name in names:
-            for found in prepare(name, output, source=source, split=split):
+            for found in prepare(name, output, earns_full_reward=earns_full_reward, source=source, split=split):
                 console.print(f"{found.rows} rows to {found.file}", soft_wrap=True)
                 for reason, count in found.left_out.most_common():
                     console.print(f"left out: {count} x {reason} (first: row {found.first_left_out[reason]})")
@@ -162,7 +163,7 @@ def _one_sentence(command: str) -> Iterator[None]:
 def _tokenizer(model: Path | None) -> Any:
     if model is None:
         return None
-    from fgrpo_plugin.preflight import check_model, load_tokenizer
+    from fgrpo_plugin.host.settings.inputs import check_model, load_tokenizer
 
     check_model(str(model.absolute()), "--model")
     return load_tokenizer(model, "--model")

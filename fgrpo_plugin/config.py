@@ -1,13 +1,12 @@
-"""Every hyper-parameter of f-GRPO and f-HAL, typed and checked when it is constructed. Knows nothing of the host."""
+"""Hyper-parameters of the f-divergence losses, typed and checked when constructed. Knows nothing of the host."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from fgrpo_plugin.divergences import Divergence, get_divergence
-from fgrpo_plugin.preference.files import LOADERS
+from fgrpo_plugin.setting_checks import is_number, require_one_of, require_positive
 
 PRESETS: dict[str, dict[str, Any]] = {
     "stable": {"gamma": 0.0, "scale": "unit", "weight_scale": "side", "weight_level": "token_mean"},
@@ -77,20 +76,20 @@ class FDivergenceConfig:
     on fresh rollouts) or ``recomputed`` by the actor. Filled in by the host's validation."""
 
     def __post_init__(self) -> None:
-        _one_of("preset", self.preset, tuple(PRESETS))
+        require_one_of("preset", self.preset, tuple(PRESETS))
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        _one_of("level", self.level, LEVELS)
-        _one_of("weighting", self.weighting, WEIGHTINGS)
-        _one_of("weight_level", self.weight_level, WEIGHT_LEVELS)
-        _one_of("weight_scale", self.weight_scale, WEIGHT_SCALES)
-        _one_of("old_log_prob", self.old_log_prob, OLD_LOG_PROBS)
-        _positive("beta", self.beta)
-        _positive("weight_temperature", self.weight_temperature)
-        if not _is_number(self.gamma) or self.gamma < 0:  # type: ignore[operator]
+        require_one_of("level", self.level, LEVELS)
+        require_one_of("weighting", self.weighting, WEIGHTINGS)
+        require_one_of("weight_level", self.weight_level, WEIGHT_LEVELS)
+        require_one_of("weight_scale", self.weight_scale, WEIGHT_SCALES)
+        require_one_of("old_log_prob", self.old_log_prob, OLD_LOG_PROBS)
+        require_positive("beta", self.beta)
+        require_positive("weight_temperature", self.weight_temperature)
+        if not is_number(self.gamma) or self.gamma < 0:  # type: ignore[operator]
             raise ValueError(f"gamma={self.gamma!r} must be a number >= 0; 0 leaves pi_old out of the implicit reward.")
-        if not _is_number(self.preference_gamma) or self.preference_gamma < 0:
+        if not is_number(self.preference_gamma) or self.preference_gamma < 0:
             raise ValueError(f"preference_gamma={self.preference_gamma!r} must be a number >= 0.")
         if isinstance(self.lam, Mapping):
             self.lam = dict(self.lam)
@@ -98,8 +97,8 @@ class FDivergenceConfig:
         else:
             _share("lam", self.lam)
         if self.implicit_reward_clip is not None:
-            _positive("implicit_reward_clip", self.implicit_reward_clip)
-        if self.weight_cap is not None and (not _is_number(self.weight_cap) or self.weight_cap < 1):
+            require_positive("implicit_reward_clip", self.implicit_reward_clip)
+        if self.weight_cap is not None and (not is_number(self.weight_cap) or self.weight_cap < 1):
             raise ValueError(f"weight_cap={self.weight_cap!r} must be at least 1 (multiples of the mean), or null.")
         if self.weight_cap is not None and self.weight_scale == "group":
             raise ValueError(
@@ -107,7 +106,7 @@ class FDivergenceConfig:
                 "weight, which only weight_scale=side sets to 1; remove the cap, or set weight_scale=side."
             )
         if isinstance(self.scale, str):
-            _one_of("scale", self.scale, SCALES)
+            require_one_of("scale", self.scale, SCALES)
         elif not _is_pair_of_positive(self.scale):
             raise ValueError(f"scale={self.scale!r} must be 'unit', 'paper' or two positive numbers [s_all, s_on].")
         self.build_divergence()
@@ -169,7 +168,7 @@ class LambdaSchedule:
     """[[first step, lambda], ...] of ``schedule=step``, by rising step, the first of them 1."""
 
     def __post_init__(self) -> None:
-        _one_of("lam.schedule", self.schedule, SCHEDULES)
+        require_one_of("lam.schedule", self.schedule, SCHEDULES)
         if self.schedule != "step":
             _share("lam.start", self.start)
             _share("lam.end", self.end)
@@ -196,93 +195,12 @@ class LambdaSchedule:
         return self.start + (self.end - self.start) * done
 
 
-@dataclass
-class PreferenceConfig:
-    """Where preference rows come from and how they are drawn: the host's section ``data.preference``.
-
-    Raises:
-        ValueError: a value out of its range; the message names the setting, the value and the remedy.
-    """
-
-    files: list[str] = field(default_factory=list)
-    """Files, folders or dataset names; see ``fgrpo prefs check``."""
-    val_files: list[str] = field(default_factory=list)
-    """Held-out preference data; their accuracy is reported whenever the host validates."""
-    split: str = "train"
-    """Split of a named or saved dataset."""
-    val_split: str = "test"
-    """Split of named or saved datasets among ``val_files``."""
-    batch_size: int | None = None
-    """Preference rows in an optimiser step, half of them D+; None takes as many as it has on-policy rows."""
-    keep_pairs: bool = False
-    """Draw whole pairs; False draws each side by itself."""
-    seed: int = 0
-    """Of the order in which rows are drawn."""
-    on_bad_row: str = "error"
-    """``error``, or ``skip`` (counted and reported)."""
-    on_too_long: str = "error"
-    """``error``, ``drop`` or ``truncate`` (counted and reported), against the host's prompt and response lengths."""
-    cache_dir: str | None = None
-    """Folder of the reference log-probs; None takes ``~/.cache/fgrpo/reference``."""
-    keep_rollout: bool = False
-    """With lam = 1: start the rollout engine all the same, for validation by generation."""
-
-    def __post_init__(self) -> None:
-        for name in ("files", "val_files"):
-            value = getattr(self, name)
-            value = [value] if isinstance(value, str) else list(value or [])
-            if not all(isinstance(file, str) and file for file in value):
-                raise ValueError(f"{name}={value!r} must be a list of files, folders or dataset names.")
-            setattr(self, name, value)
-        if not self.files:
-            raise ValueError("files is empty; name at least one file or dataset, +data.preference.files=[...].")
-        trained = {_identity(file, self.split) for file in self.files}
-        if both := [file for file in self.val_files if _identity(file, self.val_split) in trained]:
-            raise ValueError(f"val_files={both} are trained on too; name held-out data.")
-        for name in ("split", "val_split"):
-            if not isinstance(getattr(self, name), str):
-                raise ValueError(f"{name}={getattr(self, name)!r} must be the name of a split.")
-        for name in ("keep_pairs", "keep_rollout"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}={getattr(self, name)!r} must be true or false.")
-        _one_of("on_bad_row", self.on_bad_row, ("error", "skip"))
-        _one_of("on_too_long", self.on_too_long, ("error", "drop", "truncate"))
-        if self.batch_size is not None and (not isinstance(self.batch_size, int) or self.batch_size < 2):
-            raise ValueError(f"batch_size={self.batch_size!r} must be an even number >= 2, half of it for each side.")
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
-            raise ValueError(f"seed={self.seed!r} must be a whole number >= 0.")
-
-
-def _identity(source: str, split: str) -> tuple[str, str | None]:
-    """The same for the same data: a file or a folder of files has no splits, a named or saved dataset has."""
-    path = Path(source).expanduser()
-    if path.suffix in LOADERS or (path.is_dir() and not (path / "dataset_dict.json").is_file()):
-        return str(path.resolve()), None
-    return (str(path.resolve()) if path.exists() else source), split
-
-
 def _share(name: str, value: object) -> None:
-    if not _is_number(value) or not 0 <= value <= 1:  # type: ignore[operator]
+    if not is_number(value) or not 0 <= value <= 1:  # type: ignore[operator]
         raise ValueError(f"{name}={value!r} must lie in [0, 1]; 0 is f-GRPO, 1 uses preference data alone.")
-
-
-def _is_number(value: object) -> bool:
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and value == value and abs(value) < float("inf")
-    )
 
 
 def _is_pair_of_positive(value: object) -> bool:
     if not isinstance(value, Sequence) or len(value) != 2:
         return False
-    return all(_is_number(number) and number > 0 for number in value)
-
-
-def _positive(name: str, value: object) -> None:
-    if not _is_number(value) or value <= 0:  # type: ignore[operator]
-        raise ValueError(f"{name}={value!r} must be a number > 0.")
-
-
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r} is not known; choose one of {', '.join(allowed)}.")
+    return all(is_number(number) and number > 0 for number in value)

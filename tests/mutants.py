@@ -73,6 +73,8 @@ TARGETS = (
         ("tests/preference/test_reference_cache.py", "tests/host/test_preferences.py"),
     ),
     Target("fgrpo_plugin/config.py", ("tests/test_config.py", PRESETS, *HOSTED)),
+    Target("fgrpo_plugin/setting_checks.py", ("tests/test_config.py",)),
+    Target("fgrpo_plugin/preference/config.py", ("tests/preference/test_config.py",)),
     Target(
         HOST + "trainer.py",
         ("tests/host/test_row_numbers.py", METRICS, *HOSTED),

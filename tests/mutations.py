@@ -35,7 +35,7 @@ PARTNERS = dict(PAIRS) | {after: before for before, after in PAIRS}
 DROPPED = {"clamp", "square", "abs", "abs_", "sqrt", "log", "exp", "sign", "detach"}
 AXES = {"unsqueeze", "view", "flatten"}  # calls whose -1 is 1 for two axes
 UNTESTED = {"strict", "flush", "indent", "encoding", "exist_ok", "parents", "missing_ok"}  # keywords
-NAMED = re.compile(r"_one_of|_positive|_share|_require_\w+|print")  # calls whose strings are what messages say
+NAMED = re.compile(r"_share|_?require_\w+|print")  # calls whose strings are what messages say
 PREFIX_CONSTANTS = {"PREFIX", "SUMS"}  # of metrics' names
 NAME = re.compile(r"f?\"[\w{}/]+\"")
 

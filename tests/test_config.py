@@ -1,10 +1,10 @@
-"""Hyper-parameters of f-HAL: lambda and its schedules, and where preference rows come from."""
+"""Hyper-parameters of the f-divergence losses: their ranges and defaults, lambda and its schedules."""
 
 import math
 
 import pytest
 
-from fgrpo_plugin.config import FDivergenceConfig, PreferenceConfig
+from fgrpo_plugin.config import FDivergenceConfig
 
 
 def test_a_constant_lambda_is_the_same_at_every_step():
@@ -83,37 +83,11 @@ def test_what_is_at_the_edge_of_a_range_is_allowed():
     settings = FDivergenceConfig(gamma=0, preference_gamma=0, weight_cap=1, lam=1, scale=(1, 2))
     assert (settings.gamma, settings.weight_cap, settings.constant_lam) == (0, 1, 1.0) and settings.scales() == (1, 2)
     assert FDivergenceConfig(lam={"schedule": "linear", "start": 0, "end": 1, "steps": 2}).lam_at(2, 9) == 1
-    assert PreferenceConfig(files=["a"], on_bad_row="skip").on_bad_row == "skip"
-    for choice in ("error", "drop", "truncate"):
-        assert PreferenceConfig(files=["a"], on_too_long=choice, batch_size=2).on_too_long == choice
-
-
-@pytest.mark.parametrize(
-    "settings, words",
-    [
-        ({"files": []}, "files is empty"),
-        ({"files": ["a"], "val_files": ["a"], "val_split": "train"}, "trained on too"),
-        ({"files": ["a.jsonl"], "val_files": ["./a.jsonl"]}, "trained on too"),
-        ({"files": [1]}, "must be a list of files"),
-        ({"files": ["a"], "split": None}, "split=None"),
-        ({"files": ["a"], "keep_pairs": "maybe"}, "keep_pairs='maybe'"),
-        ({"files": ["a"], "seed": True}, "seed=True"),
-        ({"files": ["a"], "batch_size": 1}, "batch_size=1"),
-        ({"files": ["a"], "on_bad_row": "maybe"}, "on_bad_row='maybe'"),
-        ({"files": ["a"], "on_too_long": "cut"}, "on_too_long='cut'"),
-        ({"files": ["a"], "seed": -1}, "seed=-1"),
-    ],
-)
-def test_bad_preference_settings_are_named(settings, words):
-    with pytest.raises(ValueError, match=words):
-        PreferenceConfig(**settings)
-    assert PreferenceConfig(files="one.jsonl").files == ["one.jsonl"]
-    PreferenceConfig(files=["a/hub-name"], val_files=["a/hub-name"])  # train and test of one dataset
 
 
 def test_the_defaults_are_the_documented_ones():
     """tests/test_docs.py holds the pages against these."""
-    settings, preference = FDivergenceConfig(), PreferenceConfig(files=["a"])
+    settings = FDivergenceConfig()
     assert (settings.weight_temperature, settings.lam, settings.preference_gamma) == (1.0, 0.0, 0.0)
     assert (settings.divergence, settings.beta, settings.level, settings.weighting) == (
         "pearson",
@@ -121,4 +95,3 @@ def test_the_defaults_are_the_documented_ones():
         "sequence",
         "softmax_is",
     )
-    assert not preference.keep_pairs and not preference.keep_rollout and preference.seed == 0

@@ -44,8 +44,9 @@ def _rows(text: str) -> dict[str, list[str]]:
 def test_the_tables_of_settings_are_those_of_the_code():
     from dataclasses import fields
 
-    from fgrpo_plugin.config import PRESETS, FDivergenceConfig, PreferenceConfig
+    from fgrpo_plugin.config import PRESETS, FDivergenceConfig
     from fgrpo_plugin.host.settings.refusals import ACTOR_SETTINGS
+    from fgrpo_plugin.preference.config import PreferenceConfig
 
     readme, page = _rows((DOCS.parent / "README.md").read_text()), _rows((DOCS / "f_hal.md").read_text())
     for setting, meaning in ACTOR_SETTINGS.items():

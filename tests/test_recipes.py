@@ -195,7 +195,7 @@ def test_the_safety_recipe_composes_and_is_valid(stock_config, inputs, tmp_path)
 def test_the_f_hal_group_offers_every_preference_setting_at_its_default(stock_config):
     from dataclasses import asdict
 
-    from fgrpo_plugin.config import PreferenceConfig
+    from fgrpo_plugin.preference.config import PreferenceConfig
 
     section = stock_config("+fgrpo=f_hal").data.preference
     assert dict(section) | {"files": ["a"]} == asdict(PreferenceConfig(files=["a"]))

@@ -39,16 +39,3 @@ def report_vllm() -> None:
     from vllm import LLM  # noqa: F401
 
     print(PREFIX + json.dumps(vllm.__version__))
-
-
-def has_default_reward(data_source: str) -> bool:
-    """Whether verl's own reward function knows this data source; where it does not, it fails in a worker."""
-    from verl.utils.reward_score import default_compute_score
-
-    try:
-        default_compute_score(data_source, "0", "0", {})
-    except NotImplementedError:
-        return False
-    except Exception:  # it has one, which dislikes this probe
-        return True
-    return True

@@ -1,21 +1,20 @@
 """Preference files and datasets -> rows, with every row that cannot be used named or counted."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fgrpo_plugin.preference.formats import BadRow, Format, PreferenceRow, detect, rows_of
+from fgrpo_plugin import tables
+from fgrpo_plugin.preference.formats import BadRow, Format, LabelledResponse, detect, rows_of
+from fgrpo_plugin.setting_checks import require_one_of
 
 ON_BAD_ROW = ("error", "skip")
-_SPLIT = re.compile(r"train|test|val|dev|eval")
-LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
 
 
 @dataclass
-class Preferences:
+class PreferenceData:
     """What was read.
 
     Attributes:
@@ -28,7 +27,7 @@ class Preferences:
         ignored: file -> columns that its format does not read.
     """
 
-    rows: list[PreferenceRow] = field(default_factory=list)
+    rows: list[LabelledResponse] = field(default_factory=list)
     formats: dict[str, str] = field(default_factory=dict)
     examples: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
@@ -37,7 +36,7 @@ class Preferences:
     ignored: dict[str, list[str]] = field(default_factory=dict)
 
 
-def read_preferences(files: Sequence[str | Path], *, split: str = "train", on_bad_row: str = "error") -> Preferences:
+def read_preferences(files: Sequence[str | Path], *, split: str = "train", on_bad_row: str = "error") -> PreferenceData:
     """Read preference data, detecting the format of each file.
 
     Args:
@@ -53,13 +52,12 @@ def read_preferences(files: Sequence[str | Path], *, split: str = "train", on_ba
         ValueError: no files, an unknown setting, a file that is missing, cannot be read, is empty or has no known
             format, or a bad row; the message names file, row, reason and remedy.
     """
-    if on_bad_row not in ON_BAD_ROW:
-        raise ValueError(f"on_bad_row={on_bad_row!r} must be one of {', '.join(ON_BAD_ROW)}.")
+    require_one_of("on_bad_row", on_bad_row, ON_BAD_ROW)
     if isinstance(files, str | Path):
         files = [files]
     if not files:
         raise ValueError("data.preference.files is empty; name at least one file or dataset.")
-    found = Preferences()
+    found = PreferenceData()
     sources = [file for source in files for file in _files_of(str(source))]
     for place, source in enumerate(sources):
         examples = _load(source, split)
@@ -82,7 +80,7 @@ def read_preferences(files: Sequence[str | Path], *, split: str = "train", on_ba
     return found
 
 
-def write_preferences(rows: Sequence[PreferenceRow], output: Path) -> None:
+def write_preferences(rows: Sequence[LabelledResponse], output: Path) -> None:
     """Write rows in the canonical format, which `read_preferences` reads back as they are.
 
     Args:
@@ -115,7 +113,7 @@ def write_preferences(rows: Sequence[PreferenceRow], output: Path) -> None:
     pq.write_table(pa.table(columns, schema=schema), output)
 
 
-def _add(found: Preferences, example: dict[str, Any], format: Format, where: str, on_bad_row: str) -> None:
+def _add(found: PreferenceData, example: dict[str, Any], format: Format, where: str, on_bad_row: str) -> None:
     try:
         rows = rows_of(example, format, where)
     except BadRow as reason:
@@ -131,63 +129,19 @@ def _add(found: Preferences, example: dict[str, Any], format: Format, where: str
     found.rows += rows
 
 
-def _reasons(found: Preferences) -> str:
+def _reasons(found: PreferenceData) -> str:
     return "; ".join(f"{reason}: {count}" for reason, count in found.skipped.most_common())
 
 
-def _load(source: str, split: str) -> Any:
-    """A `datasets.Dataset`; what the library raises is put into one sentence."""
-    import datasets
-
-    path = Path(source).expanduser()
-    try:
-        if path.is_file():
-            kind = LOADERS.get(path.suffix)
-            if kind is None:
-                raise ValueError(f"the ending {path.suffix!r} is none of {', '.join(LOADERS)}")
-            return datasets.load_dataset(kind, data_files=[str(path)], split="train")
-        if path.is_dir():
-            return _saved(path, split)
-        if source.startswith(("/", ".", "~")) or path.suffix in LOADERS:
-            raise ValueError("there is no such file or folder")
-        return datasets.load_dataset(source, split=split)
-    except StopIteration:
-        raise ValueError(f"{source}: holds no rows.") from None
-    except Exception as error:
-        cause = error.__cause__ or error
-        reason = str(cause).strip().splitlines() or [type(cause).__name__]
-        raise ValueError(f"data.preference.files: {source}: cannot be read ({reason[0]:.200}).") from error
-
-
 def _files_of(source: str) -> list[str]:
-    """A folder of data files as its files, so that a row can be named; anything else as it is."""
-    path = Path(source).expanduser()
-    if not path.is_dir() or _is_saved(path):
-        return [source]
-    files = sorted(file for file in path.iterdir() if file.suffix in LOADERS)
-    kinds = {LOADERS[file.suffix] for file in files}
-    if len(kinds) != 1:
-        what = "files of several kinds" if kinds else "no data files"
-        raise ValueError(f"data.preference.files: {source}: the folder holds {what}; name the files.")
-    splits = {found.group() for file in files if (found := _SPLIT.match(file.stem.lower()))}
-    if len(splits) > 1:
-        raise ValueError(
-            f"data.preference.files: {source}: the folder holds several splits ({', '.join(sorted(splits))}), of which "
-            "some may be meant for validation; name the files."
-        )
-    return [str(file) for file in files]
+    try:
+        return tables.files_of(source)
+    except ValueError as reason:
+        raise ValueError(f"data.preference.files: {source}: {reason}.") from None
 
 
-def _is_saved(path: Path) -> bool:
-    return (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file()
-
-
-def _saved(path: Path, split: str) -> Any:
-    import datasets
-
-    saved = datasets.load_from_disk(str(path))
-    if isinstance(saved, datasets.DatasetDict):
-        if split not in saved:
-            raise ValueError(f"it has the splits {', '.join(saved)}, not {split!r}; set data.preference.split")
-        return saved[split]
-    return saved
+def _load(source: str, split: str) -> Any:
+    try:
+        return tables.load(source, split, split_setting="data.preference.split")
+    except ValueError as reason:
+        raise ValueError(f"data.preference.files: {source}: cannot be read ({reason}).") from reason

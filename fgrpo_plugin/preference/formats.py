@@ -19,14 +19,14 @@ Message = dict[str, str]
 Example = Mapping[str, Any]
 
 ROLES = ("system", "user", "assistant", "tool")
-_TURN = re.compile(r"\n\n(Human|Assistant):", flags=re.MULTILINE)
+_TURN = re.compile(r"\n\n(Human|Assistant):")
 _RESPONSE = ("completion", "response")
 _LABEL = ("label", "desirable")
 _RESPONSES = ("responses", "completions")
 
 
 @dataclass(frozen=True)
-class PreferenceRow:
+class LabelledResponse:
     """One response on one side.
 
     Attributes:
@@ -91,7 +91,7 @@ def detect(columns: Sequence[str], where: str) -> Format:
     raise ValueError(f"{where}: the columns {found} fit {names}; drop those that are not meant (formats: {needs}).")
 
 
-def rows_of(example: Example, format: Format, where: str) -> list[PreferenceRow]:
+def rows_of(example: Example, format: Format, where: str) -> list[LabelledResponse]:
     """The rows of one example.
 
     Args:
@@ -103,8 +103,6 @@ def rows_of(example: Example, format: Format, where: str) -> list[PreferenceRow]
         BadRow: with the reason.
     """
     prompt, sides = format.read(example)
-    if not prompt:
-        raise BadRow("the prompt is empty")
     if not any(message["content"].strip() for message in prompt):
         raise BadRow("the prompt is empty")
     if prompt[-1]["role"] == "assistant":
@@ -117,7 +115,7 @@ def rows_of(example: Example, format: Format, where: str) -> list[PreferenceRow]
     frozen = tuple((message["role"], message["content"]) for message in prompt)
     pair, source = (example["pair"], example["source"]) if format.name == "canonical" else (where, where)
     pair = pair if format.paired or format.name == "canonical" else None
-    return [PreferenceRow(frozen, response, desirable, pair, source) for response, desirable in sides]
+    return [LabelledResponse(frozen, response, desirable, pair, source) for response, desirable in sides]
 
 
 def _paired(example: Example) -> tuple[list[Message], list[tuple[str, bool]]]:

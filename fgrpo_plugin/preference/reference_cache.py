@@ -44,10 +44,6 @@ class ReferenceCache:
             self._read(file)
         self._loaded = frozenset(self._rows)
 
-    def __len__(self) -> int:
-        """Rows known."""
-        return len(self._rows)
-
     def was_loaded(self, row: TokenRow) -> bool:
         """Whether an earlier run has computed it."""
         return row.digest in self._loaded

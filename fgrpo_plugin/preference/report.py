@@ -3,14 +3,13 @@
 import random
 import statistics
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fgrpo_plugin.preference.files import Preferences
+from fgrpo_plugin.preference.files import PreferenceData
 from fgrpo_plugin.preference.formats import BadRow
 from fgrpo_plugin.preference.tokens import encode_row, template_problem
 
@@ -18,14 +17,7 @@ SHOWN_ROWS = 10
 SHOWN_CHARACTERS = 200
 
 
-def print_report(
-    found: Preferences,
-    console: Console,
-    *,
-    tokenizer: Any = None,
-    template: Mapping[str, Any] | None = None,
-    seed: int = 0,
-) -> None:
+def print_report(found: PreferenceData, console: Console, *, tokenizer: Any = None, seed: int = 0) -> None:
     """Counts, sides, lengths, duplicates, template problems, and ten random rows.
 
     Args:
@@ -33,19 +25,18 @@ def print_report(
             cannot render are moved to them.
         console: where it goes.
         tokenizer: the model's; without it lengths are in characters and the template is not looked at.
-        template: further arguments of the chat template.
         seed: of the random rows.
     """
     if tokenizer is not None:
-        _skip_what_the_template_refuses(found, tokenizer, template)
+        _skip_what_the_template_refuses(found, tokenizer)
     # Text, not markup: users' rows and paths hold brackets and colons of their own.
     for file, name in found.formats.items():
         columns = f"; columns not read: {', '.join(found.ignored[file])}" if found.ignored[file] else ""
         console.print(Text(f"{file}: format {name}{columns}"))
     console.print(_counts(found))
-    console.print(_lengths(found, tokenizer, template))
+    console.print(_lengths(found, tokenizer))
     if tokenizer is not None:
-        problems = Counter(template_problem(row, tokenizer, template) for row in found.rows)
+        problems = Counter(template_problem(row, tokenizer) for row in found.rows)
         for problem, count in problems.items():
             if problem is not None:
                 console.print(Text(f"template: {problem}: {count} of {len(found.rows)} rows", style="yellow"))
@@ -62,11 +53,11 @@ def print_report(
     console.print(_examples(found, seed))
 
 
-def _skip_what_the_template_refuses(found: Preferences, tokenizer: Any, template: Mapping[str, Any] | None) -> None:
+def _skip_what_the_template_refuses(found: PreferenceData, tokenizer: Any) -> None:
     rows = []
     for row in found.rows:
         try:
-            encode_row(row, tokenizer, template)
+            encode_row(row, tokenizer)
         except BadRow as reason:
             found.skipped[str(reason)] += 1
             found.first_skipped.setdefault(str(reason), row.source)
@@ -75,7 +66,7 @@ def _skip_what_the_template_refuses(found: Preferences, tokenizer: Any, template
     found.rows = rows
 
 
-def _counts(found: Preferences) -> Table:
+def _counts(found: PreferenceData) -> Table:
     rows = found.rows
     desirable = sum(row.desirable for row in rows)
     prompts = {row.prompt for row in rows}
@@ -100,14 +91,14 @@ def _counts(found: Preferences) -> Table:
     return table
 
 
-def _lengths(found: Preferences, tokenizer: Any, template: Mapping[str, Any] | None) -> Table:
+def _lengths(found: PreferenceData, tokenizer: Any) -> Table:
     unit = "characters" if tokenizer is None else "tokens"
     lengths: dict[str, list[int]] = {"prompt": [], "desirable response": [], "undesirable response": []}
     for row in found.rows:
         if tokenizer is None:
             prompt, response = sum(len(content) for _, content in row.prompt), len(row.response)
         else:
-            encoded = encode_row(row, tokenizer, template)
+            encoded = encode_row(row, tokenizer)
             prompt, response = encoded.prompt_length, encoded.response_length
         lengths["prompt"].append(prompt)
         lengths["desirable response" if row.desirable else "undesirable response"].append(response)
@@ -120,7 +111,7 @@ def _lengths(found: Preferences, tokenizer: Any, template: Mapping[str, Any] | N
     return table
 
 
-def _examples(found: Preferences, seed: int) -> Table:
+def _examples(found: PreferenceData, seed: int) -> Table:
     table = Table("side", "prompt, its end", "response", "from", title="random rows", show_lines=True)
     for row in random.Random(seed).sample(found.rows, min(SHOWN_ROWS, len(found.rows))):
         prompt = row.prompt[-1][1]

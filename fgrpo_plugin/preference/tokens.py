@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from jinja2 import TemplateError
 
-from fgrpo_plugin.preference.formats import BadRow, PreferenceRow
+from fgrpo_plugin.preference.formats import BadRow, LabelledResponse
+from fgrpo_plugin.setting_checks import require_one_of
 
 ON_TOO_LONG = ("error", "drop", "truncate")
 
@@ -72,7 +73,7 @@ class Encoded:
     skipped: Counter[str] = field(default_factory=Counter)
 
 
-def encode_row(row: PreferenceRow, tokenizer: Any, template: Mapping[str, Any] | None = None) -> TokenRow:
+def encode_row(row: LabelledResponse, tokenizer: Any, template: Mapping[str, Any] | None = None) -> TokenRow:
     """One row in tokens.
 
     The prompt goes through the chat template with the generation prompt, as a rollout's does. The response is encoded
@@ -99,7 +100,7 @@ def encode_row(row: PreferenceRow, tokenizer: Any, template: Mapping[str, Any] |
 
 
 def encode(
-    rows: Sequence[PreferenceRow],
+    rows: Sequence[LabelledResponse],
     tokenizer: Any,
     *,
     max_prompt_length: int,
@@ -124,8 +125,7 @@ def encode(
         ValueError: an unknown setting, a tokenizer without template or end of sequence, or a row that is too long where
             that is an error (it is named).
     """
-    if on_too_long not in ON_TOO_LONG:
-        raise ValueError(f"on_too_long={on_too_long!r} must be one of {', '.join(ON_TOO_LONG)}.")
+    require_one_of("on_too_long", on_too_long, ON_TOO_LONG)
     if tokenizer.chat_template is None:
         raise ValueError("the model's tokenizer has no chat template; set tokenizer.chat_template and save it.")
     if tokenizer.eos_token_id is None:
@@ -190,17 +190,17 @@ def _drop_equal_sides(found: Encoded) -> None:
     found.rows = kept
 
 
-def template_problem(row: PreferenceRow, tokenizer: Any, template: Mapping[str, Any] | None = None) -> str | None:
+def template_problem(row: LabelledResponse, tokenizer: Any) -> str | None:
     """What differs between a row's tokens and the template's rendering of the whole conversation, or None.
 
     A template that trims an answer, puts something before it or ends it with another token makes preference rows unlike
     what the model has been trained on.
     """
-    encoded = encode_row(row, tokenizer, template)
+    encoded = encode_row(row, tokenizer)
     conversation = [*row.messages, {"role": "assistant", "content": row.response}]
     try:
         whole = tokenizer.apply_chat_template(
-            conversation, add_generation_prompt=False, tokenize=True, return_dict=True, **(template or {})
+            conversation, add_generation_prompt=False, tokenize=True, return_dict=True
         )["input_ids"]
     except TemplateError as error:
         return f"the template renders the prompt, but no answer behind it ({error})"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fgrpo_plugin.preference.files import write_preferences
-from fgrpo_plugin.preference.formats import PreferenceRow
+from fgrpo_plugin.preference.formats import LabelledResponse
 from fgrpo_plugin.quickstart import task
 from fgrpo_plugin.quickstart.task import Pair
 
@@ -59,7 +59,7 @@ def preference_pairs() -> list[Pair]:
     return random.Random(0).sample(train, PREFERENCE_PROMPTS)
 
 
-def preference_rows() -> list[PreferenceRow]:
+def preference_rows() -> list[LabelledResponse]:
     """Three pairs a prompt: the sum is preferred to a wrong sum, to a bluff, and to itself with a confident ending."""
     rng = random.Random(1)
     rows = []
@@ -72,8 +72,8 @@ def preference_rows() -> list[PreferenceRow]:
         for kind, response in rejected.items():
             name = f"{pair.prompt} {kind}"
             prompt = (("user", pair.prompt),)
-            rows.append(PreferenceRow(prompt, pair.answer, desirable=True, pair=name, source=name))
-            rows.append(PreferenceRow(prompt, response, desirable=False, pair=name, source=name))
+            rows.append(LabelledResponse(prompt, pair.answer, desirable=True, pair=name, source=name))
+            rows.append(LabelledResponse(prompt, response, desirable=False, pair=name, source=name))
     return rows
 
 

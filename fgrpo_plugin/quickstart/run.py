@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from fgrpo_plugin.divergences import available_divergences
-from fgrpo_plugin.preflight import check_model, load_tokenizer
+from fgrpo_plugin.host.settings.inputs import check_model, load_tokenizer
 from fgrpo_plugin.quickstart import task
 from fgrpo_plugin.quickstart.processes import MARKER, cleaned_up, only_run
 from fgrpo_plugin.quickstart.summary import (

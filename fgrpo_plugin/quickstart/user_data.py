@@ -1,15 +1,14 @@
 """``DATA=file``: the user's own prompts and ground truths in verl's data format."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from fgrpo_plugin.preflight import check_data_file, load_tokenizer
+from fgrpo_plugin import tables
+from fgrpo_plugin.host.settings.inputs import check_data_file, has_default_reward, load_tokenizer
 
 COLUMNS = ("prompt", "data_source", "reward_model")
 BATCH, GROUP, MICRO_BATCH = 24, 8, 64  # as in conf/fgrpo/quickstart.yaml; a step's rows must be whole micro-batches
@@ -76,19 +75,9 @@ def prepare_user_data(path: Path, model: Path | None, overrides: Sequence[str] =
 
 def _read(path: Path) -> list[dict[str, Any]]:
     try:
-        if path.suffix == ".parquet":
-            return pq.read_table(path).to_pylist()
-        text = path.read_text()
-        try:
-            found = json.loads(text)
-            rows = found if isinstance(found, list) else [found]
-        except ValueError:
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        if not all(isinstance(row, dict) for row in rows):
-            raise ValueError("a row is not an object")
-        return rows
-    except (ValueError, OSError, pa.ArrowException) as error:
-        raise ValueError(f"DATA={path}: cannot be read ({str(error).splitlines()[0]}); correct that row.") from None
+        return tables.rows(path)
+    except ValueError as reason:
+        raise ValueError(f"DATA={path}: cannot be read ({reason}); correct that row.") from None
 
 
 def _check_row(row: Mapping[str, Any], where: str) -> None:
@@ -102,8 +91,6 @@ def _check_row(row: Mapping[str, Any], where: str) -> None:
 
 
 def _check_default_reward(path: Path, sources: set[str]) -> None:
-    from fgrpo_plugin.host.attachment import has_default_reward
-
     for source in sorted(sources):
         if not has_default_reward(source):
             raise ValueError(

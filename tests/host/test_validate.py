@@ -235,20 +235,6 @@ def test_remote_files_patterns_and_hub_names_are_left_to_the_host(stock_config, 
     complete(stock_config(*inputs[2:], SWITCH, *files, "actor_rollout_ref.model.path=Qwen/Qwen2.5-Math-1.5B"))
 
 
-@pytest.mark.parametrize("text", ['{"prompt": []}\n{"prompt": []}\n', '[\n {"prompt": []}\n]'])
-def test_json_in_lines_and_as_a_list_is_read(tmp_path, text):
-    from fgrpo_plugin.preflight import check_data_file
-
-    file = tmp_path / "rows.json"
-    file.write_text(text)
-    check_data_file(file, ["prompt"], "DATA")
-    with pytest.raises(ValueError, match="column answer is missing"):
-        check_data_file(file, ["answer"], "DATA")
-    (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(ValueError, match="cannot be read"):
-        check_data_file(tmp_path / "empty.jsonl", ["prompt"], "DATA")
-
-
 HAL = "algorithm.adv_estimator=f_hal"
 
 

@@ -3,28 +3,14 @@
 import json
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from fgrpo_plugin.cli import app
 from fgrpo_plugin.preference.files import read_preferences, write_preferences
-from fgrpo_plugin.preference.report import print_report
-from fgrpo_plugin.quickstart.model import build_tokenizer
+from tests.preference.conftest import lines
 
 PAIRS = [{"prompt": f"{i}+1=", "chosen": str(i + 1), "rejected": str(i)} for i in range(5)]
 BAD = {"prompt": "p", "chosen": "same", "rejected": "same"}
-
-
-@pytest.fixture(autouse=True)
-def _library_cache(tmp_path_factory, monkeypatch):
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-
-
-def lines(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def sides(found):
@@ -134,32 +120,8 @@ def test_unknown_split_and_no_usable_row(tmp_path):
         read_preferences([tmp_path / "saved"], split="test")
     with pytest.raises(ValueError, match=r"no row can be used \(chosen and rejected are the same: 1\)"):
         read_preferences(lines(tmp_path / "a.jsonl", [BAD]), on_bad_row="skip")
-    with pytest.raises(ValueError, match="on_bad_row='drop' must be one of error, skip"):
+    with pytest.raises(ValueError, match="on_bad_row='drop' is not known; choose one of error, skip"):
         read_preferences(["x"], on_bad_row="drop")
-
-
-def test_report_counts_by_hand(tmp_path):
-    rows = [*PAIRS, PAIRS[0], {**PAIRS[1], "chosen": PAIRS[1]["rejected"], "rejected": PAIRS[1]["chosen"]}, BAD]
-    found = read_preferences(lines(tmp_path / "a.jsonl", rows), on_bad_row="skip")
-    console = Console(record=True, width=200, file=open("/dev/null", "w"))  # noqa: SIM115
-    print_report(found, console, tokenizer=build_tokenizer())
-    text = " ".join(console.export_text().replace("│", " ").split())
-    for words in (
-        "format paired",
-        "examples 8",
-        "examples that cannot be used 1",
-        "rows 14",
-        "desirable (D+) 7",
-        "undesirable (D-) 7",
-        "pairs 7",
-        "different prompts 5",
-        "duplicate rows 2",
-        "responses on both sides 2",
-        "lengths in tokens",
-        "cannot be used: 1 x chosen and rejected are the same",
-    ):
-        assert words in text, words
-    assert text.count(" D+ ") + text.count(" D- ") == 10
 
 
 def test_command_line(tmp_path):
@@ -185,12 +147,6 @@ def test_pairs_of_two_files_are_told_apart_though_both_name_them_alike(tmp_path)
 
 
 def test_brackets_of_users_are_shown_as_they_are(tmp_path):
-    prompt, answer = "x [/INST] :smile: [bold]", "a[b] = [i for i in x]"
-    rows = [{"prompt": prompt, "chosen": answer, "rejected": "[red]", "system": "[s]", "[odd]": 1}]
-    result = CliRunner().invoke(app, ["prefs", "check", lines(tmp_path / "a.jsonl", rows)], env={"COLUMNS": "200"})
-    assert result.exit_code == 0, result.output
-    for words in (prompt, answer, "[red]", "columns not read: system, [odd]"):
-        assert words in result.output
     odd = [{"prompt": [{"role": "user", "content": "x"}], "chosen": "a", "rejected": "b"} for _ in range(2)]
     odd[1]["prompt"][0]["role"] = "[/bot]"
     file, output = lines(tmp_path / "b.jsonl", odd), str(tmp_path / "b.parquet")
@@ -199,8 +155,20 @@ def test_brackets_of_users_are_shown_as_they_are(tmp_path):
     assert result.exit_code == 0 and "has the role '[/bot]'" in result.output
 
 
-def test_one_side_alone_and_turns_in_a_prompt_are_said(tmp_path):
-    rows = [{"prompt": "\n\nHuman: hi\n\nAssistant:", "completion": "ho", "label": True}]
-    result = CliRunner().invoke(app, ["prefs", "check", lines(tmp_path / "a.jsonl", rows)], env={"COLUMNS": "200"})
-    assert result.exit_code == 1
-    assert "one side alone" in result.output and "one message of the user to the template: 1 rows" in result.output
+def test_columns_that_are_not_read_are_named_by_file(tmp_path):
+    first = lines(tmp_path / "a.jsonl", [{**row, "system": "s", "id": 1} for row in PAIRS])
+    second = lines(tmp_path / "b.jsonl", PAIRS)
+    assert read_preferences([first, second]).ignored == {first: ["system", "id"], second: []}
+
+
+def test_rows_are_written_as_parquet_alone(tmp_path):
+    found = read_preferences([lines(tmp_path / "a.jsonl", PAIRS)])
+    with pytest.raises(ValueError, match=r"rows\.jsonl: the ending must be \.parquet\."):
+        write_preferences(found.rows, tmp_path / "rows.jsonl")
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_one_file_may_be_named_without_a_list_and_a_home_folder_by_its_sign(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    lines(tmp_path / "a.jsonl", PAIRS)
+    assert sides(read_preferences("~/a.jsonl")) == EXPECTED

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fgrpo_plugin.preference.formats import PreferenceRow
+from fgrpo_plugin.preference.formats import LabelledResponse
 from fgrpo_plugin.preference.tokens import encode, encode_row, template_problem
 from fgrpo_plugin.quickstart.model import build_tokenizer
 
@@ -14,7 +14,7 @@ def tokenizer():
 
 def row(prompt="12+34=", response="46", desirable=True, pair=None):
     turns = (("system", "Add."), ("user", prompt))
-    return PreferenceRow(turns, response, desirable, pair, "f: row 0")
+    return LabelledResponse(turns, response, desirable, pair, "f: row 0")
 
 
 def test_prompt_is_token_for_token_that_of_the_hosts_rollouts(tokenizer):
@@ -24,7 +24,7 @@ def test_prompt_is_token_for_token_that_of_the_hosts_rollouts(tokenizer):
     for example in (
         row(),
         row("x\n\n y"),
-        PreferenceRow((("user", "a"), ("assistant", "b"), ("user", "c")), "d", True, None, ""),
+        LabelledResponse((("user", "a"), ("assistant", "b"), ("user", "c")), "d", True, None, ""),
     ):
         assert encode_row(example, tokenizer).prompt_ids == builder.build_initial_tokens(example.messages)
 
@@ -53,7 +53,7 @@ def test_too_long(tokenizer):
     assert cut.too_long == {"truncated": 1} and cut.rows[0].digest == encode_row(short, tokenizer).digest
     narrow = encode([short], tokenizer, max_prompt_length=5, max_response_length=10, on_too_long="truncate")
     assert narrow.rows[0].prompt_ids == encode_row(short, tokenizer).prompt_ids[-5:]
-    with pytest.raises(ValueError, match="on_too_long='cut' must be one of"):
+    with pytest.raises(ValueError, match="on_too_long='cut' is not known; choose one of"):
         encode([], tokenizer, **limits, on_too_long="cut")
 
 
@@ -102,8 +102,8 @@ def test_a_prompt_that_the_template_refuses_is_a_bad_row(tokenizer):
         "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
         "{{ m['content'] }}{% endfor %}"
     )
-    good = PreferenceRow((("user", "1+1="),), "2", True, "b", "f: row 1")
-    rows = [row(pair="a"), PreferenceRow((("user", "1+1="),), "3", False, "a", "f: row 0"), good]
+    good = LabelledResponse((("user", "1+1="),), "2", True, "b", "f: row 1")
+    rows = [row(pair="a"), LabelledResponse((("user", "1+1="),), "3", False, "a", "f: row 0"), good]
     limits = dict(max_prompt_length=100, max_response_length=10)
     with pytest.raises(ValueError, match=r"row 0: the chat template cannot render the prompt \(no system role"):
         encode(rows, strict, **limits)

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from fgrpo_plugin.config import PreferenceConfig
 from fgrpo_plugin.host.driver.joining import deal
 from fgrpo_plugin.host.settings.layout import reference_is_in_actor
 from fgrpo_plugin.host.settings.preferences import preference_settings, rows_per_minibatch
-from fgrpo_plugin.preference.files import Preferences, read_preferences
+from fgrpo_plugin.preference.config import PreferenceConfig
+from fgrpo_plugin.preference.files import PreferenceData, read_preferences
 from fgrpo_plugin.preference.reference_cache import DEFAULT_FOLDER, ReferenceCache, reference_fingerprint
 from fgrpo_plugin.preference.sampler import PreferenceSampler
 from fgrpo_plugin.preference.tokens import Encoded, TokenRow, encode
@@ -167,7 +167,7 @@ def cache_key(config: Any, fingerprint: str) -> dict[str, Any]:
     }
 
 
-def _summary(found: Preferences, encoded: Encoded) -> str:
+def _summary(found: PreferenceData, encoded: Encoded) -> str:
     desirable = sum(row.desirable for row in encoded.rows)
     lines = [
         f"fgrpo-plugin: {len(encoded.rows)} preference rows, {desirable} of them desirable, "

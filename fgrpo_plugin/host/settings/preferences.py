@@ -4,8 +4,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from fgrpo_plugin.config import FDivergenceConfig, PreferenceConfig
+from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.settings.layout import check_micro_batches, data_parallel_size
+from fgrpo_plugin.preference.config import PreferenceConfig
 from fgrpo_plugin.preference.files import read_preferences
 
 

@@ -12,10 +12,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.contract import APPLIED, F_GRPO, F_HAL, LOSS, REFUSED, VALIDATED
 from fgrpo_plugin.host.settings.f_divergence import nominal_coefficients
+from fgrpo_plugin.host.settings.inputs import check_inputs
 from fgrpo_plugin.host.settings.layout import check_micro_batches
 from fgrpo_plugin.host.settings.preferences import check_preferences
 from fgrpo_plugin.host.settings.refusals import ACTOR_SETTINGS, check_settings
-from fgrpo_plugin.preflight import check_data_file, check_model
 
 OURS = "fgrpo_plugin.host.worker.loss_section.FDivergencePolicyLossConfig"
 OFFLINE = "fgrpo_plugin.host.driver.offline"
@@ -37,7 +37,7 @@ def complete(config: DictConfig) -> None:
     estimator = config.algorithm.adv_estimator
     offline = estimator == F_HAL and settings.constant_lam == 1
     generates = not offline or bool(OmegaConf.select(config, "data.preference.keep_rollout", default=False))
-    _check_inputs(config, prompts=generates)
+    check_inputs(config, prompts=generates)
     if estimator == F_HAL and settings.constant_lam != 0:
         check_preferences(config, settings)
     else:
@@ -76,20 +76,6 @@ def complete(config: DictConfig) -> None:
         OmegaConf.update(config, f"{LOSS}.f_divergence", asdict(settings), force_add=True)
         config.algorithm[VALIDATED] = True
     _report(estimator, settings, changes)
-
-
-def _check_inputs(config: DictConfig, *, prompts: bool) -> None:
-    model = OmegaConf.select(config, "actor_rollout_ref.model.path")
-    tokenizer = OmegaConf.select(config, "actor_rollout_ref.model.tokenizer_path")
-    if model is not None:
-        check_model(str(model), "actor_rollout_ref.model.path", tokenizer=tokenizer is None)
-    if not prompts or OmegaConf.select(config, "data.custom_cls.path") is not None:
-        return  # the user's own data set class reads what it likes
-    columns = [str(OmegaConf.select(config, "data.prompt_key", default="prompt"))]
-    for key in ("data.train_files", "data.val_files"):
-        files = OmegaConf.select(config, key)
-        for file in [files] if isinstance(files, str) else files or []:
-            check_data_file(file, columns, key)
 
 
 def _report(estimator: str, settings: FDivergenceConfig, changes: list[tuple[str, Any, str]]) -> None:

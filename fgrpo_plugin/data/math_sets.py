@@ -6,14 +6,16 @@ was drawn, so they carry its name there and their own in `extra_info`.
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fgrpo_plugin import tables
+
 _MATH = "DigitalLearningGmbH/MATH-lighteval"
 _BOXED = r"Please reason step by step, and put your final answer within \boxed{}."
 _HASHES = 'Reason step by step, then give the final answer after "####".'
-_LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,20 @@ class Prepared:
     first_left_out: dict[str, int] = field(default_factory=dict)
 
 
-def prepare(name: str, output: Path, *, source: str | None = None, split: str | None = None) -> list[Prepared]:
+def prepare(
+    name: str,
+    output: Path,
+    *,
+    earns_full_reward: Callable[[str, str, str], bool],
+    source: str | None = None,
+    split: str | None = None,
+) -> list[Prepared]:
     """Write a set as `output`/`name`/<split>.parquet, one file a split.
 
     Args:
         name: of `MATH_SETS`.
         output: folder; made where it is missing.
+        earns_full_reward: of a data source, a response and a ground truth: whether the host's own reward gives it 1.
         source: a .parquet, .json, .jsonl or .arrow file, a folder, or a dataset's name, in the published columns; None
             takes the published dataset.
         split: this one alone; None takes every split of the set, or the first where `source` is one file.
@@ -88,16 +98,23 @@ def prepare(name: str, output: Path, *, source: str | None = None, split: str | 
         raise ValueError(f"--split={split}: {name} has {' and '.join(known.splits)}.")
     one_file = source is not None and Path(source).expanduser().is_file()
     splits = (split,) if split else known.splits[:1] if one_file else known.splits
-    return [_prepare(name, known, part, output.expanduser(), source) for part in splits]
+    return [_prepare(name, known, part, output.expanduser(), source, earns_full_reward) for part in splits]
 
 
-def _prepare(name: str, known: MathSet, split: str, output: Path, source: str | None) -> Prepared:
+def _prepare(
+    name: str,
+    known: MathSet,
+    split: str,
+    output: Path,
+    source: str | None,
+    earns_full_reward: Callable[[str, str, str], bool],
+) -> Prepared:
     import datasets
 
     place = source or known.hub
     examples = _load(place, known.config if source is None else None, split)
     missing = [column for column in (known.question, known.answer) if column not in examples.column_names]
-    if missing:
+    if missing and examples.column_names:
         raise ValueError(
             f"{place}: column {', '.join(missing)} of {name} is missing (found: {', '.join(examples.column_names)}); "
             "rename one, or name another set."
@@ -107,7 +124,7 @@ def _prepare(name: str, known: MathSet, split: str, output: Path, source: str | 
     for index, example in enumerate(examples):
         question, answer = example[known.question], example[known.answer]
         truth = known.ground_truth(str(answer)) if answer is not None else ""
-        problem = _problem(known, question, truth)
+        problem = _problem(known, question, truth, earns_full_reward)
         if problem:
             found.left_out[problem] += 1
             found.first_left_out.setdefault(problem, index)
@@ -130,36 +147,22 @@ def _prepare(name: str, known: MathSet, split: str, output: Path, source: str | 
     return found
 
 
-def _problem(known: MathSet, question: Any, truth: str) -> str | None:
+def _problem(
+    known: MathSet, question: Any, truth: str, earns_full_reward: Callable[[str, str, str], bool]
+) -> str | None:
     """Why nothing could be learned from a row, or None."""
-    from verl.utils.reward_score import default_compute_score
-
     if not isinstance(question, str) or not question.strip():
         return f"{known.question} is no text"
     if not truth:
         return f"{known.answer} holds no final answer"
     # A reward that the right answer does not earn makes every group of the prompt flat.
-    if default_compute_score(known.data_source, known.right_answer(truth), truth) != 1:
+    if not earns_full_reward(known.data_source, known.right_answer(truth), truth):
         return "the host's reward does not recognise the right answer"
     return None
 
 
 def _load(source: str, config: str | None, split: str) -> Any:
-    """A `datasets.Dataset`; what the library raises is put into one sentence."""
-    import datasets
-
-    path = Path(source).expanduser()
     try:
-        if path.is_file():
-            if path.suffix not in _LOADERS:
-                raise ValueError(f"the ending {path.suffix!r} is none of {', '.join(_LOADERS)}")
-            return datasets.load_dataset(_LOADERS[path.suffix], data_files=str(path), split="train")
-        if path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file()):
-            saved = datasets.load_from_disk(str(path))
-            return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
-        if not path.is_dir() and (source.startswith(("/", ".", "~")) or path.suffix in _LOADERS):
-            raise ValueError("there is no such file or folder")
-        return datasets.load_dataset(str(path) if path.is_dir() else source, config, split=split)
-    except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{source}: {split} cannot be read ({reason[0]:.200}).") from error
+        return tables.load(source, split, config=config, split_setting="--split")
+    except ValueError as reason:
+        raise ValueError(f"{source}: {split} cannot be read ({reason}).") from reason

@@ -4,6 +4,7 @@ Columns: GSM8K and MATH-500 as on their dataset cards (openai/gsm8k, HuggingFace
 source) and knoveleng/open-rs (problem, solution, answer, level) as programs that read them use them.
 """
 
+import functools
 import json
 
 import pandas as pd
@@ -11,7 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from fgrpo_plugin.cli import app
-from fgrpo_plugin.host.math_data import MATH_SETS, prepare
+from fgrpo_plugin.data.math_sets import MATH_SETS
+from fgrpo_plugin.data.math_sets import prepare as prepare_set
+from fgrpo_plugin.host.settings.inputs import earns_full_reward
 
 ROWS = {
     "gsm8k": [
@@ -37,6 +40,9 @@ RESPONSES = {  # of the first row: right, and wrong
     "open_rs": ("So \\boxed{-7}.", "So \\boxed{7}."),
     "math_500": ("So \\boxed{(3, \\frac{\\pi}{2})}.", "So (3, \\frac{\\pi}{2})."),
 }
+
+
+prepare = functools.partial(prepare_set, earns_full_reward=earns_full_reward)
 
 
 def _write(file, rows) -> str:

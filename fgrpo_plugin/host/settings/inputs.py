@@ -1,13 +1,33 @@
 """Checks of a run's inputs that take milliseconds and would otherwise fail minutes later."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+from omegaconf import DictConfig, OmegaConf
+
+from fgrpo_plugin import tables
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+
+
+def check_inputs(config: DictConfig, *, prompts: bool) -> None:
+    """Check the model folder and, where prompts are read, the data files that the configuration names.
+
+    Raises:
+        ValueError: names the setting, what was found and the remedy.
+    """
+    model = OmegaConf.select(config, "actor_rollout_ref.model.path")
+    tokenizer = OmegaConf.select(config, "actor_rollout_ref.model.tokenizer_path")
+    if model is not None:
+        check_model(str(model), "actor_rollout_ref.model.path", tokenizer=tokenizer is None)
+    if not prompts or OmegaConf.select(config, "data.custom_cls.path") is not None:
+        return  # the user's own data set class reads what it likes
+    columns = [str(OmegaConf.select(config, "data.prompt_key", default="prompt"))]
+    for key in ("data.train_files", "data.val_files"):
+        files = OmegaConf.select(config, key)
+        for file in [files] if isinstance(files, str) else files or []:
+            check_data_file(file, columns, key)
 
 
 def check_data_file(path: str | Path, columns: Iterable[str], setting: str) -> None:
@@ -27,32 +47,15 @@ def check_data_file(path: str | Path, columns: Iterable[str], setting: str) -> N
     if not file.is_file():
         raise ValueError(f"{setting}={path}: there is no such file; give the path of a .parquet or .jsonl file.")
     try:
-        found = _columns(file)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{setting}={path}: cannot be read ({str(error).splitlines()[0]}).") from error
+        found = tables.columns(file)
+    except ValueError as reason:
+        raise ValueError(f"{setting}={path}: cannot be read ({reason}).") from reason
     missing = [column for column in columns if column not in found]
     if missing:
         remedy = "rename one" + (" or name it in data.prompt_key" if "prompt" in missing else ", or add it")
         raise ValueError(
             f"{setting}={path}: column {', '.join(missing)} is missing (found: {', '.join(found)}); {remedy}."
         )
-
-
-def _columns(file: Path) -> list[str]:
-    if file.suffix == ".parquet":
-        return pq.read_schema(file).names
-    if file.suffix in (".jsonl", ".json"):
-        with file.open() as lines:
-            first = next((line for line in lines if line.strip()), "")
-        try:
-            row = json.loads(first)  # one object a line
-        except ValueError:
-            row = json.loads(file.read_text())  # or one list of objects over several lines
-        row = row[0] if isinstance(row, list) and row else row
-        if not isinstance(row, dict):
-            raise ValueError("its first row is not an object")
-        return list(row)
-    raise ValueError(f"the ending {file.suffix!r} is not .parquet, .jsonl or .json")
 
 
 def check_model(path: str, setting: str, *, tokenizer: bool = True) -> None:
@@ -100,3 +103,23 @@ def load_tokenizer(model: Path, setting: str) -> Any:
             f"{setting}={model}: its tokenizer has no chat template; set tokenizer.chat_template and save it."
         )
     return tokenizer
+
+
+def has_default_reward(data_source: str) -> bool:
+    """Whether verl's own reward function knows this data source; where it does not, it fails in a worker."""
+    from verl.utils.reward_score import default_compute_score
+
+    try:
+        default_compute_score(data_source, "0", "0", {})
+    except NotImplementedError:
+        return False
+    except Exception:  # it has one, which dislikes this probe
+        return True
+    return True
+
+
+def earns_full_reward(data_source: str, response: str, ground_truth: str) -> bool:
+    """Whether verl's own reward function gives this response 1, the score of a right answer."""
+    from verl.utils.reward_score import default_compute_score
+
+    return default_compute_score(data_source, response, ground_truth) == 1

@@ -1,0 +1,1 @@
+"""Published data in the host's form; nothing here imports the host."""
