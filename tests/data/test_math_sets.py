@@ -117,10 +117,20 @@ def test_rows_that_could_earn_no_reward_are_left_out_and_counted(tmp_path):
         (["limr", "--source", "{tmp}/gsm8k.jsonl", "--split", "test"], "--split=test: limr has train."),
         (["limr", "open_rs", "--source", "{tmp}/gsm8k.jsonl"], "is of one set; name one"),
         (["gsm8k", "--source", "{tmp}/bad.jsonl"], "no row of train can be used (answer holds no final answer: 1)"),
+        (["gsm8k", "--source", "{tmp}/empty.jsonl"], "empty.jsonl: no row of train can be used (it is empty)."),
+        (["gsm8k", "--source", "{tmp}/broken.jsonl"], "broken.jsonl: train cannot be read (JSON parse error"),
+        (
+            ["gsm8k", "--source", "{tmp}/saved", "--split", "test"],
+            "saved: test cannot be read (it has the splits train, not 'test'; set --split).",
+        ),
     ],
 )
 def test_bad_input_ends_in_one_sentence(tmp_path, arguments, words):
-    (tmp_path / "rows.txt").write_text("x")
+    import datasets
+
+    for file, text in (("rows.txt", "x"), ("empty.jsonl", ""), ("broken.jsonl", '{"question": "?"}\n{broken\n')):
+        (tmp_path / file).write_text(text)
+    datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS["gsm8k"])).save_to_disk(tmp_path / "saved")
     _write(tmp_path / "gsm8k.jsonl", ROWS["gsm8k"])
     _write(tmp_path / "bad.jsonl", [{"question": "?", "answer": "none"}])
     filled = [argument.format(tmp=tmp_path) for argument in arguments]
