@@ -10,7 +10,7 @@ from verl.trainer.ppo.v1 import get_trainer_cls
 
 from fgrpo_plugin.host.contract import APPLIED, REFUSED
 from fgrpo_plugin.host.worker.policy_loss import POLICY_LOSSES
-from tests.host import test_policy_loss
+from tests.support.micro_batches import actor_config, loss_rows, run_loss
 
 
 def fields(name: str) -> list[str]:
@@ -35,7 +35,7 @@ def refusals(config) -> dict[str, str]:
     for name, attempt in {
         "another entry point": lambda: entry["main"](unvalidated),
         "no validation": lambda: utils.need_reference_policy(unvalidated),
-        "another loss": lambda: test_policy_loss._run(test_policy_loss._rows(), config, [list(range(12))]),
+        "another loss": lambda: run_loss(loss_rows(), config, [list(range(12))]),
     }.items():
         try:
             attempt()
@@ -45,9 +45,9 @@ def refusals(config) -> dict[str, str]:
 
 
 def main() -> None:
-    config = test_policy_loss._actor_config(divergence="jensen_shannon", beta=0.3)
+    config = actor_config(divergence="jensen_shannon", beta=0.3)
     splits = [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9, 10, 11]]
-    loss, _, gradient = test_policy_loss._run(test_policy_loss._rows(), config, splits)
+    loss, _, gradient = run_loss(loss_rows(), config, splits)
     answer = {
         "host": verl.__file__,
         "applied": APPLIED,

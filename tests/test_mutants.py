@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from tests.mutants import TARGETS, Child, Target, all_mutants, draw
+from tests.mutants import ROOT, TARGETS, Child, Target, all_mutants, draw
 from tests.mutations import edits
 
 SAMPLE = '''"""A docstring says 1 + 1."""
@@ -117,3 +117,9 @@ def test_an_untested_line_survives_and_a_tested_one_is_killed(tmp_path):
     assert outcome(source) == "survived"
     assert outcome(source + "while True: pass\n", 2.0) == "timeout"
     assert (tmp_path / "planted.py").read_text() == source
+
+
+def test_every_target_and_its_tests_exist():
+    for target in TARGETS:
+        for name in (target.file, *target.tests):
+            assert (ROOT / name).exists(), name

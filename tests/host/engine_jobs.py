@@ -1,7 +1,7 @@
 """Updates in verl's own workers: what batches hold, what a job asks for, and what its ranks report.
 
-Used by test_workers.py and test_engines*.py; the ranks run `tests.host.worker_process`, since each belongs to a process
-group.
+Used by worker/test_updates.py, test_engines.py and cpu/test_megatron.py; the ranks run `tests.host.worker_process`,
+since each belongs to a process group.
 """
 
 import math

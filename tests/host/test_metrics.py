@@ -438,7 +438,7 @@ def test_paper_and_released_log_the_same_slopes_in_the_first_step(lam):
         assert lam == 0 or paper != pytest.approx(stable, rel=1e-2)
 
 
-# Of the driver alone: tests/host/test_joining.py and tests/e2e have them.
+# Of the driver alone: tests/host/driver/test_trainer.py and tests/e2e have them.
 JOINED = {PREFIX + name for name in ("lam", "preference_share", "preference_cache_hits", "preference_epochs")}
 JOINED.add("timing_s/join_preferences")
 

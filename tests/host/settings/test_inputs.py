@@ -9,7 +9,9 @@ from fgrpo_plugin.host.settings.inputs import (
     has_default_reward,
     load_tokenizer,
 )
+from fgrpo_plugin.host.settings.switch import complete
 from fgrpo_plugin.quickstart.model import build_tokenizer
+from tests.support.overrides import SWITCH
 
 
 @pytest.mark.parametrize("text", ['{"prompt": []}\n{"prompt": []}\n', '[\n {"prompt": []}\n]'])
@@ -87,3 +89,17 @@ def test_a_tokenizer_is_loaded_or_refused_in_one_sentence(tmp_path):
 def test_the_hosts_own_reward_is_asked():
     assert has_default_reward("openai/gsm8k") and not has_default_reward("mine")
     assert earns_full_reward("openai/gsm8k", "#### 12", "12") and not earns_full_reward("openai/gsm8k", "#### 13", "12")
+
+
+def test_a_model_without_tokenizer_is_refused(stock_config, inputs, tmp_path):
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match="no tokenizer"):
+        complete(stock_config(*inputs, SWITCH))
+
+
+def test_remote_files_patterns_and_hub_names_are_left_to_the_host(stock_config, inputs):
+    files = [
+        "data.train_files=['hdfs://cluster/rows.parquet','part-*.parquet']",
+        "data.val_files=s3://bucket/rows.parquet",
+    ]
+    complete(stock_config(*inputs[2:], SWITCH, *files, "actor_rollout_ref.model.path=Qwen/Qwen2.5-Math-1.5B"))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.host import test_policy_loss
+from tests.support.micro_batches import BETA, actor_config, loss_rows, run_loss
 from tests.test_presets import LEVELS, every_link
 
 
@@ -11,11 +11,10 @@ from tests.test_presets import LEVELS, every_link
 def test_paper_and_released_have_the_same_gradient_in_the_first_step(key, level):
     """Through verl's ppo_loss in float32, uneven micro-batches; pi_theta = pi_old, which is not pi_ref."""
     name, link, alpha = key
-    settings = {"divergence": name, "link": link, "alpha": alpha, "level": level, "beta": test_policy_loss.BETA}
+    settings = {"divergence": name, "link": link, "alpha": alpha, "level": level, "beta": BETA}
     splits = [[0, 1, 2, 3, 4], [5, 6], [8, 9, 10, 11, 7]]
     gradients = [
-        test_policy_loss._run(test_policy_loss._rows(), test_policy_loss._actor_config(preset=p, **settings), splits)[2]
-        for p in ("paper", "released", "stable")
+        run_loss(loss_rows(), actor_config(preset=p, **settings), splits)[2] for p in ("paper", "released", "stable")
     ]
     largest = gradients[0].abs().max()
     assert largest > 0 and (gradients[0] - gradients[1]).abs().max() <= 1e-6 * largest
