@@ -95,7 +95,7 @@ def plan(
         fields["log_prob_tokens_per_gpu"] = fields["tokens_per_gpu"]
     lengths = {key: given[key] for key in ("mean_prompt", "mean_response") if key in given}
     if recipe is None and not changes:
-        from fgrpo_plugin.plan.models import find_model
+        from fgrpo_plugin.model_shape import find_model
 
         if model is None:
             raise ValueError("name what to plan: --recipe math_7b, overrides of the host, or --model.")

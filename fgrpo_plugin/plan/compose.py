@@ -11,7 +11,7 @@ from fgrpo_plugin.host.settings.compose import compose, describe_unknown, host_d
 from fgrpo_plugin.host.settings.layout import check_micro_batches
 from fgrpo_plugin.host.settings.questions import is_f_divergence, uses_our_loss
 from fgrpo_plugin.host.settings.refusals import check_settings
-from fgrpo_plugin.plan.models import find_model
+from fgrpo_plugin.model_shape import find_model
 from fgrpo_plugin.plan.recipe import engine_of, overridden, overrides
 from fgrpo_plugin.plan.setup import ENGINES, check_fields
 

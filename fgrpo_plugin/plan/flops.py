@@ -5,7 +5,7 @@ layer for a row of s tokens (half of 4 s^2). Backward costs twice the forward: 6
 al., arXiv 2001.08361, section 2.1; Narayanan et al., arXiv 2104.04473, appendix).
 """
 
-from fgrpo_plugin.plan.models import ModelShape
+from fgrpo_plugin.model_shape import ModelShape
 
 
 def attention_flops(model: ModelShape, row: float, *, causal: bool = True) -> float:

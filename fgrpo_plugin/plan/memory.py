@@ -7,8 +7,8 @@ host keeps on the GPU in which phase was read from verl 0.9.1; see docs/plan.md.
 from dataclasses import dataclass, replace
 from math import ceil
 
+from fgrpo_plugin.model_shape import ModelShape
 from fgrpo_plugin.plan.gpus import GIB
-from fgrpo_plugin.plan.models import ModelShape
 from fgrpo_plugin.plan.setup import DTYPES, Assumptions, Setup
 
 PARTS = (

@@ -6,8 +6,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fgrpo_plugin.host.settings.layout import STRATEGIES, has_uneven_stages
+from fgrpo_plugin.model_shape import find_model
 from fgrpo_plugin.plan.gpus import Gpu
-from fgrpo_plugin.plan.models import find_model
 from fgrpo_plugin.plan.setup import FSDP_ONLY, MEGATRON_ONLY, Setup
 
 ACTOR = "actor_rollout_ref.actor"

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from math import ceil
 
+from fgrpo_plugin.model_shape import ModelShape
 from fgrpo_plugin.plan.gpus import Gpu
-from fgrpo_plugin.plan.models import ModelShape
 
 ENGINES = ("fsdp", "fsdp2", "megatron")
 DTYPES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}

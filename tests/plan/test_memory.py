@@ -10,6 +10,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fgrpo_plugin.model_shape import find_model, shape_from_config
 from fgrpo_plugin.plan.gpus import GIB, find_gpu
 from fgrpo_plugin.plan.memory import (
     PARTS,
@@ -22,9 +23,8 @@ from fgrpo_plugin.plan.memory import (
     states,
     training_activations,
 )
-from fgrpo_plugin.plan.models import find_model, shape_from_config
 from fgrpo_plugin.plan.setup import Assumptions, Setup
-from tests.plan.test_models import GPT3, MT_NLG
+from tests.test_model_shape import GPT3, MT_NLG
 
 BARE = Assumptions(overhead_gib=0, fragmentation=0)
 H100 = find_gpu("H100")

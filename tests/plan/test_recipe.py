@@ -13,10 +13,10 @@ import pytest
 import typer.testing
 
 from fgrpo_plugin.cli import app
+from fgrpo_plugin.model_shape import find_model, known_models
 from fgrpo_plugin.plan.advice import advise, excess, shortfall
 from fgrpo_plugin.plan.gpus import find_gpu
 from fgrpo_plugin.plan.memory import phases
-from fgrpo_plugin.plan.models import find_model, known_models
 from fgrpo_plugin.plan.recipe import overrides, setup_from_config
 from fgrpo_plugin.plan.setup import Assumptions, Setup
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fgrpo_plugin.model_shape import find_model
 from fgrpo_plugin.plan.flops import forward_flops, update_flops
 from fgrpo_plugin.plan.gpus import find_gpu
-from fgrpo_plugin.plan.models import find_model
 from fgrpo_plugin.plan.roofline import Roofline, step_time
 from fgrpo_plugin.plan.setup import Assumptions, Setup
 

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from fgrpo_plugin.plan.models import find_model
+from fgrpo_plugin.model_shape import find_model
 
 STRATEGIES = {"dp": ("fsdp", "fsdp2"), "megatron": ("megatron",), "veomni": ("veomni",)}
 """The host's ``model_engine`` -> strategies of its actor, for the engines whose splits are known here."""

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fgrpo_plugin.model_shape import ModelShape, find_model, known_models, shape_from_config
 from fgrpo_plugin.plan.flops import forward_flops, layer_flops, update_flops
 from fgrpo_plugin.plan.gpus import find_gpu, known_gpus
-from fgrpo_plugin.plan.models import ModelShape, find_model, known_models, shape_from_config
 
 GPT3 = ModelShape("GPT-3", 96, 12288, 96, 96, 128, 4 * 12288, 51200, tied=True, gated=False)
 MT_NLG = ModelShape("MT-NLG", 105, 20480, 128, 128, 160, 4 * 20480, 51200, tied=True, gated=False)

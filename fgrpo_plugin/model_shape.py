@@ -171,7 +171,7 @@ def known_models() -> dict[str, dict[str, Any]]:
     """The table ``models.yaml``: name -> published counts and config."""
     from omegaconf import OmegaConf
 
-    table = OmegaConf.create(files("fgrpo_plugin.plan").joinpath("models.yaml").read_text())
+    table = OmegaConf.create(files("fgrpo_plugin").joinpath("models.yaml").read_text())
     return OmegaConf.to_container(table)  # type: ignore[return-value]
 
 
