@@ -92,9 +92,9 @@ def main(
 ) -> None:
     """Print measured and predicted times."""
     from fgrpo_plugin.plan.cpu import measure_cpu
-    from fgrpo_plugin.plan.recipe import setup_from_config
+    from fgrpo_plugin.plan.planned_run import Assumptions
+    from fgrpo_plugin.plan.recipe import planned_run_from_config
     from fgrpo_plugin.plan.roofline import Roofline
-    from fgrpo_plugin.plan.setup import Assumptions
 
     torch.set_num_threads(1)
     join_process_group()
@@ -113,7 +113,7 @@ def main(
                 tflops=(before.tflops + after.tflops) / 2,
                 bandwidth_gb=(before.bandwidth_gb + after.bandwidth_gb) / 2,
             )
-            setup, _ = setup_from_config(composed, cpu)
+            setup, _ = planned_run_from_config(composed, cpu)
             predicted = Roofline(setup, reached).update()
             products = Roofline(replace(setup, gpu=replace(cpu, bandwidth_gb=1e9)), reached).update()
             model = setup.model

@@ -1,4 +1,4 @@
-"""``fgrpo plan``: options to a `Setup`, and the report."""
+"""``fgrpo plan``: options to a `PlannedRun`, and the report."""
 
 import json
 from pathlib import Path
@@ -84,7 +84,7 @@ def plan(
 
     from fgrpo_plugin.plan import report
     from fgrpo_plugin.plan.gpus import find_gpu
-    from fgrpo_plugin.plan.setup import Assumptions, Setup, check_fields
+    from fgrpo_plugin.plan.planned_run import Assumptions, PlannedRun, check_fields
 
     device = find_gpu(gpu, **{key: given.get(key) for key in GPU_FIELDS})
     assumed = Assumptions(**{key: given[key] for key in ASSUMPTIONS if key in given})
@@ -101,20 +101,20 @@ def plan(
             raise ValueError("name what to plan: --recipe math_7b, overrides of the host, or --model.")
         if lam and "preference_rows" not in fields:
             raise ValueError(f"--lam {lam} needs --preference-rows.")
-        check_fields(fields, engine or Setup.engine)
+        check_fields(fields, engine or PlannedRun.engine)
         if "batch" in given:
             fields.setdefault("minibatch", given["batch"])
-        setup = Setup(model=find_model(model), gpu=device, **fields, **lengths)
-        result = report.make_plan(setup, assumed, notes=[])
+        run = PlannedRun(model=find_model(model), gpu=device, **fields, **lengths)
+        result = report.make_plan(run, assumed, notes=[])
     else:
         from fgrpo_plugin.host.settings.compose import compose
         from fgrpo_plugin.plan.compose import check_run, compose_run
-        from fgrpo_plugin.plan.recipe import setup_from_config
+        from fgrpo_plugin.plan.recipe import planned_run_from_config
 
         words, config = compose_run(recipe, changes or [], ({"model": model} if model else {}) | fields)
         notes = check_run(config)
-        setup, unmodelled = setup_from_config(config, device, **lengths)
-        result = report.make_plan(setup, assumed, recipe=words, notes=notes + unmodelled)
+        run, unmodelled = planned_run_from_config(config, device, **lengths)
+        result = report.make_plan(run, assumed, recipe=words, notes=notes + unmodelled)
         if result.command != words:
             try:
                 check_run(compose(result.command))
@@ -178,4 +178,4 @@ SAME = (
     "utilization",
 )
 FIELDS = RENAMED | {name: name for name in SAME}
-"""Option -> field of `Setup`."""
+"""Option -> field of `PlannedRun`."""

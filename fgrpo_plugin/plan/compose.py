@@ -12,8 +12,8 @@ from fgrpo_plugin.host.settings.layout import check_micro_batches
 from fgrpo_plugin.host.settings.questions import is_f_divergence, uses_our_loss
 from fgrpo_plugin.host.settings.refusals import check_settings
 from fgrpo_plugin.model_shape import find_model
+from fgrpo_plugin.plan.planned_run import ENGINES, check_fields
 from fgrpo_plugin.plan.recipe import engine_of, overridden, overrides
-from fgrpo_plugin.plan.setup import ENGINES, check_fields
 
 
 def compose_run(recipe: str | None, changes: Iterable[str], fields: dict[str, Any]) -> tuple[list[str], DictConfig]:
@@ -22,7 +22,7 @@ def compose_run(recipe: str | None, changes: Iterable[str], fields: dict[str, An
     Args:
         recipe: a config group of this package.
         changes: overrides of the host.
-        fields: of a `Setup`, from options; ``model`` is a name or a path.
+        fields: of a `PlannedRun`, from options; ``model`` is a name or a path.
 
     Raises:
         ValueError: what contradicts or is unknown, and the remedy.

@@ -1,4 +1,4 @@
-"""Between the host's configuration and a `Setup`: reading one, and naming the settings that change the other."""
+"""Between the host's configuration and a `PlannedRun`: reading one, and naming the settings that change the other."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from fgrpo_plugin.host.settings.layout import STRATEGIES, has_uneven_stages
 from fgrpo_plugin.model_shape import find_model
 from fgrpo_plugin.plan.gpus import Gpu
-from fgrpo_plugin.plan.setup import FSDP_ONLY, MEGATRON_ONLY, Setup
+from fgrpo_plugin.plan.planned_run import FSDP_ONLY, MEGATRON_ONLY, PlannedRun
 
 ACTOR = "actor_rollout_ref.actor"
 ROLLOUT = "actor_rollout_ref.rollout"
@@ -56,11 +56,11 @@ KEYS = {
     "preference_rows": "++data.preference.batch_size",
     "lam": f"++{ACTOR}.policy_loss.f_divergence.lam",
 }
-"""Field of `Setup` -> setting of the host, where the two hold the same value."""
+"""Field of `PlannedRun` -> setting of the host, where the two hold the same value."""
 
 
 def overrides(changes: Mapping[str, Any], engine: str) -> list[str]:
-    """The host's settings that stand for changed fields of a `Setup`.
+    """The host's settings that stand for changed fields of a `PlannedRun`.
 
     Args:
         changes: field -> value.
@@ -119,13 +119,13 @@ def engine_of(config: DictConfig) -> str:
     return str(strategy)
 
 
-def setup_from_config(config: DictConfig, gpu: Gpu, **changes: Any) -> tuple[Setup, list[str]]:
+def planned_run_from_config(config: DictConfig, gpu: Gpu, **changes: Any) -> tuple[PlannedRun, list[str]]:
     """What a configuration of ``main_ppo`` asks for, and what the plan does not model of it.
 
     Args:
         config: composed; it need not name data that exist.
         gpu: the device.
-        changes: fields of `Setup` that no configuration holds (mean lengths).
+        changes: fields of `PlannedRun` that no configuration holds (mean lengths).
 
     Raises:
         ValueError: an unknown model, another engine, or values that contradict one another.
@@ -174,7 +174,7 @@ def setup_from_config(config: DictConfig, gpu: Gpu, **changes: Any) -> tuple[Set
         if not fields["rollout_gpus"]:
             raise ValueError(f"trainer mode separate_async needs GPUs that generate: {ROLLOUT}.nnodes is 0; set it.")
     fields |= _algorithm(config, get) | changes
-    return Setup(**fields), _notes(get)
+    return PlannedRun(**fields), _notes(get)
 
 
 def _algorithm(config: DictConfig, get: Any) -> dict[str, Any]:

@@ -11,61 +11,61 @@ from rich.table import Table
 from fgrpo_plugin.plan.advice import Advice, advise, shortfall
 from fgrpo_plugin.plan.gpus import GIB
 from fgrpo_plugin.plan.memory import Phase, host_bytes, phases
+from fgrpo_plugin.plan.planned_run import Assumptions, PlannedRun
 from fgrpo_plugin.plan.recipe import overridden, overrides
 from fgrpo_plugin.plan.roofline import StepTime, step_time
-from fgrpo_plugin.plan.setup import Assumptions, Setup
 
 
 @dataclass(frozen=True)
 class Plan:
     """Everything that ``fgrpo plan`` says."""
 
-    setup: Setup
+    run: PlannedRun
     assumed: Assumptions
     phases: list[Phase]
     time: StepTime
     advice: Advice | None
-    """None where the setup fits."""
+    """None where the run fits."""
     notes: list[str]
     command: list[str]
     """Overrides of the recipe that it was started from, with the advice; empty without a recipe."""
 
     @property
     def fits(self) -> bool:
-        """Whether the setup fits as it is."""
+        """Whether the run fits as it is."""
         return all(phase.fits for phase in self.phases)
 
 
-def make_plan(setup: Setup, assumed: Assumptions, *, recipe: list[str] | None = None, notes: list[str]) -> Plan:
-    """Evaluate a setup, with advice if it does not fit.
+def make_plan(run: PlannedRun, assumed: Assumptions, *, recipe: list[str] | None = None, notes: list[str]) -> Plan:
+    """Evaluate a run, with advice if it does not fit.
 
     Args:
-        setup: what is planned.
+        run: what is planned.
         assumed: efficiencies and overheads.
         recipe: overrides of ``main_ppo`` that it comes from.
         notes: what is not modelled.
     """
-    found = phases(setup, assumed)
-    advice = None if all(phase.fits for phase in found) else advise(setup, assumed)
+    found = phases(run, assumed)
+    advice = None if all(phase.fits for phase in found) else advise(run, assumed)
     command = list(recipe or [])
     if advice is not None and advice.fits and recipe:
-        command = overridden(command, overrides(advice.changes, setup.engine))
-    return Plan(setup, assumed, found, step_time(setup, assumed), advice, notes, command)
+        command = overridden(command, overrides(advice.changes, run.engine))
+    return Plan(run, assumed, found, step_time(run, assumed), advice, notes, command)
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
     """The plan in plain types; bytes and seconds."""
     found: dict[str, Any] = {
-        "model": {"name": plan.setup.model.name, "parameters": plan.setup.model.parameters},
-        "gpu": plan.setup.gpu.described(),
-        "gpus": plan.setup.all_gpus,
+        "model": {"name": plan.run.model.name, "parameters": plan.run.model.parameters},
+        "gpu": plan.run.gpu.described(),
+        "gpus": plan.run.all_gpus,
         "assumptions": asdict(plan.assumed),
         "fits": plan.fits,
         "phases": [
             {"name": phase.name, "bytes": phase.parts, "total": phase.total, "fits": phase.fits}
             for phase in plan.phases
         ],
-        "host_bytes_per_node": host_bytes(plan.setup) * plan.setup.gpus_per_node,
+        "host_bytes_per_node": host_bytes(plan.run) * plan.run.gpus_per_node,
         "step_seconds": plan.time.total,
         "seconds": plan.time.phases,
         "tokens_per_second": plan.time.tokens / plan.time.total,
@@ -74,10 +74,10 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "command": _command(plan.command) if plan.command else None,
     }
     if plan.advice is not None:
-        engine = plan.setup.engine
+        engine = plan.run.engine
         found["advice"] = {
             "fits": plan.advice.fits,
-            "remains": shortfall(plan.advice.setup, plan.assumed),
+            "remains": shortfall(plan.advice.run, plan.assumed),
             "overrides": overrides(plan.advice.changes, engine),
             "tried": [
                 {"overrides": overrides(trial.changes, engine), "missing_bytes": trial.excess, "kept": trial.kept}
@@ -89,15 +89,15 @@ def as_json(plan: Plan) -> dict[str, Any]:
 
 def print_plan(plan: Plan, console: Console) -> None:
     """Tables of memory and time, then what to change, then the command."""
-    setup = plan.setup
-    console.print(_headline(setup), highlight=False)
-    console.print(_memory_table(plan.phases, setup))
-    if host := host_bytes(setup):
-        console.print(f"host memory for each node: {host * setup.gpus_per_node / GIB:.0f} GiB of offloaded states")
+    run = plan.run
+    console.print(_headline(run), highlight=False)
+    console.print(_memory_table(plan.phases, run))
+    if host := host_bytes(run):
+        console.print(f"host memory for each node: {host * run.gpus_per_node / GIB:.0f} GiB of offloaded states")
     console.print(_time_table(plan.time))
     rate = plan.time.tokens / plan.time.total
     console.print(
-        f"step {plan.time.total:.3g} s: {rate:,.0f} tokens/s, {rate / setup.all_gpus:,.0f} a GPU; "
+        f"step {plan.time.total:.3g} s: {rate:,.0f} tokens/s, {rate / run.all_gpus:,.0f} a GPU; "
         f"model FLOPs utilisation of the update {plan.time.utilization:.0%}",
         highlight=False,
     )
@@ -120,25 +120,25 @@ def print_plan(plan: Plan, console: Console) -> None:
         )
 
 
-def _headline(setup: Setup) -> str:
-    model = setup.model
+def _headline(run: PlannedRun) -> str:
+    model = run.model
     size = f"{model.parameters / 1e9:.2f}e9 parameters"
     if model.experts:
         size += f", {model.active_parameters / 1e9:.2f}e9 of them for a token"
-    split = [f"{name} {getattr(setup, name)}" for name in ("tp", "pp", "cp", "ep", "sp") if getattr(setup, name) > 1]
-    layout = ", ".join([setup.engine, *split, f"data parallel {setup.dp}", f"rollout tp {setup.rollout_tp}"])
-    lora = f", LoRA rank {setup.lora_rank}" if setup.lora_rank else ""
-    gpus = f"{setup.nodes} x {setup.gpus_per_node} {setup.gpu.name} ({setup.gpu.memory_gib:g} GiB)"
-    if setup.rollout_gpus:
-        gpus += f" and {setup.rollout_gpus} that generate"
-    rows = f"{setup.prompts} prompts x {setup.group} answers" if setup.generates else "preference rows alone"
-    if setup.joined_rows:
-        rows += f", {setup.joined_rows} preference rows an optimiser step"
-    lengths = f"up to {setup.prompt_length}+{setup.response_length} tokens"
+    split = [f"{name} {getattr(run, name)}" for name in ("tp", "pp", "cp", "ep", "sp") if getattr(run, name) > 1]
+    layout = ", ".join([run.engine, *split, f"data parallel {run.dp}", f"rollout tp {run.rollout_tp}"])
+    lora = f", LoRA rank {run.lora_rank}" if run.lora_rank else ""
+    gpus = f"{run.nodes} x {run.gpus_per_node} {run.gpu.name} ({run.gpu.memory_gib:g} GiB)"
+    if run.rollout_gpus:
+        gpus += f" and {run.rollout_gpus} that generate"
+    rows = f"{run.prompts} prompts x {run.group} answers" if run.generates else "preference rows alone"
+    if run.joined_rows:
+        rows += f", {run.joined_rows} preference rows an optimiser step"
+    lengths = f"up to {run.prompt_length}+{run.response_length} tokens"
     return f"{model.name}: {size}{lora}\n{gpus}; {layout}\n{rows}; {lengths}"
 
 
-def _memory_table(found: list[Phase], setup: Setup) -> Table:
+def _memory_table(found: list[Phase], run: PlannedRun) -> Table:
     table = Table(title="memory of one GPU, GiB")
     table.add_column("part")
     for phase in found:
@@ -165,9 +165,9 @@ def _time_table(time: StepTime) -> Table:
 
 
 def _print_advice(plan: Plan, advice: Advice, console: Console) -> None:
-    engine = plan.setup.engine
+    engine = plan.run.engine
     console.print("\nDoes not fit:", style="bold")
-    for sentence in shortfall(plan.setup, plan.assumed):
+    for sentence in shortfall(plan.run, plan.assumed):
         console.print(f"  {sentence}", highlight=False)
     table = Table(title="tried in this order, each on top of those kept (under actor_rollout_ref)")
     table.add_column("change", overflow="fold")
@@ -187,15 +187,15 @@ def _print_advice(plan: Plan, advice: Advice, console: Console) -> None:
         console.print(
             "Nothing that was tried makes it fit: take other GPUs, more of them, or a smaller model. What remains:"
         )
-        for sentence in shortfall(advice.setup, plan.assumed):
+        for sentence in shortfall(advice.run, plan.assumed):
             console.print(f"  {sentence}", highlight=False)
         return
     console.print("This fits (re-evaluated, and without what turned out not to be needed):")
     for override in overrides(advice.changes, engine):
         print(f"  {shlex.quote(override)}")  # never wrapped: it is to be copied
-    after, host = step_time(advice.setup, plan.assumed), host_bytes(advice.setup) * advice.setup.gpus_per_node / GIB
+    after, host = step_time(advice.run, plan.assumed), host_bytes(advice.run) * advice.run.gpus_per_node / GIB
     console.print(
-        f"then a step takes {after.total:.3g} s on {advice.setup.all_gpus} GPUs, {host:.0f} GiB of host memory a node.",
+        f"then a step takes {after.total:.3g} s on {advice.run.all_gpus} GPUs, {host:.0f} GiB of host memory a node.",
         highlight=False,
     )
 

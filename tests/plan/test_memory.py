@@ -11,19 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fgrpo_plugin.model_shape import find_model, shape_from_config
+from fgrpo_plugin.plan.activations import layer_activations, logit_bytes, recomputed_layer, training_activations
 from fgrpo_plugin.plan.gpus import GIB, find_gpu
-from fgrpo_plugin.plan.memory import (
-    PARTS,
-    kv_bytes_per_token,
-    layer_activations,
-    logit_bytes,
-    phases,
-    recomputed_layer,
-    rollout_weights,
-    states,
-    training_activations,
-)
-from fgrpo_plugin.plan.setup import Assumptions, Setup
+from fgrpo_plugin.plan.memory import PARTS, kv_bytes_per_token, phases, rollout_weights, states
+from fgrpo_plugin.plan.planned_run import Assumptions, PlannedRun
 from tests.test_model_shape import GPT3, MT_NLG
 
 BARE = Assumptions(overhead_gib=0, fragmentation=0)
@@ -31,7 +22,7 @@ H100 = find_gpu("H100")
 
 
 def setup(model="Qwen/Qwen2.5-7B", **changes):
-    return Setup(model=find_model(model), gpu=H100, **changes)
+    return PlannedRun(model=find_model(model), gpu=H100, **changes)
 
 
 def phase(planned, name, assumed=BARE):
@@ -299,7 +290,7 @@ def test_the_recomputed_layer_and_the_logits_are_never_there_together(vocab, tem
         del logits
         loss.backward()
     shape = shape_from_config(config.to_dict(), "small")
-    planned = Setup(shape, H100, compute_dtype="fp32", recompute="full", temperature=temperature)
+    planned = PlannedRun(shape, H100, compute_dtype="fp32", recompute="full", temperature=temperature)
     layer, held = recomputed_layer(planned), logit_bytes(planned)
     predicted = tokens * (training_activations(planned) + max(layer, held))
     assert live.most == pytest.approx(predicted, rel=0.1)

@@ -17,8 +17,8 @@ from fgrpo_plugin.model_shape import find_model, known_models
 from fgrpo_plugin.plan.advice import advise, excess, shortfall
 from fgrpo_plugin.plan.gpus import find_gpu
 from fgrpo_plugin.plan.memory import phases
-from fgrpo_plugin.plan.recipe import overrides, setup_from_config
-from fgrpo_plugin.plan.setup import Assumptions, Setup
+from fgrpo_plugin.plan.planned_run import Assumptions, PlannedRun
+from fgrpo_plugin.plan.recipe import overrides, planned_run_from_config
 
 ROOT = Path(__file__).parents[2]
 H100, A100 = find_gpu("H100"), find_gpu("A100-40")
@@ -44,7 +44,7 @@ def run(*words):
 
 
 def test_a_recipe_is_read_as_it_stands(stock_config):
-    planned, notes = setup_from_config(stock_config("+fgrpo=math_7b"), H100)
+    planned, notes = planned_run_from_config(stock_config("+fgrpo=math_7b"), H100)
     assert planned.model.name == "Qwen/Qwen2.5-Math-7B" and not notes
     expected = {
         "engine": "fsdp2",
@@ -67,28 +67,28 @@ def test_a_recipe_is_read_as_it_stands(stock_config):
 
 
 def test_f_hal_brings_its_preference_rows(stock_config):
-    planned, notes = setup_from_config(stock_config("+fgrpo=safety"), H100)
+    planned, notes = planned_run_from_config(stock_config("+fgrpo=safety"), H100)
     assert (planned.lam, planned.joined_rows) == (0.5, 512)  # as many as on-policy rows
     assert any("reward model" in note for note in notes)
     lam = "actor_rollout_ref.actor.policy_loss.f_divergence.lam"
-    assert setup_from_config(stock_config("+fgrpo=safety", f"{lam}=0"), H100)[0].joined_rows == 0
-    assert not setup_from_config(stock_config("+fgrpo=safety", f"{lam}=1"), H100)[0].generates
+    assert planned_run_from_config(stock_config("+fgrpo=safety", f"{lam}=0"), H100)[0].joined_rows == 0
+    assert not planned_run_from_config(stock_config("+fgrpo=safety", f"{lam}=1"), H100)[0].generates
     schedule = f"{lam}={{schedule: linear, start: 1.0, end: 0.0}}"
-    planned = setup_from_config(stock_config("+fgrpo=safety", schedule), H100)[0]
+    planned = planned_run_from_config(stock_config("+fgrpo=safety", schedule), H100)[0]
     assert planned.generates and planned.joined_rows == 512
 
 
 def test_the_asynchronous_recipe_generates_on_gpus_of_its_own(stock_config):
-    planned, notes = setup_from_config(stock_config("+fgrpo=async_7b"), H100)
+    planned, notes = planned_run_from_config(stock_config("+fgrpo=async_7b"), H100)
     assert (planned.gpus, planned.generating_gpus, planned.all_gpus, planned.minibatch) == (8, 8, 16, 64)
     assert planned.colocated and any("side by side" in note for note in notes)
     more = stock_config(
         "+fgrpo=async_7b", "actor_rollout_ref.rollout.nnodes=2", "actor_rollout_ref.hybrid_engine=false"
     )
-    planned, _ = setup_from_config(more, H100)
+    planned, _ = planned_run_from_config(more, H100)
     assert (planned.generating_gpus, planned.all_gpus, planned.colocated) == (16, 24, False)
     with pytest.raises(ValueError, match="needs GPUs that generate"):
-        setup_from_config(stock_config("+fgrpo=async_7b", "actor_rollout_ref.rollout.nnodes=0"), H100)
+        planned_run_from_config(stock_config("+fgrpo=async_7b", "actor_rollout_ref.rollout.nnodes=0"), H100)
     plan = json.loads(run("--recipe", "async_7b", "--gpu", "H100", "--json").output)
     others = sum(seconds for phase, seconds in plan["seconds"].items() if phase != "generation")
     assert plan["gpus"] == 16
@@ -97,7 +97,7 @@ def test_the_asynchronous_recipe_generates_on_gpus_of_its_own(stock_config):
 
 def test_which_passes_an_algorithm_needs(stock_config):
     def passes(*words):
-        planned = setup_from_config(stock_config("actor_rollout_ref.model.path=qwen2.5-7b", *words), H100)[0]
+        planned = planned_run_from_config(stock_config("actor_rollout_ref.model.path=qwen2.5-7b", *words), H100)[0]
         return planned.reference, planned.old_log_prob
 
     dynamic = "actor_rollout_ref.actor.use_dynamic_bsz=true"
@@ -110,7 +110,7 @@ def test_which_passes_an_algorithm_needs(stock_config):
 
 
 def test_megatrons_settings_are_read(stock_config):
-    planned, _ = setup_from_config(stock_config(*MEGATRON), H100)
+    planned, _ = planned_run_from_config(stock_config(*MEGATRON), H100)
     assert (planned.tp, planned.pp, planned.cp, planned.dp, planned.gpus) == (8, 4, 2, 1, 64)
     assert planned.param_offload and planned.ref_offload and planned.recompute == "full"
     assert not planned.optimizer_offload and planned.compute_dtype == "bfloat16"
@@ -119,8 +119,8 @@ def test_megatrons_settings_are_read(stock_config):
 @pytest.mark.parametrize("setting", ["calculate_entropy=true", "entropy_coeff=0.01"])
 def test_an_entropy_is_read(stock_config, setting):
     words = ("actor_rollout_ref.model.path=qwen2.5-7b", "actor_rollout_ref.actor.use_dynamic_bsz=true")
-    assert not setup_from_config(stock_config(*words), H100)[0].entropy
-    assert setup_from_config(stock_config(*words, f"actor_rollout_ref.actor.{setting}"), H100)[0].entropy
+    assert not planned_run_from_config(stock_config(*words), H100)[0].entropy
+    assert planned_run_from_config(stock_config(*words, f"actor_rollout_ref.actor.{setting}"), H100)[0].entropy
 
 
 def test_stages_of_unequal_depth_are_left_to_the_configuration(stock_config):
@@ -129,9 +129,9 @@ def test_stages_of_unequal_depth_are_left_to_the_configuration(stock_config):
         "actor_rollout_ref.actor.megatron.pipeline_model_parallel_size=6",
     ]
     with pytest.raises(ValueError, match=r"pp \* virtual pp = 6 does not divide the 80 layers"):
-        setup_from_config(stock_config(*words), H100)
+        planned_run_from_config(stock_config(*words), H100)
     first = "+actor_rollout_ref.actor.megatron.override_transformer_config.num_layers_in_first_pipeline_stage=15"
-    assert setup_from_config(stock_config(*words, first), H100)[0].pp == 6
+    assert planned_run_from_config(stock_config(*words, first), H100)[0].pp == 6
 
 
 FSDP = dict(model=find_model("Qwen/Qwen2.5-7B"), gpu=A100)
@@ -150,7 +150,7 @@ CHANGES = [
 @pytest.mark.parametrize("engine, changes", CHANGES)
 def test_every_change_that_is_named_is_read_back(stock_config, engine, changes):
     words = ["actor_rollout_ref.model.path=qwen2.5-7b", "actor_rollout_ref.actor.use_dynamic_bsz=true"]
-    planned, _ = setup_from_config(stock_config(*words, *overrides(changes, engine)), A100)
+    planned, _ = planned_run_from_config(stock_config(*words, *overrides(changes, engine)), A100)
     assert {name: getattr(planned, name) for name in changes} == changes
 
 
@@ -169,7 +169,7 @@ DOES_NOT_FIT = [
 
 @pytest.mark.parametrize("changes", DOES_NOT_FIT)
 def test_advice_fits_and_nothing_of_it_can_be_left_out(changes):
-    planned = Setup(**FSDP | changes)
+    planned = PlannedRun(**FSDP | changes)
     assert excess(planned, ASSUMED) > 0 and shortfall(planned, ASSUMED)
     advice = advise(planned, ASSUMED)
     assert advice.fits and excess(replace(planned, **advice.changes), ASSUMED) == 0
@@ -188,14 +188,14 @@ def test_advice_fits_and_nothing_of_it_can_be_left_out(changes):
 
 def test_advice_says_when_nothing_helps():
     """470 GB of rollout weights do not fit into the 8 x 40 GB of a node, whatever training does."""
-    advice = advise(Setup(model=SPARSE, gpu=A100, nodes=8), ASSUMED)
+    advice = advise(PlannedRun(model=SPARSE, gpu=A100, nodes=8), ASSUMED)
     assert not advice.fits and len(advice.tried) > 5
     done = run("--model", "Qwen3-235B-A22B", "--gpu", "A100-40", "--nodes", 8)
     assert done.exit_code == 1 and "Nothing that was tried makes it fit" in done.output
     table, remains = done.output.split("What remains:")
     assert all(" more " in line or "need" in line for line in remains.strip().splitlines()[:2])
     assert {word.split(":")[0] for word in remains.split("  ") if ":" in word} == {
-        phase.name for phase in phases(advice.setup, ASSUMED) if not phase.fits
+        phase.name for phase in phases(advice.run, ASSUMED) if not phase.fits
     }
     rows = [row.split("│")[1] for row in table.split("kept ┃")[1].splitlines() if row.startswith("│")]
     settings = [row.split("=")[0].strip() for row in rows if "=" in row]
@@ -320,7 +320,7 @@ def test_the_command_of_a_recipe_that_does_not_fit_holds_the_advice_and_fits(sto
     assert not plan["fits"] and plan["advice"]["fits"] and plan["advice"]["overrides"]
     command = [word for word in plan["command"].split() if "=" in word]
     assert command == ["+fgrpo=safety", *plan["advice"]["overrides"]]
-    planned, _ = setup_from_config(stock_config(*command), find_gpu("RTX4090"))
+    planned, _ = planned_run_from_config(stock_config(*command), find_gpu("RTX4090"))
     assert excess(planned, ASSUMED) == 0
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from fgrpo_plugin.model_shape import find_model
 from fgrpo_plugin.plan.flops import forward_flops, update_flops
 from fgrpo_plugin.plan.gpus import find_gpu
+from fgrpo_plugin.plan.planned_run import Assumptions, PlannedRun
 from fgrpo_plugin.plan.roofline import Roofline, step_time
-from fgrpo_plugin.plan.setup import Assumptions, Setup
 
 IDEAL = Assumptions(matmul=1.0, bandwidth=1.0, network=1.0, decode_step_ms=0.0, latency_us=0.0)
 H100 = find_gpu("H100")
@@ -18,7 +18,7 @@ FAST = replace(H100, bandwidth_gb=1e12, link_gb=1e12, network_gb=1e12, host_gb=1
 
 
 def setup(model="Qwen/Qwen2.5-7B", gpu=H100, **changes):
-    return Setup(model=find_model(model), gpu=gpu, **changes)
+    return PlannedRun(model=find_model(model), gpu=gpu, **changes)
 
 
 def test_decoding_one_row_reads_the_weights_once():

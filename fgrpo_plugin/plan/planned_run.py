@@ -45,7 +45,7 @@ class Assumptions:
 
 
 @dataclass(frozen=True)
-class Setup:
+class PlannedRun:
     """One run. Counts of prompts, rows and tokens are of the whole run unless they say otherwise.
 
     Raises:
@@ -294,7 +294,7 @@ class Setup:
 
 
 def check_fields(fields: Iterable[str], engine: str) -> None:
-    """Refuse fields of a `Setup` that belong to another engine than the one that trains.
+    """Refuse fields of a `PlannedRun` that belong to another engine than the one that trains.
 
     Raises:
         ValueError: names them as options.
