@@ -22,7 +22,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fgrpo_plugin.quickstart.run import QuickstartOptions, run_quickstart
+from fgrpo_plugin.quickstart.options import QuickstartOptions
+from fgrpo_plugin.quickstart.run import run_quickstart
 from fgrpo_plugin.quickstart.summary import draw, read_metrics, rewards
 
 ROOT = Path(__file__).parents[1]

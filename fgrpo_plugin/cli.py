@@ -44,7 +44,8 @@ def quickstart(
     override: Annotated[list[str] | None, typer.Option(help="Further Hydra override for the host; repeatable.")] = None,
 ) -> None:
     """Train a tiny model with f-GRPO through the stock host on a CPU and draw its reward curve."""
-    from fgrpo_plugin.quickstart.run import QuickstartError, QuickstartOptions, run_quickstart
+    from fgrpo_plugin.quickstart.options import QuickstartError, QuickstartOptions
+    from fgrpo_plugin.quickstart.run import run_quickstart
 
     try:
         options = QuickstartOptions(

@@ -2,15 +2,12 @@
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,10 +16,25 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from fgrpo_plugin.divergences import available_divergences
-from fgrpo_plugin.host.settings.inputs import check_model, load_tokenizer
 from fgrpo_plugin.quickstart import task
-from fgrpo_plugin.quickstart.processes import MARKER, cleaned_up, only_run
+from fgrpo_plugin.quickstart.command import MODEL_LEARNING_RATE, check_overrides, host_command, host_environment
+from fgrpo_plugin.quickstart.inputs import (
+    RunInputs,
+    UserData,
+    addition_inputs,
+    hybrid_inputs,
+    prepare_user_data,
+    user_inputs,
+)
+from fgrpo_plugin.quickstart.options import (
+    DEFAULT_STEPS,
+    DIVERGENCES,
+    HYBRID_STEPS,
+    QuickstartError,
+    QuickstartOptions,
+    is_users_own,
+)
+from fgrpo_plugin.quickstart.processes import cleaned_up, only_run
 from fgrpo_plugin.quickstart.summary import (
     draw,
     heldout_accuracies,
@@ -31,100 +43,9 @@ from fgrpo_plugin.quickstart.summary import (
     rewards,
     summarize,
 )
-from fgrpo_plugin.quickstart.user_data import UserData, prepare_user_data
 
-ALGORITHMS = ("f_grpo", "f_hal", "grpo")
-DEFAULT_STEPS, HYBRID_STEPS = 50, 90
-DIVERGENCES = {"f_grpo": "pearson", "f_hal": "kl"}
-MAX_STEPS = 100_000
 PATIENCE_SECONDS = 600.0
 """Without a new line of metrics for so long, the host is taken for dead; a model of the user's own has six times it."""
-MODEL_LEARNING_RATE = 1e-6
-MODEL_OVERRIDES = tuple(
-    f"actor_rollout_ref.{key}=8"
-    for key in (
-        "actor.ppo_micro_batch_size_per_gpu",
-        "ref.log_prob_micro_batch_size_per_gpu",
-        "rollout.log_prob_micro_batch_size_per_gpu",
-    )
-)
-"""For MODEL=, a model of unknown size that was pretrained: what `conf/fgrpo/quickstart.yaml` has suits the tiny one."""
-
-
-class QuickstartError(ValueError):
-    """The run cannot start or has failed; the text is one sentence that names the option and the remedy."""
-
-
-@dataclass(frozen=True)
-class QuickstartOptions:
-    """What the command line can set."""
-
-    algo: str = "f_grpo"
-    divergence: str | None = None
-    """Name of f; None takes pearson, and on the hybrid task of f_hal kl."""
-    lam: float | None = None
-    seed: int = 0
-    steps: int | None = None
-    run_dir: Path | None = None
-    data: Path | None = None
-    model: Path | None = None
-    learning_rate: float | None = None
-    overrides: tuple[str, ...] = ()
-
-    def check(self) -> None:
-        """Refuse what cannot work, before anything is written.
-
-        Raises:
-            QuickstartError: names the option and the remedy.
-        """
-        if self.algo not in ALGORITHMS:
-            raise QuickstartError(f"ALGO={self.algo} is not known; choose one of {', '.join(ALGORITHMS)}.")
-        if self.algo == "grpo" and self.divergence is not None:
-            raise QuickstartError(f"DIVERGENCE={self.divergence} means nothing to ALGO=grpo; remove one of the two.")
-        if self.lam is not None and self.algo != "f_hal":
-            raise QuickstartError(f"LAM={self.lam} is lambda of f-HAL; set ALGO=f_hal, or remove it.")
-        if self.lam is not None and not 0 <= self.lam <= 1:
-            raise QuickstartError(f"LAM={self.lam} must lie in [0, 1]; 0 is f-GRPO, 1 uses preference data alone.")
-        if self.algo == "f_hal" and self.data is not None:
-            raise QuickstartError(
-                f"DATA={self.data} with ALGO=f_hal: the quick start has preferences for its own task alone; with data "
-                "of your own use verl.trainer.main_ppo and data.preference.files."
-            )
-        if self.divergence == "alpha":
-            raise QuickstartError(
-                "DIVERGENCE=alpha needs its order, for which the quick start has no option; use verl.trainer.main_ppo "
-                "with policy_loss.f_divergence.alpha."
-            )
-        names = [name for name in available_divergences() if name != "alpha"]
-        if self.divergence is not None and self.divergence not in names:
-            raise QuickstartError(f"DIVERGENCE={self.divergence} is not known; choose one of {', '.join(names)}.")
-        if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:
-            raise QuickstartError(f"STEPS={self.steps} must lie between 1 and {MAX_STEPS}.")
-        if self.learning_rate is not None and not 0 <= self.learning_rate < 1:
-            raise QuickstartError(f"--learning-rate={self.learning_rate} must lie in [0, 1).")
-        if self.seed < 0:
-            raise QuickstartError(f"SEED={self.seed} must be 0 or more.")
-        if self.run_dir is not None and self.run_dir.exists():
-            if not self.run_dir.is_dir():
-                raise QuickstartError(f"RUN={self.run_dir} is a file; name a new folder.")
-            if any(self.run_dir.iterdir()):
-                raise QuickstartError(f"RUN={self.run_dir} is not empty; name a new folder or remove this one.")
-        if self.model is not None:
-            try:
-                check_model(str(self.model.absolute()), "MODEL")
-                load_tokenizer(self.model, "MODEL")
-            except ValueError as error:
-                raise QuickstartError(str(error)) from None
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """What the host is started on."""
-
-    model: Path
-    train: Path
-    heldout: Path
-    overrides: tuple[str, ...]
 
 
 def run_quickstart(options: QuickstartOptions, console: Console | None = None) -> Path:
@@ -167,17 +88,17 @@ def _run(options: QuickstartOptions, user_data: UserData | None, console: Consol
     run = run.absolute()
     (run / "logs").mkdir(parents=True, exist_ok=True)
     console.print(f"everything goes to {run}")
-    if _is_users_own(options.model) and options.learning_rate is None:
+    if is_users_own(options.model) and options.learning_rate is None:
         console.print(f"MODEL: learning rate {MODEL_LEARNING_RATE:g}; set another with ARGS='--learning-rate=...'")
     if options.overrides:
-        _check_overrides(run, options, steps)
+        check_overrides(run, options, steps)
 
     with _progress(console) as progress, _interruptible():
         model = options.model.absolute() if options.model else _warm_model(run, options.seed, progress, hybrid)
         if hybrid:
-            inputs = _hybrid(run, model)
+            inputs = hybrid_inputs(run, model)
         else:
-            inputs = _addition(run, model, options.seed) if user_data is None else _user(run, model, user_data)
+            inputs = addition_inputs(run, model) if user_data is None else user_inputs(run, model, user_data)
         _train(run, options, steps, inputs, progress)
 
     summary = summarize(
@@ -196,28 +117,6 @@ def _run(options: QuickstartOptions, user_data: UserData | None, console: Consol
     draw({name: [rewards(rows)]}, run / "reward_curve.png", f"{name}, seed {options.seed}", points)
     _report(summary, run, console)
     return run
-
-
-def _is_users_own(model: Path | None) -> bool:
-    """Whether it is another model than the quick start's own from an earlier run."""
-    return model is not None and "fgrpo_quickstart" not in json.loads((model / "config.json").read_text())
-
-
-def _check_overrides(run: Path, options: QuickstartOptions, steps: int) -> None:
-    """Compose and complete the configuration as the host will, before the warm-up: a user's key may be mistyped."""
-    inputs = _Inputs(model=Path("model"), train=Path("*.parquet"), heldout=Path("*.parquet"), overrides=())
-    if options.algo == "f_hal":
-        inputs = _hybrid(run, Path("model"))
-    words = [word for word in host_command(run, options, steps, inputs, run / "ray")[3:] if "hydra." not in word]
-    program = (
-        "from fgrpo_plugin.host.settings.compose import check_overrides; import sys; check_overrides(sys.argv[1:])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, *words], env=host_environment(run, ""), capture_output=True, text=True
-    )
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise QuickstartError(f"--override: {reason.removeprefix('ValueError: ')}")
 
 
 def _warm_model(run: Path, seed: int, progress: Progress, for_hybrid: bool) -> Path:
@@ -246,96 +145,7 @@ def _warm_model(run: Path, seed: int, progress: Progress, for_hybrid: bool) -> P
     return save_model(model, tokenizer, run / "model")
 
 
-def _addition(run: Path, model: Path, seed: int) -> _Inputs:
-    train, _ = task.split_pairs()
-    rows, heldout = task.verl_rows(train, "train"), task.verl_rows(task.heldout_sample(), "heldout")
-    return _Inputs(
-        model=model,
-        train=task.write_parquet(rows, run / "data" / "train.parquet"),
-        heldout=task.write_parquet(heldout, run / "data" / "heldout.parquet"),
-        overrides=(
-            "reward.custom_reward_function.path=pkg://fgrpo_plugin.quickstart.task",
-            "reward.custom_reward_function.name=compute_score",
-        ),
-    )
-
-
-def _hybrid(run: Path, model: Path) -> _Inputs:
-    """The hybrid task: the same sums, the flawed proxy for a reward, and truthful preferences."""
-    from fgrpo_plugin.quickstart import hybrid
-
-    train, _ = task.split_pairs()
-    rows, heldout = task.verl_rows(train, "train"), task.verl_rows(task.heldout_sample(), "heldout")
-    preferences = hybrid.write_preference_file(run / "data" / "preferences.parquet")
-    return _Inputs(
-        model=model,
-        train=task.write_parquet(rows, run / "data" / "train.parquet"),
-        heldout=task.write_parquet(heldout, run / "data" / "heldout.parquet"),
-        overrides=(
-            "reward.custom_reward_function.path=pkg://fgrpo_plugin.quickstart.hybrid",
-            "reward.custom_reward_function.name=proxy_reward",
-            f"data.preference.files=[{preferences}]",
-            f"data.preference.cache_dir={run / 'reference_cache'}",
-        ),
-    )
-
-
-def _user(run: Path, model: Path, data: Any) -> _Inputs:
-    return _Inputs(
-        model=model,
-        train=task.write_parquet(data.train, run / "data" / "train.parquet"),
-        heldout=task.write_parquet(data.heldout, run / "data" / "heldout.parquet"),
-        overrides=data.overrides,
-    )
-
-
-def host_command(run: Path, options: QuickstartOptions, steps: int, inputs: _Inputs, ray_folder: Path) -> list[str]:
-    """The stock host's command line; what does not depend on this run stands in ``conf/fgrpo/quickstart.yaml``."""
-    f_divergence = "actor_rollout_ref.actor.policy_loss.f_divergence"
-    overrides = [
-        f"+fgrpo={'laptop_hybrid' if options.algo == 'f_hal' else 'quickstart'}",
-        f"algorithm.adv_estimator={options.algo}",
-        f"data.train_files={inputs.train}",
-        f"data.val_files={inputs.heldout}",
-        f"data.seed={options.seed}",
-        f"actor_rollout_ref.model.path={inputs.model}",
-        f"actor_rollout_ref.rollout.seed={options.seed}",
-        f"trainer.total_training_steps={steps}",
-        f"trainer.default_local_dir={run / 'checkpoints'}",
-        f"hydra.run.dir={run / 'logs' / 'hydra'}",
-        f"+ray_kwargs.ray_init._temp_dir={ray_folder}",
-        *inputs.overrides,
-    ]
-    if _is_users_own(options.model):
-        overrides += [*MODEL_OVERRIDES, f"actor_rollout_ref.actor.optim.lr={MODEL_LEARNING_RATE}"]
-    if options.algo == "f_grpo":
-        overrides.append(f"+{f_divergence}.divergence={options.divergence or DIVERGENCES['f_grpo']}")
-    if options.algo == "f_hal":
-        overrides.append(f"{f_divergence}.divergence={options.divergence or DIVERGENCES['f_hal']}")
-        overrides += [f"{f_divergence}.lam={options.lam}"] if options.lam is not None else []
-    if options.learning_rate is not None:
-        overrides.append(f"actor_rollout_ref.actor.optim.lr={options.learning_rate}")
-    return [sys.executable, "-m", "verl.trainer.main_ppo", *overrides, *options.overrides]
-
-
-def host_environment(run: Path, run_id: str) -> dict[str, str]:
-    """The environment in which the host finds the CPU platform and writes its metrics as JSON lines."""
-    return {
-        **os.environ,
-        MARKER: run_id,
-        # Ray and vLLM change their processes' titles, which else overwrites the environment that holds the marker.
-        "SPT_NOENV": "1",
-        # A dozen processes share the cores; with a thread pool each they wait for one another in busy loops.
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
-        "VERL_PLATFORM": "cpu",
-        "VERL_FILE_LOGGER_PATH": str(run / "metrics.jsonl"),
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONUNBUFFERED": "1",
-    }
-
-
-def _train(run: Path, options: QuickstartOptions, steps: int, inputs: _Inputs, progress: Progress) -> None:
+def _train(run: Path, options: QuickstartOptions, steps: int, inputs: RunInputs, progress: Progress) -> None:
     run_id = uuid.uuid4().hex
     ray_folder = Path(tempfile.mkdtemp(prefix="fgrpo-"))  # short: Ray's socket paths must stay below 107 characters
     log = run / "logs" / "train.log"
@@ -351,7 +161,7 @@ def _train(run: Path, options: QuickstartOptions, steps: int, inputs: _Inputs, p
             env=host_environment(run, run_id),
             start_new_session=True,  # a Ctrl-C comes to us alone, and the run is then ended in order
         )
-        patience = PATIENCE_SECONDS * (6 if _is_users_own(options.model) else 1)
+        patience = PATIENCE_SECONDS * (6 if is_users_own(options.model) else 1)
         _follow(process, run / "metrics.jsonl", log, steps, progress, patience)
 
 

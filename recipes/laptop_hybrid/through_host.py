@@ -17,7 +17,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fgrpo_plugin.quickstart.run import QuickstartOptions, run_quickstart
+from fgrpo_plugin.quickstart.options import QuickstartOptions
+from fgrpo_plugin.quickstart.run import run_quickstart
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"

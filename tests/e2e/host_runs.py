@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from fgrpo_plugin.host.driver.preference_source import STATE_FILE
+from fgrpo_plugin.quickstart.command import host_command, host_environment
+from fgrpo_plugin.quickstart.inputs import hybrid_inputs
 from fgrpo_plugin.quickstart.model import build_model, build_tokenizer, save_model
+from fgrpo_plugin.quickstart.options import QuickstartOptions
 from fgrpo_plugin.quickstart.processes import end_run
-from fgrpo_plugin.quickstart.run import QuickstartOptions, _hybrid, host_command, host_environment
 from fgrpo_plugin.quickstart.summary import read_metrics
 
 STEPS, SAVED, ROWS = 4, 2, 64
@@ -37,7 +39,7 @@ class Host:
         tokenizer.pad_token = tokenizer.eos_token
         self.model = save_model(build_model(tokenizer, 0), tokenizer, folder / "model")
         (folder / "shared" / "data").mkdir(parents=True)
-        self.inputs = _hybrid(folder / "shared", self.model)
+        self.inputs = hybrid_inputs(folder / "shared", self.model)
 
     def start(
         self,

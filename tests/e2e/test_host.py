@@ -12,8 +12,11 @@ import pytest
 import torch
 
 from fgrpo_plugin.host.metric_table import METRICS
+from fgrpo_plugin.quickstart.command import host_command, host_environment
+from fgrpo_plugin.quickstart.inputs import addition_inputs
+from fgrpo_plugin.quickstart.options import QuickstartOptions
 from fgrpo_plugin.quickstart.processes import MARKER, end_run, marked_processes, shared_memory_segments
-from fgrpo_plugin.quickstart.run import QuickstartOptions, _addition, host_command, host_environment, run_quickstart
+from fgrpo_plugin.quickstart.run import run_quickstart
 from fgrpo_plugin.quickstart.summary import read_metrics, rewards
 from tests.e2e.host_runs import ours
 
@@ -93,7 +96,7 @@ def resumed_without_sync(trained, tmp_path_factory) -> Path:
         "actor_rollout_ref.actor.optim.lr_warmup_steps=0",
     )
     options = QuickstartOptions(learning_rate=2e-3, overrides=overrides)
-    inputs = _addition(run, trained / "model", seed=0)
+    inputs = addition_inputs(run, trained / "model")
     command = host_command(run, options, STEPS + MORE, inputs, run / "ray")
     command = [word for word in command if "_temp_dir" not in word]
     run_id = f"test-{os.getpid()}"

@@ -10,73 +10,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fgrpo_plugin.model_shape import find_model, shape_from_config
-from fgrpo_plugin.plan.activations import layer_activations, logit_bytes, recomputed_layer, training_activations
-from fgrpo_plugin.plan.gpus import GIB, find_gpu
+from fgrpo_plugin.model_shape import shape_from_config
+from fgrpo_plugin.plan.activations import logit_bytes, recomputed_layer, training_activations
+from fgrpo_plugin.plan.gpus import GIB
 from fgrpo_plugin.plan.memory import PARTS, kv_bytes_per_token, phases, rollout_weights, states
 from fgrpo_plugin.plan.planned_run import Assumptions, PlannedRun
-from tests.test_model_shape import GPT3, MT_NLG
-
-BARE = Assumptions(overhead_gib=0, fragmentation=0)
-H100 = find_gpu("H100")
-
-
-def setup(model="Qwen/Qwen2.5-7B", **changes):
-    return PlannedRun(model=find_model(model), gpu=H100, **changes)
-
-
-def phase(planned, name, assumed=BARE):
-    return next(found for found in phases(planned, assumed) if found.name == name)
-
-
-@given(row=st.integers(1, 65536), tp=st.sampled_from([1, 2, 4, 8]))
-def test_activations_are_korthikantis_table_2(row, tp):
-    h, a = GPT3.hidden, GPT3.heads
-    gpt = {"flash": False, "dropout": True, "tp": tp}
-    assert layer_activations(GPT3, row, **gpt) == pytest.approx(h * (10 + 24 / tp + 5 * a * row / (h * tp)))
-    both = layer_activations(GPT3, row, **gpt, sequence_parallel=True)
-    assert both == pytest.approx(h / tp * (34 + 5 * a * row / h))
-    selective = layer_activations(GPT3, row, dropout=True, tp=tp, sequence_parallel=True)
-    assert selective == pytest.approx(34 * h / tp)
-
-
-@pytest.mark.parametrize("model, saved", [(GPT3, 0.70), (MT_NLG, 0.65)])
-def test_unfused_attention_takes_the_published_share(model, saved):
-    """Selective recomputation saves 70 % for GPT-3 and 65 % for the 530B model (arXiv 2205.05198, section 5)."""
-    everything = layer_activations(model, 2048, flash=False, dropout=True)
-    assert 1 - layer_activations(model, 2048, dropout=True) / everything == pytest.approx(saved, abs=0.005)
-
-
-def test_activations_are_those_that_autograd_keeps():
-    """A layer of transformers' own Qwen2 in float32: the bytes of tensors saved for backward."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    numbers = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = AutoConfig.for_model("qwen2", num_hidden_layers=1, vocab_size=100, **numbers)
-    config._attn_implementation = "sdpa"
-    rows, tokens = 2, 256
-    kept = {}
-    for layers in (1, 3):
-        config.num_hidden_layers = layers
-        config.layer_types = ["full_attention"] * layers
-        model = AutoModelForCausalLM.from_config(config)
-        own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-        seen: dict[int, int] = {}
-
-        def pack(tensor, own=own, seen=seen):
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                seen[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            held = model(input_ids=torch.randint(0, 100, (rows, tokens))).logits
-        kept[layers] = sum(seen.values())
-        del held
-    measured = (kept[3] - kept[1]) / 2 / (rows * tokens)
-    shape = shape_from_config(config.to_dict(), "small")
-    predicted = layer_activations(shape, tokens, width=4, eager_norms=True, fused_gate=False)
-    assert measured == pytest.approx(predicted, rel=0.15)
+from tests.plan.planning import BARE, H100, phase, setup
 
 
 def test_states_are_those_of_zero():
@@ -226,14 +165,6 @@ def test_parts_are_never_negative_and_always_the_same(numbers):
         assert min(found.parts.values()) >= 0
 
 
-def test_full_recomputation_keeps_one_tensor_a_layer():
-    """2 s b h a layer (arXiv 2205.05198, section 5), and the layer at work."""
-    planned, deep = setup(engine="megatron", tp=1, recompute="full"), find_model("Qwen/Qwen2.5-7B")
-    twice = replace(planned, model=replace(deep, layers=2 * deep.layers))
-    grown = training_activations(twice) - training_activations(planned)
-    assert grown == pytest.approx(2 * deep.hidden * deep.layers)
-
-
 class Live(TorchDispatchMode):
     """The most bytes of tensors that are alive at a time, those of ``ignored`` apart."""
 
@@ -309,46 +240,10 @@ def test_logits_are_held_once_and_more_often_where_they_are_needed_again():
     assert logit_bytes(megatron) == 4 * once / 4 and logit_bytes(megatron, training=False) == 3 * once / 4
 
 
-def test_without_recomputation_activations_and_logits_add_up():
-    planned = setup(recompute="none")
-    parts, (tokens, _) = phase(planned, "training").parts, planned.micro_batch()
-    assert parts["logits"] == tokens * logit_bytes(planned)
-    assert parts["activations"] == tokens * training_activations(planned)
-
-
 def test_the_first_stage_of_a_pipeline_holds_as_much_as_one_gpu_of_all_layers():
     """1F1B keeps p micro-batches of 1/p of the layers (arXiv 2205.05198, section 4.2.3)."""
     planned = setup("meta-llama/Llama-3.1-70B", engine="megatron", tp=8, nodes=8, recompute="none")
     assert training_activations(replace(planned, pp=4), in_flight=4) == pytest.approx(training_activations(planned))
-
-
-@pytest.mark.parametrize(
-    "changes, said",
-    [
-        ({"engine": "deepspeed"}, "engine 'deepspeed' is not one of fsdp, fsdp2, megatron"),
-        ({"tp": 2}, "belong to Megatron"),
-        ({"engine": "megatron", "sp": 2}, "belong to FSDP"),
-        ({"engine": "megatron", "tp": 4, "pp": 3}, "does not divide the 8 GPUs"),
-        ({"engine": "megatron", "pp": 8}, r"pp \* virtual pp = 8 does not divide the 28 layers of Qwen/Qwen2.5-7B"),
-        ({"engine": "megatron", "pp": 4, "virtual_pp": 2}, r"pp \* virtual pp = 8 does not divide the 28 layers"),
-        ({"engine": "megatron", "tp": 16}, "tp 16 does not divide the 28 attention heads"),
-        ({"engine": "megatron", "ep": 2}, "needs a model whose number of experts"),
-        ({"rollout_tp": 7}, "rollout tp = 7 does not divide the 8 GPUs"),
-        ({"rollout_tp": 8}, "rollout tp 8 does not divide the 28 attention heads"),
-        ({"prompts": 100, "minibatch": 64}, "minibatch 64 does not divide the 100 prompts"),
-        ({"response_length": 32768}, "33280 tokens exceeds the 16384 of a micro-batch .*--tokens-per-gpu"),
-        ({"dtype": "int4"}, "dtype 'int4' is not one of"),
-        ({"mean_response": 1025}, "mean response 1025 is more than the longest, 1024"),
-        ({"mean_prompt": 600}, "mean prompt 600 is more than the longest, 512"),
-        ({"lam": 0.5, "preference_rows": 100}, "preference rows 100 must be a multiple of 16"),
-        ({"lam": 2.0}, "lambda 2.0 must lie"),
-        ({"utilization": 1.5}, "gpu_memory_utilization 1.5"),
-        ({"group": 0}, "group 0 must be a whole number >= 1"),
-    ],
-)
-def test_contradictions_are_refused(changes, said):
-    with pytest.raises(ValueError, match=said):
-        setup(**changes)
 
 
 def test_rollout_weights_are_split_and_in_their_own_type():

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fgrpo_plugin.quickstart.options import QuickstartError, QuickstartOptions
 from fgrpo_plugin.quickstart.processes import (
     MARKER,
     cleaned_up,
@@ -20,7 +21,7 @@ from fgrpo_plugin.quickstart.processes import (
     remove_segments,
     shared_memory_segments,
 )
-from fgrpo_plugin.quickstart.run import QuickstartError, QuickstartOptions, run_quickstart
+from fgrpo_plugin.quickstart.run import run_quickstart
 
 # A parent with a child in a session of its own, as Ray's daemons are, which ignores the polite signals.
 TREE = """

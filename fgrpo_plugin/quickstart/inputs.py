@@ -1,4 +1,4 @@
-"""``DATA=file``: the user's own prompts and ground truths in verl's data format."""
+"""What a run is started on: model, prompts and preferences of its task, or ``DATA=file``, the user's own prompts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from fgrpo_plugin import tables
 from fgrpo_plugin.host.settings.inputs import check_data_file, has_default_reward, load_tokenizer
+from fgrpo_plugin.quickstart import task
 
 COLUMNS = ("prompt", "data_source", "reward_model")
 BATCH, GROUP, MICRO_BATCH = 24, 8, 64  # as in conf/fgrpo/quickstart.yaml; a step's rows must be whole micro-batches
@@ -25,6 +26,61 @@ class UserData:
     train: list[dict[str, Any]]
     heldout: list[dict[str, Any]]
     overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What the host is started on."""
+
+    model: Path
+    train: Path
+    heldout: Path
+    overrides: tuple[str, ...]
+
+
+def addition_inputs(run: Path, model: Path) -> RunInputs:
+    """Write the prompts of two-digit addition, and name their reward."""
+    train, _ = task.split_pairs()
+    rows, heldout = task.verl_rows(train, "train"), task.verl_rows(task.heldout_sample(), "heldout")
+    return RunInputs(
+        model=model,
+        train=task.write_parquet(rows, run / "data" / "train.parquet"),
+        heldout=task.write_parquet(heldout, run / "data" / "heldout.parquet"),
+        overrides=(
+            "reward.custom_reward_function.path=pkg://fgrpo_plugin.quickstart.task",
+            "reward.custom_reward_function.name=compute_score",
+        ),
+    )
+
+
+def hybrid_inputs(run: Path, model: Path) -> RunInputs:
+    """The hybrid task: the same sums, the flawed proxy for a reward, and truthful preferences."""
+    from fgrpo_plugin.quickstart import hybrid
+
+    train, _ = task.split_pairs()
+    rows, heldout = task.verl_rows(train, "train"), task.verl_rows(task.heldout_sample(), "heldout")
+    preferences = hybrid.write_preference_file(run / "data" / "preferences.parquet")
+    return RunInputs(
+        model=model,
+        train=task.write_parquet(rows, run / "data" / "train.parquet"),
+        heldout=task.write_parquet(heldout, run / "data" / "heldout.parquet"),
+        overrides=(
+            "reward.custom_reward_function.path=pkg://fgrpo_plugin.quickstart.hybrid",
+            "reward.custom_reward_function.name=proxy_reward",
+            f"data.preference.files=[{preferences}]",
+            f"data.preference.cache_dir={run / 'reference_cache'}",
+        ),
+    )
+
+
+def user_inputs(run: Path, model: Path, data: UserData) -> RunInputs:
+    """Write both splits of the user's own rows."""
+    return RunInputs(
+        model=model,
+        train=task.write_parquet(data.train, run / "data" / "train.parquet"),
+        heldout=task.write_parquet(data.heldout, run / "data" / "heldout.parquet"),
+        overrides=data.overrides,
+    )
 
 
 def prepare_user_data(path: Path, model: Path | None, overrides: Sequence[str] = ()) -> UserData:

@@ -1,0 +1,45 @@
+"""What the command line refuses before anything is written."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fgrpo_plugin.cli import app
+from fgrpo_plugin.quickstart.options import QuickstartError, QuickstartOptions
+from fgrpo_plugin.quickstart.run import run_quickstart
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(algo="ppo"), "ALGO=ppo"),
+        (dict(divergence="nope"), "DIVERGENCE=nope"),
+        (dict(steps=0), "STEPS=0"),
+        (dict(seed=-1), "SEED=-1"),
+        (dict(learning_rate=2.0), "learning-rate=2.0"),
+        (dict(model=Path("/nowhere/model")), "MODEL=/nowhere/model: there is no such folder"),
+        (dict(data=Path("/nowhere/rows.jsonl")), "DATA=/nowhere/rows.jsonl: there is no such file"),
+        (dict(divergence="alpha"), "DIVERGENCE=alpha needs its order"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_written(tmp_path, options, words):
+    with pytest.raises(QuickstartError) as error:
+        run_quickstart(QuickstartOptions(run_dir=tmp_path / "run", **options))
+    assert words in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_without_tokenizer_and_a_used_folder_are_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(QuickstartError, match="the model has no tokenizer"):
+        run_quickstart(QuickstartOptions(run_dir=tmp_path / "run", model=tmp_path))
+    with pytest.raises(QuickstartError, match="is not empty"):
+        run_quickstart(QuickstartOptions(run_dir=tmp_path))
+
+
+def test_the_command_line_prints_one_sentence_and_exits_2():
+    result = CliRunner().invoke(app, ["quickstart", "--divergence", "nope"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("fgrpo quickstart: DIVERGENCE=nope is not known; choose one of kl,")
+    assert len(result.stderr.strip().splitlines()) == 1
