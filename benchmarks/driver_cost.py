@@ -49,10 +49,10 @@ def on_policy_parts(rows: int, response: int) -> list[tuple[str, Callable[[], An
     import torch
     from tensordict import TensorDict
 
-    from benchmarks.worker import GROUP, nested
     from fgrpo_plugin.config import FDivergenceConfig
     from fgrpo_plugin.host.driver.advantage import f_grpo_advantage
     from fgrpo_plugin.host.driver.rows import minibatch_of_row, row_numbers, row_sums
+    from tests.support.worker import GROUP, nested
 
     queue = TensorDict(
         {
@@ -92,9 +92,9 @@ def preference_parts(
     import torch
 
     from benchmarks.hybrid_cost import MadeRows, make_preferences
-    from benchmarks.worker import config, f_hal, make_model
     from fgrpo_plugin.host.driver.joining import joined_order, new_keys, preference_numbers, queue_blocks
     from fgrpo_plugin.host.settings.questions import read_settings
+    from tests.support.worker import config, f_hal, make_model
 
     make_model(folder, layers=1, hidden=32)
     composed = config(folder, *f_hal(folder), f"+data.preference.batch_size={rows}", "data.train_batch_size=1024")

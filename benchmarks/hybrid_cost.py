@@ -32,7 +32,12 @@ from rich.console import Console
 from rich.table import Table
 from tensordict import TensorDict
 
-from benchmarks.worker import (
+from fgrpo_plugin.host.driver.joining import as_queue_rows, joined_order, preference_numbers
+from fgrpo_plugin.host.driver.preference_source import PreferenceSource
+from fgrpo_plugin.host.driver.rows import on_policy_fields
+from fgrpo_plugin.host.settings.questions import read_settings
+from fgrpo_plugin.preference.tokens import TokenRow
+from tests.support.worker import (
     GROUP,
     attach_advantages,
     config,
@@ -45,11 +50,6 @@ from benchmarks.worker import (
     response_log_probs,
     update,
 )
-from fgrpo_plugin.host.driver.joining import as_queue_rows, joined_order, preference_numbers
-from fgrpo_plugin.host.driver.preference_source import PreferenceSource
-from fgrpo_plugin.host.driver.rows import on_policy_fields
-from fgrpo_plugin.host.settings.questions import read_settings
-from fgrpo_plugin.preference.tokens import TokenRow
 
 SHARES = (0.0, 0.25, 0.5, 1.0)
 TARGET = 1.05

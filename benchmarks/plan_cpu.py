@@ -18,7 +18,7 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.worker import GROUP, attach_advantages, config, join_process_group, make_model, make_rows, update
+from tests.support.worker import GROUP, attach_advantages, config, join_process_group, make_model, make_rows, update
 
 CASES = (  # layers, width, rows, prompt, response
     (0, 0, 64, 16, 8),  # the quick start's own model and lengths

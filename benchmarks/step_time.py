@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from tensordict import TensorDict
 
-from benchmarks.worker import (
+from tests.support.worker import (
     GROUP,
     attach_advantages,
     config,

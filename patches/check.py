@@ -114,12 +114,12 @@ def check_shims(patches: list[Path], repo: Path, folder: Path, rev: str) -> bool
         ValueError: a patch does not apply, or this package does not run.
     """
     apply(patches[:SHIMS], repo, folder / "shims", rev)
-    stock, patched = (_answer(run_ours("tests.shims_process", host)) for host in (None, folder / "shims"))
+    stock, patched = (_answer(run_ours("tests.support.shims_process", host)) for host in (None, folder / "shims"))
     print("shims:", ", ".join(f"{name} {state}" for name, state in patched["applied"].items()))
     off = len(patched["applied"]) == SHIMS and set(patched["applied"].values()) == {"not needed"}
     same = all(stock[key] == patched[key] for key in ("loss", "gradient", "fields"))
     print(f"loss {patched['loss']!r}, {'identical to' if same else 'NOT'} that of the installed verl with the shims")
-    gaps = _answer(run_ours("tests.upstream_process", folder / "verl", plugin=False))["losses"].values()
+    gaps = _answer(run_ours("tests.support.upstream_process", folder / "verl", plugin=False))["losses"].values()
     gap = max(max(entry.values()) for entry in gaps)
     print(f"0005, 0006: largest relative difference from this package's losses {gap:.1e}, bound {GAP:.0e}")
     return off and same and gap < GAP

@@ -58,7 +58,7 @@ def collect(rows: Path, engine_name: str, overrides: list[str]) -> dict[str, Any
     import torch
     from safetensors.torch import load_file
 
-    from benchmarks.worker import config, f_hal, in_order, join_process_group, make_model, nested, update
+    from tests.support.worker import config, f_hal, in_order, join_process_group, make_model, nested, update
 
     torch.manual_seed(0)
     join_process_group()

@@ -75,9 +75,9 @@ def ran(hosts) -> dict[str, Callable[[], subprocess.CompletedProcess[str]]]:
             "brought tests": pool.submit(
                 check.run_tests, check.tests_of(check.patches_of("v0.9.1")), everything, "--tb=short", "-rs"
             ),
-            "numbers": pool.submit(check.run_ours, "tests.upstream_process", everything, plugin=False),
-            "stock": pool.submit(check.run_ours, "tests.shims_process"),
-            "patched": pool.submit(check.run_ours, "tests.shims_process", shims),
+            "numbers": pool.submit(check.run_ours, "tests.support.upstream_process", everything, plugin=False),
+            "stock": pool.submit(check.run_ours, "tests.support.shims_process"),
+            "patched": pool.submit(check.run_ours, "tests.support.shims_process", shims),
         }
         yield {name: job.result for name, job in jobs.items()}
 
@@ -234,7 +234,7 @@ def test_check_fails_where_a_shim_is_needed_or_a_loss_differs(patched, numbers, 
     with pytest.raises(SystemExit) as ended:
         check.main(tmp_path, series="main", rev="HEAD", shims=True)
     if held is None:
-        assert str(ended.value).startswith("patches/check.py: tests.upstream_process failed (SomeError: no);")
+        assert str(ended.value).startswith("patches/check.py: tests.support.upstream_process failed (SomeError: no);")
     else:
         assert ended.value.code == int(not held)
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from fgrpo_plugin.host.cpu.attention import packed_attention
 from fgrpo_plugin.host.metrics import divide_sums
-from tests.host.engine_jobs import (
+from tests.support.engine_jobs import (
     EXPERTS,
     LAM,
     ON_POLICY,

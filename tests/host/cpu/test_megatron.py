@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.host.engine_jobs import EXPERTS, ROWS, difference, job, largest, prepare, run_jobs
+from tests.support.engine_jobs import EXPERTS, ROWS, difference, job, largest, prepare, run_jobs
 
 pytest.importorskip("megatron.core")
 

@@ -9,12 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.worker import make_model
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.contract import PREFIX
 from fgrpo_plugin.host.metrics import divide_sums
 from fgrpo_plugin.losses import fdo_loss, implicit_reward
-from tests.host.engine_jobs import (
+from tests.support.engine_jobs import (
     LAM,
     OPTIMISERS,
     PREFERENCES,
@@ -31,6 +30,7 @@ from tests.host.engine_jobs import (
     preferences,
     run_jobs,
 )
+from tests.support.worker import make_model
 
 FSDP2 = ("sgd", "adamw")
 LEVELS = ("sequence", "sequence_mean", "token")

@@ -1,6 +1,6 @@
 """verl's actor worker in processes of its own: makes the updates that a file of jobs asks for. Used by engine_jobs.py.
 
-    python -m tests.host.worker_process JOBS RESULTS
+    python -m tests.support.worker_process JOBS RESULTS
 
 A job: name, ranks, model folder, overrides of the configuration, file with a dumped batch (each data-parallel rank
 takes its contiguous share, as the host deals them), temperature. Where asked, `per_micro_batch` (a control that weights
@@ -26,7 +26,7 @@ from verl.utils.metric import reduce_metrics
 from verl.workers.engine.fsdp.utils import unfuse_moe_params
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
-from benchmarks.worker import config, free_port, join_process_group, update
+from tests.support.worker import config, free_port, join_process_group, update
 
 
 def whole(engine: Any, of: Callable[[Any], torch.Tensor | None]) -> dict[str, torch.Tensor]:

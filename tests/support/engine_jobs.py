@@ -1,7 +1,7 @@
 """Updates in verl's own workers: what batches hold, what a job asks for, and what its ranks report.
 
-Used by worker/test_updates.py, test_engines.py and cpu/test_megatron.py; the ranks run `tests.host.worker_process`,
-since each belongs to a process group.
+Used by tests/host/{worker/test_updates,test_engines,cpu/test_megatron}.py; the ranks run
+`tests.support.worker_process`, since each belongs to a process group.
 """
 
 import math
@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from tensordict import TensorDict
 
-from benchmarks.worker import GROUP, attach_advantages, f_hal, in_order, make_model, make_rows, nested
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.driver.joining import as_queue_rows, deal, joined_order, preference_numbers
 from fgrpo_plugin.host.driver.rows import on_policy_fields
 from fgrpo_plugin.preference.tokens import TokenRow
+from tests.support.worker import GROUP, attach_advantages, f_hal, in_order, make_model, make_rows, nested
 
 ROOT = Path(__file__).parents[2]
 TEMPERATURE = 0.7
@@ -173,7 +173,7 @@ def run_jobs(jobs: list[dict], folder: Path) -> dict[str, list[dict]]:
     with (
         (folder / "log").open("w") as log,
         subprocess.Popen(
-            [sys.executable, "-m", "tests.host.worker_process", str(folder / "jobs.pt"), str(folder)],
+            [sys.executable, "-m", "tests.support.worker_process", str(folder / "jobs.pt"), str(folder)],
             cwd=ROOT,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=log,
