@@ -64,7 +64,7 @@ docs: $(READY)
 	@$(BIN)/python docs/metrics.py
 	@$(BIN)/python docs/theory.py
 	@$(BIN)/python docs/lambda.py
-	@$(BIN)/python recipes/lab/report.py
+	@$(BIN)/python experiments/lambda_lab/report.py
 
 # The figures of docs/benchmarks.md.
 benchmarks: $(READY)

@@ -95,7 +95,7 @@ reference, D- rows 10 nats below, on-policy rows spread by 5 nats.
 
 The share compares sizes, not directions: it does not say whether the halves agree, and the length of answers is not in it. It drifts
 as training goes on; a schedule of lambda ([f_hal.md](f_hal.md#lambda)) can follow. Which share is best is another matter: one task was
-measured, in [recipes/lab](../recipes/lab/README.md).
+measured, in [experiments/lambda_lab](../experiments/lambda_lab/README.md).
 """
 
 

@@ -229,7 +229,7 @@ def test_a_setting_that_cannot_work_is_refused_before_the_first_run(tmp_path, ma
 def test_the_page_says_what_the_results_hold():
     """Against the json itself, not only against the function that makes the page."""
     text = (report.HERE / "README.md").read_text()
-    assert text == report.page(), "run `python recipes/lab/report.py`"
+    assert text == report.page(), "run `python experiments/lambda_lab/report.py`"
     sweep, tuning = (json.loads((report.RESULTS / f"{name}.json").read_text()) for name in ("sweep_stable", "tuning"))
     paper, released = (
         json.loads((report.RESULTS / f"sweep_{name}.json").read_text()) for name in ("paper", "released")

@@ -1,4 +1,4 @@
-"""f-HAL on the hybrid task, lambda by lambda, in plain torch:  python recipes/lab/lab.py --help"""
+"""f-HAL on the hybrid task, lambda by lambda, in plain torch:  python experiments/lambda_lab/lab.py --help"""
 
 import subprocess
 import time

@@ -1,4 +1,4 @@
-"""Make recipes/lab/README.md and its figure from recipes/lab/results:  python recipes/lab/report.py"""
+"""Make experiments/lambda_lab/README.md and its figure from experiments/lambda_lab/results:  python experiments/lambda_lab/report.py"""
 
 import json
 import statistics
@@ -21,10 +21,10 @@ Goal: see in minutes, on one CPU core, what f-HAL's lambda is for. On-policy dat
 data tell the truth about a few prompts, and a judge who is never asked during training measures what came of it.
 
 ```bash
-python recipes/lab/lab.py --out runs/again                          # the sweep of `stable`: a table and a figure
-python recipes/lab/lab.py --out runs/pearson --divergence pearson   # with another setting; see --help
-python recipes/lab/lab.py --preset paper                            # makes what results/ lacks: now nothing
-python recipes/lab/report.py                                        # this page and its figure, from results/
+python experiments/lambda_lab/lab.py --out runs/again                          # the sweep of `stable`: a table and a figure
+python experiments/lambda_lab/lab.py --out runs/pearson --divergence pearson   # with another setting; see --help
+python experiments/lambda_lab/lab.py --preset paper                            # makes what results/ lacks: now nothing
+python experiments/lambda_lab/report.py                                        # this page and its figure, from results/
 ```
 
 The task (`fgrpo_plugin/quickstart/hybrid.py`) is two-digit addition with the quick start's model of 0.4 M parameters. The
@@ -386,7 +386,7 @@ def tuning_rows(tuning: Sequence[Run], chosen: dict[str, Any]) -> list[list[str]
 
 
 def page() -> str:
-    """The text of recipes/lab/README.md."""
+    """The text of experiments/lambda_lab/README.md."""
     sweeps, tuning = read_sweeps(RESULTS), read(RESULTS / "tuning.json")
     sweep = swept(sweeps["stable"])
     configurations = {json.dumps(run["settings"]) for run in tuning}
