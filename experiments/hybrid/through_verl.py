@@ -1,6 +1,6 @@
-"""The hybrid task through the stock host at lambda 0, 0.5 and 1, beside the lab's five seeds.
+"""The hybrid task through stock verl at lambda 0, 0.5 and 1, beside the lab's five seeds.
 
-    python recipes/laptop_hybrid/through_host.py [--lam 0.5] [--report-only]
+    python experiments/hybrid/through_verl.py [--lam 0.5] [--report-only]
 
 Runs go to runs/laptop_hybrid, what they gave to results.json, and from that the table in README.md is made.
 """
@@ -22,7 +22,7 @@ from fgrpo_plugin.quickstart.run import run_quickstart
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
-LAB = HERE.parent / "lab" / "results" / "sweep_stable.json"
+LAB = HERE.parent / "lambda_lab" / "results" / "sweep_stable.json"
 LAMBDAS = (0.0, 0.5, 1.0)
 ANSWERS = 256
 """Held-out answers that the host's validation samples, one a prompt."""
@@ -47,7 +47,7 @@ def agrees(value: float, lam: float, kind: str) -> bool:
 
 
 def table(results: dict[str, dict]) -> str:
-    """The README's table."""
+    """The page's table."""
     lines = ["| lambda | proxy before | after | lab's seeds | true before | after | lab's seeds | s a step | commit |"]
     lines.append("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for lam in (value for value in LAMBDAS if f"{value:g}" in results):
@@ -66,8 +66,8 @@ def table(results: dict[str, dict]) -> str:
 def write_report() -> None:
     """Put the table into README.md."""
     page = HERE / "README.md"
-    made = f"<!-- host -->\n{table(json.loads(RESULTS.read_text()))}\n<!-- /host -->"
-    page.write_text(re.sub(r"<!-- host -->.*<!-- /host -->", lambda _: made, page.read_text(), flags=re.DOTALL))
+    made = f"<!-- runs -->\n{table(json.loads(RESULTS.read_text()))}\n<!-- /runs -->"
+    page.write_text(re.sub(r"<!-- runs -->.*<!-- /runs -->", lambda _: made, page.read_text(), flags=re.DOTALL))
 
 
 def main(

@@ -1,9 +1,9 @@
-"""The runs through the host that the recipe reports, against the lab's seeds and against its page."""
+"""The runs through the host that the experiment reports, against the lab's seeds and against its page."""
 
 import json
 
 import pytest
-import through_host as run
+import through_verl as run
 
 
 @pytest.mark.parametrize("lam", run.LAMBDAS)
