@@ -52,7 +52,7 @@ test-long-quickstart: test-long-seed0 test-long-seed1 test-long-seed2
 	@$(BIN)/python -m pytest -m long tests/e2e/test_quickstart_matrix.py
 
 test-long-seed%: $(READY)
-	@$(BIN)/python benchmarks/quickstart.py --only pearson-seed$*,jensen_shannon-seed$*,kl-seed$*,grpo-seed$*$(if $(filter 0,$*),$(comma)control-seed0)
+	@$(BIN)/python experiments/matrix/matrix.py --only pearson-seed$*,jensen_shannon-seed$*,kl-seed$*,grpo-seed$*$(if $(filter 0,$*),$(comma)control-seed0)
 
 # Small changes of the code that a test ought to notice: make mutants [ARGS="--count 60 --only losses"]
 mutants: $(READY)

@@ -8,7 +8,7 @@ import statistics
 import pytest
 from rich.console import Console
 
-from benchmarks.quickstart import CONTROL_STEPS, DIVERGENCES, Cell, cells, default_folder, run_matrix, write_report
+from matrix import CONTROL_STEPS, DIVERGENCES, Cell, cells, default_folder, run_matrix, write_report
 
 pytestmark = pytest.mark.long
 

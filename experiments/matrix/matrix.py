@@ -1,9 +1,9 @@
 """Every quick-start figure of the documentation: three divergences and GRPO on three seeds each, and a control.
 
-    python benchmarks/quickstart.py [--only grpo-seed1,kl-seed0] [--report-only]
+    python experiments/matrix/matrix.py [--only grpo-seed1,kl-seed0] [--report-only]
 
-What a run gave is kept in benchmarks/results/quickstart.json with its commit and date, the latest of each run;
-docs/quickstart.md, docs/figures/quickstart.png and the table in README.md are made from that. A run that is complete in
+What a run gave is kept in experiments/matrix/results.json with its commit and date, the latest of each run;
+experiments/matrix/README.md, docs/figures/quickstart.png and the table in README.md are made from that. A run that is complete in
 runs/matrix-<commit> is not made again, so an interrupted matrix goes on where it stopped.
 """
 
@@ -26,11 +26,11 @@ from fgrpo_plugin.quickstart.options import QuickstartOptions
 from fgrpo_plugin.quickstart.run import run_quickstart
 from fgrpo_plugin.quickstart.summary import draw, read_metrics, rewards
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DIVERGENCES = ("pearson", "jensen_shannon", "kl")
 SEEDS = (0, 1, 2)
 CONTROL_STEPS = 25
-RESULTS = Path(__file__).parent / "results" / "quickstart.json"
+RESULTS = Path(__file__).parent / "results.json"
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def main(
 
 
 def write_report() -> None:
-    """docs/quickstart.md, the picture, and the README's table, from the results."""
+    """experiments/matrix/README.md, the picture, and the README's table, from the results."""
     results = json.loads(RESULTS.read_text())
     summaries = {cell: results[cell.folder] for cell in cells() if cell.folder in results}
     names = [name for name in (*DIVERGENCES, "grpo", "control") if any(cell.name == name for cell in summaries)]
@@ -150,7 +150,7 @@ def write_report() -> None:
         draw(curves, ROOT / "docs" / "figures" / "quickstart.png", "quick start: mean of the seeds, each seed faint")
     else:  # runs from before the results held curves
         print("docs/figures/quickstart.png is left as it is: some results have no curve; make those runs anew")
-    (ROOT / "docs" / "quickstart.md").write_text(PAGE.format(where=_where(), table=table, per_seed=per_seed))
+    RESULTS.with_name("README.md").write_text(PAGE.format(where=_where(), table=table, per_seed=per_seed))
     readme = ROOT / "README.md"
     block = r"(<!-- quickstart -->\n).*?(\n<!-- /quickstart -->)"
     readme.write_text(re.sub(block, lambda found: found[1] + table + found[2], readme.read_text(), flags=re.DOTALL))
@@ -166,12 +166,12 @@ Two-digit addition, a 0.4 M parameter model warmed up with half of the labels wr
 through the stock host (Ray, FSDP2, vLLM, weights sent every step). One setting for every row:
 `fgrpo_plugin/conf/fgrpo/quickstart.yaml`. Held-out accuracy is greedy, on operand pairs never trained on. The warmed-up
 model depends on the seed alone and is made once a seed; "s in all" of the other runs is without it. Seconds depend on
-the machine and on what else it does; `make quickstart` from a fresh clone is timed in [testing.md](testing.md). The
-picture is drawn where every run of benchmarks/results/quickstart.json has its curve. Some runs were made two at a time.
+the machine and on what else it does; `make quickstart` from a fresh clone is timed in [testing.md](../../docs/testing.md). The
+picture is drawn where every run of experiments/matrix/results.json has its curve. Some runs were made two at a time.
 
-Made by `python benchmarks/quickstart.py` on {where}; each run's commit and day stand beside it.
+Made by `python experiments/matrix/matrix.py` on {where}; each run's commit and day stand beside it.
 
-![Sampled reward against training step](figures/quickstart.png)
+![Sampled reward against training step](../../docs/figures/quickstart.png)
 
 {table}
 
