@@ -160,7 +160,7 @@ def test_every_algorithm_and_data_set_has_a_folder_of_its_own(stock_config, inpu
 def test_the_tables_script_prints_every_cell_and_its_commands_are_valid(stock_config, inputs):
     from fgrpo_plugin.host.settings.switch import complete
 
-    script = ROOT / "recipes" / "math_rlvr" / "tables.sh"
+    script = ROOT / "recipes" / "math" / "tables.sh"
     printed = subprocess.run([script], env={**os.environ, "LAUNCH": "echo"}, check=True, capture_output=True, text=True)
     commands = [line.split("main_ppo ")[1].split() for line in printed.stdout.splitlines()]
     assert len(commands) == 2 * 3 * 7 and len(set(map(tuple, commands))) == 42
