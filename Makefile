@@ -58,13 +58,9 @@ test-long-seed%: $(READY)
 mutants: $(READY)
 	@$(BIN)/python tests/mutants.py $(ARGS)
 
-# The pages and pictures that are made from the mathematics, and the lab's from its results.
+# Every page, table and picture that is generated, from the code and from measured results.
 docs: $(READY)
-	@$(BIN)/python docs/divergences.py
-	@$(BIN)/python docs/metrics.py
-	@$(BIN)/python docs/theory.py
-	@$(BIN)/python docs/lambda.py
-	@$(BIN)/python experiments/lambda_lab/report.py
+	@$(BIN)/python -m docs.make
 
 # The figures of docs/benchmarks.md.
 benchmarks: $(READY)

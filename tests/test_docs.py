@@ -9,12 +9,14 @@ import pytest
 DOCS = Path(__file__).parents[1] / "docs"
 
 
+WRITTEN = ("*.md", "docs/*.md", "recipes/*/*.md", "experiments/*/*.md", "patches/**/*.md")
+PAGES = [page for pattern in WRITTEN for page in DOCS.parent.glob(pattern)]
 NUMBER = re.compile(r"\d+\.?\d*")
 
 
 @pytest.mark.parametrize("name", ["divergences", "lambda", "metrics", "theory"])
 def test_made_page_is_current(name, tmp_path):
-    spec = importlib.util.spec_from_file_location(f"make_{name}", DOCS / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"make_{name}", DOCS / "make" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     text, made = (DOCS / f"{name}.md").read_text(), module.page()
@@ -83,7 +85,7 @@ def test_the_table_of_presets_is_that_of_the_code():
     }
 
 
-@pytest.mark.parametrize("page", [*DOCS.glob("*.md"), DOCS.parent / "README.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS.parent)))
 def test_links_and_pictures_exist(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         assert "://" in target or (page.parent / target).exists(), target

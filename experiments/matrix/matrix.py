@@ -2,8 +2,8 @@
 
     python experiments/matrix/matrix.py [--only grpo-seed1,kl-seed0] [--report-only]
 
-What a run gave is kept in experiments/matrix/results.json with its commit and date, the latest of each run;
-experiments/matrix/README.md, docs/figures/quickstart.png and the table in README.md are made from that. A run that is complete in
+What a run gave is kept in results.json with its commit and date, the latest of each run; the page, its picture
+docs/figures/quickstart.png and the table in the repository's README are made from that. A run that is complete in
 runs/matrix-<commit> is not made again, so an interrupted matrix goes on where it stopped.
 """
 
@@ -166,8 +166,9 @@ Two-digit addition, a 0.4 M parameter model warmed up with half of the labels wr
 through the stock host (Ray, FSDP2, vLLM, weights sent every step). One setting for every row:
 `fgrpo_plugin/conf/fgrpo/quickstart.yaml`. Held-out accuracy is greedy, on operand pairs never trained on. The warmed-up
 model depends on the seed alone and is made once a seed; "s in all" of the other runs is without it. Seconds depend on
-the machine and on what else it does; `make quickstart` from a fresh clone is timed in [testing.md](../../docs/testing.md). The
-picture is drawn where every run of experiments/matrix/results.json has its curve. Some runs were made two at a time.
+the machine and on what else it does; `make quickstart` from a fresh clone is timed in
+[testing.md](../../docs/testing.md). The picture is drawn where every run of results.json has its curve. Some runs were
+made two at a time.
 
 Made by `python experiments/matrix/matrix.py` on {where}; each run's commit and day stand beside it.
 

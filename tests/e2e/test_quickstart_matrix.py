@@ -6,9 +6,8 @@ Complete runs in runs/matrix-<commit> are taken as they are, so an interrupted s
 import statistics
 
 import pytest
-from rich.console import Console
-
 from matrix import CONTROL_STEPS, DIVERGENCES, Cell, cells, default_folder, run_matrix, write_report
+from rich.console import Console
 
 pytestmark = pytest.mark.long
 

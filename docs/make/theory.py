@@ -1,4 +1,4 @@
-"""Make docs/theory.md and its figure from `fgrpo_plugin.theory`:  python docs/theory.py"""
+"""Make docs/theory.md and its figure from `fgrpo_plugin.theory`:  python docs/make/theory.py"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,13 +19,13 @@ from fgrpo_plugin.theory import (
     population_fdo,
 )
 
-DOCS = Path(__file__).parent
+DOCS = Path(__file__).parents[1]
 NAMES = ("kl", "reverse_kl", "pearson", "neyman", "squared_hellinger", "jensen_shannon", "total_variation")
 EPS = (0.0, 1e-4, 1e-2, 0.1, 0.3)
 
 PAGE = """# The theorems, executed
 
-Made by `python docs/theory.py`. Everything here is exact and in float64: one prompt, six responses, a policy as a table of
+Made by `python docs/make/theory.py`. Everything here is exact and in float64: one prompt, six responses, a policy as a table of
 probabilities (`fgrpo_plugin/theory.py`). Random rewards in [0, 2], 50 random references and starts. `tests/test_theory.py` proves the
 statements for every divergence and link that they hold for. Definitions and theorems are those of arXiv 2602.05946 as third parties read
 them in its source, not seen by us: [assumptions.md](assumptions.md). Neighbouring methods: [related.md](related.md).

@@ -1,14 +1,14 @@
-"""Make docs/metrics.md from `fgrpo_plugin.host.metric_table`:  python docs/metrics.py"""
+"""Make docs/metrics.md from `fgrpo_plugin/host/metrics.yaml`:  python docs/make/metrics.py"""
 
 from pathlib import Path
 
 from fgrpo_plugin.host.metric_table import METRICS, LoggedMetric
 
-DOCS = Path(__file__).parent
+DOCS = Path(__file__).parents[1]
 
 PAGE = """# What a run logs
 
-Made by `python docs/metrics.py` from `fgrpo_plugin/host/metric_table.py`. verl's own metrics are not repeated here. Workers report sums
+Made by `python docs/make/metrics.py` from `fgrpo_plugin/host/metrics.yaml`. verl's own metrics are not repeated here. Workers report sums
 and counts of each micro-batch, which the driver divides once, so that within a mini-batch no number depends on micro-batches or ranks;
 `tests/host/test_metrics.py` has each definition as a loop over raw responses. A number that cannot be had (a side without
 responses) is left out of that step.

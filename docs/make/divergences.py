@@ -1,4 +1,4 @@
-"""Make docs/divergences.md and its figures from the code:  python docs/divergences.py"""
+"""Make docs/divergences.md and its figures from the code:  python docs/make/divergences.py"""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import torch
 
 from fgrpo_plugin.divergences import Divergence, available_divergences, get_divergence
 
-DOCS = Path(__file__).parent
+DOCS = Path(__file__).parents[1]
 ALPHAS = (-1.0, 0.5, 3.0)
 
 # f as the table of divergences has it, and when one would pick it.
@@ -55,7 +55,7 @@ SPECIAL = {
 
 PAGE = """# Divergences
 
-Made by `python docs/divergences.py`. The formulas of f, f\\*, g and f\\*(g) stand in one place, the table of
+Made by `python docs/make/divergences.py`. The formulas of f, f\\*, g and f\\*(g) stand in one place, the table of
 `fgrpo_plugin/divergences.py`; here is what they do to a row.
 
 Minimising the loss moves a good row's implicit reward r = beta log(pi/pi_ref) up with weight g'(r) and a bad row's down with

@@ -1,4 +1,4 @@
-"""Make docs/lambda.md, what lambda means under each preset:  python docs/lambda.py"""
+"""Make docs/lambda.md, what lambda means under each preset:  python docs/make/lambda.py"""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from fgrpo_plugin.advantages import group_advantages, group_weights
 from fgrpo_plugin.config import PRESETS, FDivergenceConfig
 from fgrpo_plugin.losses import f_grpo_loss, f_hal_loss, fdo_loss, implicit_reward
 
-DOCS = Path(__file__).parent
+DOCS = Path(__file__).parents[1]
 BETA = 0.1
 SIZES = (2, 4, 8, 16)
 SPREADS = (0.0, 1.0, 10.0)  # standard deviation of the log pi_old of an answer, nats
@@ -27,7 +27,7 @@ BINARY = next(iter(REWARDS))
 
 PAGE = """# What lambda means
 
-Made by `python docs/lambda.py`. verl's actor minimises
+Made by `python docs/make/lambda.py`. verl's actor minimises
 
     s_all * ( lambda * L_FDO + (1 - lambda) * s_on * L_fGRPO )
 
