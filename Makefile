@@ -62,14 +62,11 @@ mutants: $(READY)
 docs: $(READY)
 	@$(BIN)/python -m docs.make
 
-# The figures of docs/benchmarks.md.
+# The figures of docs/benchmarks.md and docs/plan.md, and the pages with them.
 benchmarks: $(READY)
-	@$(BIN)/python benchmarks/loss.py
-	@$(BIN)/python -m benchmarks.step_time
-	@$(BIN)/python -m benchmarks.hybrid_cost
-	@$(BIN)/python -m benchmarks.plan_cpu
-	@$(BIN)/python -m benchmarks.driver_cost
-	@$(BIN)/python benchmarks/import_time.py
+	@for name in loss step_time hybrid_cost import_time plan_cpu driver_cost; do \
+	  $(BIN)/python -m benchmarks.$$name --output benchmarks/results/$$name.md || exit 1; done
+	@$(BIN)/python docs/make/measured.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

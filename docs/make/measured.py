@@ -1,0 +1,26 @@
+"""Put measured tables into the pages that show them:  python docs/make/measured.py
+
+A page names a table between `<!-- measured: FILE -->` and `<!-- /measured -->`; `make benchmarks` writes the files.
+"""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("docs/benchmarks.md", "docs/plan.md")
+BLOCK = re.compile(r"(<!-- measured: (\S+) -->\n).*?(\n<!-- /measured -->)", flags=re.DOTALL)
+
+
+def filled(text: str) -> str:
+    """The page with the tables as they stand in their files."""
+    return BLOCK.sub(lambda found: found[1] + (ROOT / found[2]).read_text().strip() + found[3], text)
+
+
+def main() -> None:
+    for name in PAGES:
+        page = ROOT / name
+        page.write_text(filled(page.read_text()))
+
+
+if __name__ == "__main__":
+    main()
