@@ -30,7 +30,7 @@ quickstart: $(READY)
 	  $(if $(MODEL),--model $(MODEL)) $(if $(RUN),--run-dir $(RUN)) $(ARGS)
 
 lint: $(READY)
-	@$(BIN)/ruff format --check . && $(BIN)/ruff check .
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports --no-logo
 
 types: $(READY)
 	@$(BIN)/mypy

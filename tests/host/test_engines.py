@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fgrpo_plugin.host.cpu.attention import packed_attention
 from fgrpo_plugin.host.metrics import divide_sums
 from tests.support.engine_jobs import (
     EXPERTS,
@@ -28,14 +27,24 @@ from tests.support.engine_jobs import (
 )
 
 MODEL, ACTOR = "actor_rollout_ref.model", "actor_rollout_ref.actor"
+
+
 PACKED = [f"{MODEL}.use_remove_padding=true"]
+
+
 ULYSSES = [
     *PACKED,
     f"{MODEL}.override_config.attn_implementation=cpu_packed",
     f"{ACTOR}.fsdp_config.ulysses_sequence_parallel_size=2",
 ]
+
+
 FSDP1 = [f"{ACTOR}.strategy=fsdp"]
+
+
 MICRO_BATCHES = {"f_grpo": 5, "f_hal": 10}  # of the dynamic batch size on one rank
+
+
 # name -> overrides, ranks, data-parallel ranks, rows in a micro-batch (0: as many as a token budget allows)
 SPLITS = {
     "gradient accumulation": ([], 1, 1, 4),
@@ -44,16 +53,28 @@ SPLITS = {
     "packing": (PACKED, 1, 1, 0),
     "Ulysses": (ULYSSES, 2, 1, 0),
 }
+
+
 VERSION1 = {"FSDP 1, gradient accumulation": (FSDP1, 1, 1, 4), "FSDP 1, two ranks": (FSDP1, 2, 2, 0)}
+
+
 LORA = {"LoRA": ([], 1, 1, 4), "LoRA, two ranks": ([], 2, 2, 0)}
+
+
 FOUR_RANKS = {
     "two ranks, Ulysses": (ULYSSES, 4, 2, 0),
     # Pairs of ranks share the weights, and both pairs hold them all.
     "two ranks, Ulysses, sharded by two": ([*ULYSSES, f"{ACTOR}.fsdp_config.fsdp_size=2"], 4, 2, 0),
 }
+
+
 MIXTURE = {"dynamic batch size": ([], 1, 1, 0), "two ranks": ([], 2, 2, 0)}
+
+
 # The host's patch stays in the process. Its kernel takes no head that FSDP2 shards on its own, as it does one not tied.
 FUSED = {"fused kernels": ([f"{MODEL}.use_fused_kernels=true"], 1, 1, 0)}
+
+
 # kind -> settings of the model, splits
 LONG = {
     "four ranks": ({}, FOUR_RANKS),
@@ -216,21 +237,3 @@ def test_ulysses_without_the_hosts_all_to_alls_is_refused():
         ValueError, match=r"ulysses_sequence_parallel_size=2 .*attn_implementation=cpu_packed, not sdpa\.$"
     ):
         CpuFSDPEngineWithLMHead(model, engine, None, None)
-
-
-def test_packed_attention_is_causal_attention_of_each_row():
-    generator = torch.Generator().manual_seed(0)
-    lengths = [3, 5, 1]
-    query, key, value = (torch.randn(1, sum(lengths), heads, 8, generator=generator) for heads in (4, 2, 2))
-    positions = torch.cat([torch.arange(n) for n in lengths]).unsqueeze(0)
-    found = packed_attention(query, key, value, None, sum(lengths), position_ids=positions)
-    start = 0
-    for n in lengths:
-        for token in range(start, start + n):
-            for head in range(4):
-                keys, values = (states[0, start : token + 1, head // 2] for states in (key, value))
-                weights = (keys @ query[0, token, head] / 8**0.5).softmax(dim=0)
-                torch.testing.assert_close(found[0, token, head], weights @ values)
-        start += n
-    with pytest.raises(ValueError, match="takes packed rows"):
-        packed_attention(query, key, value, torch.ones(1, 9), 9, position_ids=positions)

@@ -3,9 +3,7 @@
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from fgrpo_plugin.cli import app
 from fgrpo_plugin.quickstart.options import QuickstartError, QuickstartOptions
 from fgrpo_plugin.quickstart.run import run_quickstart
 
@@ -36,10 +34,3 @@ def test_a_model_without_tokenizer_and_a_used_folder_are_refused(tmp_path):
         run_quickstart(QuickstartOptions(run_dir=tmp_path / "run", model=tmp_path))
     with pytest.raises(QuickstartError, match="is not empty"):
         run_quickstart(QuickstartOptions(run_dir=tmp_path))
-
-
-def test_the_command_line_prints_one_sentence_and_exits_2():
-    result = CliRunner().invoke(app, ["quickstart", "--divergence", "nope"])
-    assert result.exit_code == 2
-    assert result.stderr.startswith("fgrpo quickstart: DIVERGENCE=nope is not known; choose one of kl,")
-    assert len(result.stderr.strip().splitlines()) == 1

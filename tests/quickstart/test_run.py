@@ -1,0 +1,68 @@
+"""What is said when verl ends early, falls silent, or ends with an error."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from rich.progress import Progress, TextColumn
+
+from fgrpo_plugin.quickstart.options import QuickstartError
+from fgrpo_plugin.quickstart.run import _follow, _why
+
+
+def follow(tmp_path, code, lines=(), steps=2, patience=30.0):
+    metrics, log = tmp_path / "metrics.jsonl", tmp_path / "train.log"
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    log.touch()
+    process = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        with Progress(TextColumn("{task.description}"), disable=True) as progress:
+            _follow(process, metrics, log, steps, progress, patience)
+            return progress.tasks[0]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def step(number):
+    return {"step": number, "data": {"critic/score/mean": 0.5}}
+
+
+def test_a_run_that_made_its_steps_is_shown_to_its_end(tmp_path):
+    bar = follow(tmp_path, "pass", [step(1), step(2)])
+    assert bar.completed == bar.total == 2 and bar.fields["reward"] == "reward 0.50"
+
+
+@pytest.mark.parametrize(
+    ("code", "lines", "words"),
+    [
+        ("raise SystemExit(3)", [step(1), step(2)], "exit code 3 after step 2 of 2"),
+        ("pass", [step(1)], "exit code 0 after step 1 of 2"),
+        ("pass", [], "exit code 0 after step 0 of 2"),
+    ],
+)
+def test_an_early_end_names_its_step_and_exit_code(tmp_path, code, lines, words):
+    with pytest.raises(QuickstartError, match=words):
+        follow(tmp_path, code, lines)
+
+
+def test_silence_ends_the_run_and_names_the_log(tmp_path):
+    with pytest.raises(QuickstartError, match=r"no step for 0 s; its log is .*train\.log"):
+        follow(tmp_path, "import time; time.sleep(60)", patience=0.2)
+
+
+@pytest.mark.parametrize(
+    ("lines", "why"),
+    [
+        (["noise", "fgrpo-plugin: our sentence."], "fgrpo-plugin: our sentence."),
+        (["ValueError: the cause", "UserWarning: Error", "later"], "ValueError: the cause"),
+        (["fgrpo-plugin: set 3 values:", "RuntimeError: out of memory", "end"], "RuntimeError: out of memory"),
+        (["one", "two"], "two"),
+        ([], "no output"),
+    ],
+)
+def test_the_cause_is_our_sentence_or_the_last_error(tmp_path, lines, why):
+    log = tmp_path / "train.log"
+    log.write_text("\n".join([*lines, "Set the environment variable HYDRA_FULL_ERROR=1"]) if lines else "")
+    assert _why(log).startswith(why)
