@@ -76,11 +76,6 @@ def phases(run: PlannedRun, assumed: Assumptions) -> list[Phase]:
     return found
 
 
-def peak(found: list[Phase]) -> Phase:
-    """The phase that takes most."""
-    return max(found, key=lambda phase: phase.total)
-
-
 def trainable(run: PlannedRun) -> int:
     """Parameters that the optimiser sees."""
     return run.model.lora(run.lora_rank) if run.lora_rank else run.model.parameters

@@ -1,7 +1,7 @@
 """The driver's part of an update: verl's v1 trainers with the numbers that f-GRPO attaches to each row, and with the
 preference rows of f-HAL.
 
-``shims/trainer_mode.py`` mixes it in front of each stock trainer. Other algorithms still get the stock class.
+``shims/trainer_mode.py`` mixes it in front of each stock trainer, and chooses which of them an instance is of.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from fgrpo_plugin.host.driver.rows import (
 )
 from fgrpo_plugin.host.metrics import divide_sums
 from fgrpo_plugin.host.preference_metrics import held_out_metrics
-from fgrpo_plugin.host.settings.questions import is_offline, joins_preferences, read_settings, require_validated
+from fgrpo_plugin.host.settings.questions import joins_preferences, read_settings
 from fgrpo_plugin.losses import implicit_reward
 from fgrpo_plugin.preference.tokens import TokenRow
 
@@ -40,8 +40,6 @@ class FDivergenceTrainer:
     """Mixed in front of a verl v1 trainer: attaches a_i, w_i and denominators before the actor update, and joins the
     preference rows of f-HAL to the batch that the actor update alone sees."""
 
-    stock: type
-    offline: type
     config: Any
     tokenizer: Any
     processor: Any
@@ -53,15 +51,6 @@ class FDivergenceTrainer:
     parameter_sync_step: int
     preferences: PreferenceSource | None = None
     _held_out: Mapping[str, float] = MappingProxyType({})
-
-    def __new__(cls, config: Any, *args: Any, **kwargs: Any):
-        if config.algorithm.adv_estimator in ESTIMATORS:
-            require_validated(config.algorithm)
-            if is_offline(config) and "offline" in vars(cls):
-                return super().__new__(cls.offline)
-        elif "stock" in vars(cls):  # a user's subclass of it stays what it is
-            return cls.stock(config, *args, **kwargs)
-        return super().__new__(cls)
 
     @property
     def f_divergence(self) -> FDivergenceConfig:

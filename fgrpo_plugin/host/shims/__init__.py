@@ -2,12 +2,13 @@
 
 import hashlib
 import inspect
+import pkgutil
 import sys
 from collections.abc import Callable, Collection
 from importlib.metadata import version
 from typing import Any
 
-from fgrpo_plugin.host.contract import APPLIED, REFUSED
+from fgrpo_plugin.host.contract import APPLIED, REFUSED, REPLACED_SOURCES, USED_SOURCES
 
 
 def source_hash(obj: Callable[..., Any]) -> str:
@@ -36,6 +37,24 @@ def known_source(
             f"{what} of the installed {distribution} {version(distribution)} is not a version of that function which "
             f"this plugin knows (source {found[:12]}): {remedy}."
         )
+
+
+def require_replaced(obj: Callable[..., Any], name: str, patch: str) -> None:
+    """Refuse to replace a function of verl whose source is none that the shim was written for.
+
+    Args:
+        obj: the function, as it stands in the module that was just imported.
+        name: its key in `REPLACED_SOURCES`.
+        patch: file name of the patch that stands for the shim.
+    """
+    known_source(obj, hashes=REPLACED_SOURCES[name], what=name.replace(":", "."), remedy=patch_remedy(patch))
+
+
+def require_used() -> None:
+    """Refuse a verl in which something that the driver overrides, calls or relies on has another source."""
+    remedy = "install verl==0.9.1; f-GRPO's part of an update was written around that version of it"
+    for name, hashes in USED_SOURCES.items():
+        known_source(pkgutil.resolve_name(name), hashes=hashes, what=name.replace(":", "."), remedy=remedy)
 
 
 def patch_remedy(patch: str) -> str:

@@ -12,9 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from fgrpo_plugin.host.shims import known_source, patch_remedy
+from fgrpo_plugin.host.shims import require_replaced
 
-HASHES = {"031feb0fd93538991fc74fb8cde2dcaddf7c1855cd1d06f809ecfb64cba6e5fc": "verl 0.9.1"}
 ENTRY_POINT = "verl/trainer/main_ppo.py"
 HOOK = "register_config_hook"
 
@@ -23,12 +22,7 @@ def apply(device: Any) -> bool:
     """Adapt ``verl.utils.device``; False where the host has hooks, and only other entry points are refused."""
     host_can = _host_has_hooks()
     if not host_can:
-        known_source(
-            device.auto_set_device,
-            hashes=HASHES,
-            what="verl.utils.device.auto_set_device",
-            remedy=patch_remedy("0003-config-hooks.patch"),
-        )
+        require_replaced(device.auto_set_device, "verl.utils.device:auto_set_device", "0003-config-hooks.patch")
     device.auto_set_device = _checking_config(device.auto_set_device, completing=not host_can)
     return not host_can
 

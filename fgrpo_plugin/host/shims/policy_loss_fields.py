@@ -10,9 +10,7 @@ from contextvars import ContextVar
 from functools import partial, wraps
 from typing import Any
 
-from fgrpo_plugin.host.shims import known_source, patch_remedy
-
-HASHES = {"d7c0f8772b444f55a59975a1fae154c43a2dab4724a88c89d95237e0a128c561": "verl 0.9.1"}
+from fgrpo_plugin.host.shims import require_replaced
 
 _micro_batch: ContextVar[Any] = ContextVar("micro_batch")
 
@@ -21,12 +19,7 @@ def apply(losses: Any) -> bool:
     """Adapt ``verl.workers.utils.losses``; False where the host passes such fields (the loss is checked there too)."""
     host_can = hasattr(losses, "policy_loss_batch_fields")
     if not host_can:
-        known_source(
-            losses.ppo_loss,
-            hashes=HASHES,
-            what="verl.workers.utils.losses.ppo_loss",
-            remedy=patch_remedy("0001-policy-loss-batch-fields.patch"),
-        )
+        require_replaced(losses.ppo_loss, "verl.workers.utils.losses:ppo_loss", "0001-policy-loss-batch-fields.patch")
         losses.ppo_loss = _remembering_micro_batch(losses.ppo_loss)
         losses.get_policy_loss_fn = _binding_fields(losses.get_policy_loss_fn)
     losses.ppo_loss = _refusing_other_losses(losses.ppo_loss)

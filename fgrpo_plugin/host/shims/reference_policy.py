@@ -7,20 +7,17 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from fgrpo_plugin.host.shims import known_source, patch_remedy
-
-HASHES = {"b8a793a391c047143b1a5773c8391b362f0e4062e467022ed09a27f57505e6d7": "verl 0.9.1"}
+from fgrpo_plugin.host.shims import require_replaced
 
 
 def apply(utils: Any) -> bool:
     """Adapt ``verl.trainer.ppo.utils``; False where the host asks the loss (validation is checked there too)."""
     host_can = hasattr(utils, "policy_loss_batch_fields")
     if not host_can:
-        known_source(
+        require_replaced(
             utils.need_reference_policy,
-            hashes=HASHES,
-            what="verl.trainer.ppo.utils.need_reference_policy",
-            remedy=patch_remedy("0002-reference-policy-for-losses.patch"),
+            "verl.trainer.ppo.utils:need_reference_policy",
+            "0002-reference-policy-for-losses.patch",
         )
     utils.need_reference_policy = _checking_validation(utils.need_reference_policy, answering=not host_can)
     return not host_can
