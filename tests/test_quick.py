@@ -1,0 +1,18 @@
+"""Which files `make check` runs."""
+
+import json
+
+from tests.quick import DURATIONS, chosen
+from tests.quick import test_files as files_of_tests
+
+
+def test_the_cheapest_files_are_taken_and_new_ones_always():
+    seconds = {"a": 5.0, "b": 1.0, "c": 3.0, "d": 100.0}
+    assert chosen(["a", "b", "c", "d", "new"], seconds, budget=4.0) == (["new", "b", "c"], ["a", "d"])
+    assert chosen(["a", "d"], seconds, budget=1000.0) == (["a", "d"], [])
+
+
+def test_what_is_recorded_is_there():
+    files = files_of_tests()
+    assert set(json.loads(DURATIONS.read_text())) <= set(files), "run `python tests/quick.py record`"
+    assert not any("e2e" in file for file in files) and "tests/test_quick.py" in files
