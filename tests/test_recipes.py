@@ -26,6 +26,18 @@ def test_a_group_sets_only_what_the_host_knows(stock_config, group):
     assert unknown_settings(stock_config(f"+fgrpo={group}")) == []
 
 
+def test_a_recipe_is_named_as_its_group_and_every_group_is_in_a_recipe_or_a_base():
+    """A base is what another group includes. quickstart_megatron is neither: docs/engines.md has how to start it."""
+    groups = {file.stem: file.read_text() for file in CONF.glob("*.yaml")}
+    pages = {page.parent.name: page.read_text() for page in ROOT.glob("recipes/*/README.md")}
+    folders = {folder.name for folder in (ROOT / "recipes").iterdir() if folder.is_dir()}
+    assert folders == pages.keys() <= groups.keys()
+    bases = {name for text in groups.values() for name in re.findall(r"^  - (\w+)$", text, flags=re.MULTILINE)}
+    mentioned = {name for name in groups if any(re.search(rf"\b{name}\b", text) for text in pages.values())}
+    assert groups.keys() - bases - mentioned == {"quickstart_megatron"}
+    assert "+fgrpo=quickstart_megatron" in (ROOT / "docs" / "engines.md").read_text()
+
+
 @pytest.mark.parametrize("group", [*MATH, *MEGATRON, "async_7b"])
 def test_recipe_composes_and_is_valid(stock_config, inputs, group):
     from verl.trainer.ppo.v1 import get_trainer_cls
