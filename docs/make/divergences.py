@@ -74,7 +74,7 @@ example.
 
 ## When to pick which
 
-Reasoned from the weights above, not measured; what was measured stands in [quickstart.md](../experiments/matrix/README.md).
+Reasoned from the weights above, not measured; what was measured stands in [experiments/matrix](../experiments/matrix/README.md).
 
 {pick}
 
