@@ -233,7 +233,9 @@ def _report(found: dict[int, dict], prompt: int, response: int, how: str, output
     ]
     Console().print(table, *notes, sep="\n")
     if output is not None:
-        output.write_text(f"{title}, {date.today()}\n\n" + "\n".join(lines) + "\n\n" + "\n".join(notes) + "\n")
+        output.write_text(
+            f"{title[0].upper()}{title[1:]}, {date.today()}:\n\n" + "\n".join(lines) + "\n\n" + "\n".join(notes) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -16,11 +16,13 @@ and in brackets the quartiles of the same ratio formed in each turn. Beside the 
 """
 
 import gc
+import os
 import random
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -227,7 +229,8 @@ class Measured:
 def _report(times: dict[tuple[str, float], list[Seconds]], shape: str, output: Path | None) -> None:
     clocks = [Measured({name: [one[clock] for one in taken] for name, taken in times.items()}) for clock in (0, 1)]
     shortest = clocks[0].shortest
-    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    cpu = f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads"
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else cpu
     title = f"{shape}; {device}"
     columns = ("share", "cache", "f_hal, s", "f_grpo, (1 + share) rows, s", "added time", "added CPU time")
     table, lines = Table(title=f"f-HAL's step, {title}"), [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
@@ -251,7 +254,9 @@ def _report(times: dict[tuple[str, float], list[Seconds]], shape: str, output: P
     verdict = f"Target at most {TARGET}; " + "; ".join(verdicts) + "."
     Console().print(table, verdict)
     if output is not None:
-        output.write_text(f"{title}\n\n" + "\n".join(lines) + f"\n\n{verdict}\n")
+        output.write_text(
+            f"{title}, {date.today()}:\n\n" + "\n".join(lines) + f"\n\nShortest of the repeats. {verdict}\n"
+        )
 
 
 if __name__ == "__main__":

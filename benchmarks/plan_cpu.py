@@ -7,9 +7,11 @@ is what was reached. One thread and its CPU time, the shortest of the repeats in
 machine count little. The first model is the quick start's, the others are random. FSDP2, one rank, float32.
 """
 
+import platform
 import tempfile
 import time
 from dataclasses import replace
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -125,12 +127,13 @@ def main(
             Console().print(lines[-1], highlight=False)
     flops, bytes_ = [cpu.tflops * 1000 for cpu in machines], [cpu.bandwidth_gb for cpu in machines]
     said = (
-        f"one thread, torch {torch.__version__}; measured of the machine between the cases: "
-        f"{min(flops):.0f} to {max(flops):.0f} GFLOP/s, {min(bytes_):.1f} to {max(bytes_):.1f} GB/s"
+        f"CPU seconds of one thread, the shortest of {repeats} repeats; {min(flops):.0f} to {max(flops):.0f} GFLOP/s "
+        f"and {min(bytes_):.1f} to {max(bytes_):.1f} GB/s, measured between the cases; {platform.machine()}, "
+        f"torch {torch.__version__}, {date.today()}."
     )
     Console().print(said, highlight=False)
     if output is not None:
-        output.write_text(f"{said}:\n\n" + "\n".join(f"| {line} |" for line in lines) + "\n")
+        output.write_text("\n".join(f"| {line} |" for line in lines) + f"\n\n{said}\n")
 
 
 if __name__ == "__main__":
