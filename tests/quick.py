@@ -3,9 +3,9 @@
     python tests/quick.py run                # used by `make check`
     python tests/quick.py record             # measures every file anew: durations.json
 
-Files of tests are taken from the cheapest on while the recorded seconds add up to less than `BUDGET`; a file that has
-not been recorded yet is taken, one that starts all of verl (tests/e2e) or is marked long never is. What is left out is
-listed.
+The mathematics first, then files of tests from the cheapest on, while the recorded seconds add up to less than
+`BUDGET`; a file that has not been recorded yet is taken, one that starts all of verl (tests/e2e) or is marked long
+never is. What is left out is listed.
 """
 
 import json
@@ -22,6 +22,10 @@ ROOT = Path(__file__).resolve().parents[1]
 DURATIONS = ROOT / "tests" / "durations.json"
 BUDGET = 90.0
 """Seconds of tests alone, recorded on two idle cores; lint and types come on top."""
+MATHEMATICS = (
+    "tests/losses/",
+    *(f"tests/test_{name}.py" for name in ("advantages", "divergences", "presets", "theory")),
+)
 PYTEST = [sys.executable, "-m", "pytest", "-m", "not long and not e2e", "-p", "no:cacheprovider"]
 
 
@@ -32,9 +36,9 @@ def test_files() -> list[str]:
 
 
 def chosen(files: list[str], seconds: dict[str, float], budget: float = BUDGET) -> tuple[list[str], list[str]]:
-    """(files that are run, files that are left out), the cheapest first."""
+    """(files that are run, files that are left out): the mathematics, then the cheapest first."""
     taken, left, total = [], [], 0.0
-    for file in sorted(files, key=lambda file: seconds.get(file, 0.0)):
+    for file in sorted(files, key=lambda file: (not file.startswith(MATHEMATICS), seconds.get(file, 0.0))):
         total += seconds.get(file, 0.0)
         (taken if total <= budget else left).append(file)
     return taken, left

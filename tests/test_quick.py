@@ -10,6 +10,10 @@ def test_the_cheapest_files_are_taken_and_new_ones_always():
     seconds = {"a": 5.0, "b": 1.0, "c": 3.0, "d": 100.0}
     assert chosen(["a", "b", "c", "d", "new"], seconds, budget=4.0) == (["new", "b", "c"], ["a", "d"])
     assert chosen(["a", "d"], seconds, budget=1000.0) == (["a", "d"], [])
+    assert chosen(["b", "tests/test_theory.py"], seconds | {"tests/test_theory.py": 3.5}, budget=4.0) == (
+        ["tests/test_theory.py"],
+        ["b"],
+    )
 
 
 def test_what_is_recorded_is_there():
