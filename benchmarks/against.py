@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 BENCHMARKS = {
     "loss": ["--repeats", "9"],
     "step_time": ["--rows", "32", "--repeats", "3", "--warmup", "1"],
-    "hybrid_cost": ["--rows", "16", "--repeats", "5"],
+    "hybrid_cost": ["--repeats", "4"],
     "driver_cost": ["--sizes", "10240,51200", "--repeats", "3"],
 }
 TIME = re.compile(r"\bs$|\bms$")
@@ -93,6 +93,7 @@ def main(
                 row = (statistics.median(ratios(kept, now)), each, itself)
                 shown = [", ".join(f"{value:.3f}" for value in values) for values in row[1:]]
                 table.add_row(name, str(len(ratios(kept, now))), f"{row[0]:.3f}", *shown)
+                print(f"{name}: new / old {row[0]:.3f}, per round {shown[0]}; old / old {shown[1]}", flush=True)
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=ROOT, check=True)
     Console().print(table)
