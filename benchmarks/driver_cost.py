@@ -96,7 +96,7 @@ def preference_parts(
     from fgrpo_plugin.host.settings.questions import read_settings
     from tests.support.worker import config, f_hal, make_model
 
-    make_model(folder, layers=1, hidden=32)
+    make_model(folder, layers=1, hidden=32, pairs=rows // 2)
     composed = config(folder, *f_hal(folder), f"+data.preference.batch_size={rows}", "data.train_batch_size=1024")
     settings = read_settings(composed.actor_rollout_ref.actor.policy_loss.f_divergence)
     preferences = MadeRows(composed, make_preferences(rows, prompt, response), f"{folder}/cache")

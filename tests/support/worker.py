@@ -60,7 +60,13 @@ def config(folder: str, *overrides: str, group: str = "cpu") -> Any:
 
 
 def make_model(
-    folder: str, layers: int, hidden: int, key_value_heads: int = 4, family: str = "Qwen2", **settings: Any
+    folder: str,
+    layers: int,
+    hidden: int,
+    key_value_heads: int = 4,
+    family: str = "Qwen2",
+    pairs: int = 128,
+    **settings: Any,
 ) -> None:
     """A random model, prompts and preference data, so that the configuration names things that exist.
 
@@ -70,6 +76,7 @@ def make_model(
         hidden: width.
         key_value_heads: 1, 2 or 4, for 4 query heads.
         family: whose architecture.
+        pairs: of preference data.
         settings: further ones of the family's configuration.
     """
     import pandas as pd
@@ -91,8 +98,8 @@ def make_model(
     transformers.AutoModelForCausalLM.from_config(shape).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     pd.DataFrame({"prompt": [[{"role": "user", "content": "1+1="}]]}).to_parquet(f"{folder}/rows.parquet")
-    pairs = pd.DataFrame([{"prompt": "1+1=", "chosen": "2", "rejected": "3"}] * 128)
-    pairs.to_json(f"{folder}/pairs.jsonl", orient="records", lines=True)
+    preferences = pd.DataFrame([{"prompt": "1+1=", "chosen": "2", "rejected": "3"}] * pairs)
+    preferences.to_json(f"{folder}/pairs.jsonl", orient="records", lines=True)
 
 
 def f_hal(folder: str) -> list[str]:
