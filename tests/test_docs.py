@@ -103,3 +103,18 @@ def test_the_table_of_presets_is_that_of_the_code():
 def test_links_and_pictures_exist(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         assert "://" in target or (page.parent / target).exists(), target
+
+
+OURS = re.compile(r"`((?:fgrpo_plugin|benchmarks|experiments|recipes|tests|docs/make)/[\w./]+)`")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS.parent)))
+def test_paths_that_are_named_exist(page):
+    if "pull_requests" in page.parts:  # they speak of verl's tree
+        return
+    for name in OURS.findall(page.read_text()):
+        assert (DOCS.parent / name).exists(), name
+
+
+def test_a_page_names_paths():
+    assert len(OURS.findall((DOCS.parent / "README.md").read_text())) > 10
