@@ -68,6 +68,34 @@ def preference_sums(
     return sums
 
 
+def side_loss_sums(
+    losses: torch.Tensor,
+    slopes: torch.Tensor,
+    desirable: torch.Tensor,
+    denominators: Sequence[torch.Tensor | float],
+    units: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """The preference loss and the slopes of this micro-batch's rows on each side, and what they are divided by.
+
+    Args:
+        losses: (n,) -g(r) or f*(g(r)), not divided.
+        slopes: (n,) of the loss, already over the global mini-batch's denominator of the row's side.
+        desirable: (n,) bool.
+        denominators: of D+ and of D-.
+        units: (n,) what each row counts in its side's denominator.
+    """
+    sums: dict[str, torch.Tensor] = {}
+    for name, side, denominator in zip(
+        ("desirable", "undesirable"), (desirable, ~desirable), denominators, strict=True
+    ):
+        sums |= {
+            f"{name}_loss": losses * side,
+            f"{name}_slope": slopes * side * denominator,
+            f"{name}_units": units * side,
+        }
+    return sums
+
+
 def preference_quotients(mean: Means, offset: float) -> dict[str, float]:
     """What the preference rows say about the policy, and how far it is from those who wrote them."""
     above, below = (mean(f"{side}_reward", f"{side}_rows") for side in ("desirable", "undesirable"))

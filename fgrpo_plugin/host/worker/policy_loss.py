@@ -11,7 +11,7 @@ import torch
 
 from fgrpo_plugin.host.contract import F_GRPO, F_HAL, PREFERENCE_FIELDS, ROW_FIELDS, SUMS
 from fgrpo_plugin.host.metrics import loss_sums, on_policy_sums, token_sums, units_of
-from fgrpo_plugin.host.preference_metrics import preference_sums
+from fgrpo_plugin.host.preference_metrics import preference_sums, side_loss_sums
 from fgrpo_plugin.losses import (
     clip_implicit_reward,
     f_grpo_loss,
@@ -203,14 +203,8 @@ def _preference(rows: _Rows, desirable: torch.Tensor, settings: Any) -> tuple[to
         loss = fdo_loss(reward, desirable, divergence, response_mask=mask, denominator=denominators)
     with torch.no_grad():
         sums = preference_sums(reward, clipped, desirable, divergence, log_prob, ref_log_prob, mask)
-        losses, units = fdo_row_losses(reward, desirable, divergence, response_mask=mask), units_of(settings, mask)
-        slopes, sides = row_slopes(loss, moved), (desirable, ~desirable)
-        for name, side, denominator in zip(("desirable", "undesirable"), sides, denominators, strict=True):
-            sums |= {
-                f"{name}_loss": losses * side,
-                f"{name}_slope": slopes * side * denominator,
-                f"{name}_units": units * side,
-            }
+        losses = fdo_row_losses(reward, desirable, divergence, response_mask=mask)
+        sums |= side_loss_sums(losses, row_slopes(loss, moved), desirable, denominators, units_of(settings, mask))
     return loss, sums
 
 
