@@ -41,7 +41,7 @@ prints before a run starts. The last column also has dr/d log pi in it: beta + g
 {nominal}
 
 Under `released` the on-policy half is not scaled: its factor of {factor:g} comes from gamma. Wherever pi_old is the policy itself (one
-optimiser step on fresh rollouts, as in every recipe but `async`) `paper` and `released` have the same gradient, at any r
+optimiser step on fresh rollouts, as in every recipe but `async_7b`) `paper` and `released` have the same gradient, at any r
 (checked, relative difference {same_gradient}).
 
 The coefficients are nominal: slopes of the link, advantages and group weights are not in them, and the weights of `paper` and

@@ -176,7 +176,7 @@ def _nested(values: np.ndarray | torch.Tensor, lengths: Sequence[int]) -> torch.
 def preference_numbers(rows: Sequence[TokenRow], settings: FDivergenceConfig, lam: float) -> dict[str, torch.Tensor]:
     """One number a row for the rows of one mini-batch: ``ROW_FIELDS`` and ``PREFERENCE_FIELDS``, (n,) float32 each.
 
-    The count is the row's own side's: rows, or response tokens at level token (SPEC section 2, Normalisation).
+    The count is the row's own side's: rows, or response tokens at level token.
     """
     tokens = torch.tensor([row.response_length for row in rows])
     desirable = torch.tensor([row.desirable for row in rows])

@@ -119,7 +119,7 @@ class Batch:
         return total, metrics, torch.cat([zero(row) for row in self.log_prob])
 
     def by_hand(self, link, conjugate, lam=LAM):
-        """SPEC's formula in Python floats: lam L_FDO + (1 - lam) L_fGRPO, over 1/beta."""
+        """The paper's formula in Python floats: lam L_FDO + (1 - lam) L_fGRPO, over 1/beta."""
         r = []
         for i, row in enumerate(self.log_prob):
             start = self.prompts[i] - 1
