@@ -23,108 +23,6 @@ DOCS = Path(__file__).parents[1]
 NAMES = ("kl", "reverse_kl", "pearson", "neyman", "squared_hellinger", "jensen_shannon", "total_variation")
 EPS = (0.0, 1e-4, 1e-2, 0.1, 0.3)
 
-PAGE = """# The theorems, executed
-
-Made by `python docs/make/theory.py`. Everything here is exact and in float64: one prompt, six responses, a policy as a table of
-probabilities (`fgrpo_plugin/theory.py`). Random rewards in [0, 2], 50 random references and starts. `tests/test_theory.py` proves the
-statements for every divergence and link that they hold for. Definitions and theorems are those of arXiv 2602.05946 as third parties read
-them in its source, not seen by us: [assumptions.md](assumptions.md). Neighbouring methods: [related.md](related.md).
-
-```python
-from fgrpo_plugin.divergences import get_divergence
-from fgrpo_plugin.theory import alignment_sides, expected_reward, iterate
-
-d = get_divergence("jensen_shannon")
-for _ in range(100):
-    aligned, unaligned = alignment_sides(policy, rewards)  # D+ ~ (R - mu)_+ exp(R), D- ~ (mu - R)_+ exp(-R)
-    policy = iterate(reference, aligned, unaligned, d, beta=0.1)  # pi_ref exp(g^-1(f'(dD+/dD-)) / beta)
-```
-
-## 1. Variational estimate
-
-Minimising L_FDO over all tables of rewards gives -D_f(D+ || D-), at r\\* = g^-1(f'(dD+/dD-)). One prompt, smoothed sides, eps = 0.3:
-
-{estimate}
-
-total_variation has no minimiser: the infimum is the limit of r\\* growing without bound, of which only the sign is learned.
-
-The sides of Definition 4.1 are disjoint, (R - mu)_+ being the abs(a) of the loss, and D_f of disjoint sides is the constant f(0) + f'(inf): it
-does not say how far apart they lie. To have something to compute, sections 1 to 3 also take the smoothed pair (1 - eps) D+- + eps
-pi_t.
-
-{disjoint}
-
-## 2. Alignment consistency
-
-For disjoint sides the iterate is pi_ref restricted to the above-average set, at every beta and for every entry. It is not what a
-loss that is trained arrives at:
-
-* **The reward has a constant of the prompt.** The minimiser over policies is the iterate pi_ref exp(r\\*/beta)/Z if r = beta
-  log(pi/pi_ref) + c with c free for each prompt. With c = 0, as it is trained, r is bound to sum pi_ref exp(r/beta) = 1, which r\\* does not
-  obey, and the minimiser is another policy. KLDO does not see constants, so for it the two agree. beta = 1, eps = 0.3:
-
-{consistency}
-
-* **On disjoint sides the trained minimiser of both losses is near D+**, exactly so for kl: abs(a) w of a response is its density under D+, up to
-  a number for each side, and r cannot grow without bound there, because the policy has only so much mass. Pearson stops pushing a bad
-  response at r = -2 and leaves it exp(-2/beta) of the reference. Where f(0) is infinite (reverse_kl, neyman, jeffreys, alpha < 0) there is no
-  minimiser: bad responses are pushed for ever. One prompt:
-
-{trained}
-
-* **The smoothed iterate tends to a tilted restriction**, to the restriction itself for total_variation alone. D+ is not proportional to pi_t
-  above the mean, so dD+/dD- still varies there however small eps is. The limit is pi_ref (D+/pi_t)^(k/beta) on the above-average set, where D+/pi_t is
-  (R - mu) exp(R)/pi_t, without weights (R - mu): k is 1 for kl, reverse_kl, jensen_shannon, gan and every density-ratio link, 2 for neyman,
-  1/2 for squared_hellinger; under pearson one response takes all. No mass is left below the mean in any case.
-* **A small beta sharpens it**: at beta = 0.1 and k = 1 that is the tenth power, and one response takes nearly all.
-
-## 3. Reward improvement
-
-Theorem 4.3: mu_t > mu_ref for all t > 0, and a strict increase at every iterate where g^-1(f'(inf)) is infinite, as it is for every entry
-here on disjoint sides. For smoothed or mixed sides no increase from one iterate to the next is claimed. Starts out of 50 on which the expected
-reward falls at least once in 100 iterations, by more than 1e-12; eps = 0 is the paper's disjoint case.
-
-{improvement}
-
-Never for disjoint sides. Smoothed ones start anew from pi_ref each time, and one weak tilt of it can be worse than a policy that is
-already good. Two responses, R = (0, 1), pi_ref(1) = 0.01, density-ratio kl: expected rewards of the first iterates
-
-{counterexample}
-
-From the reference on, 2100 random prompts of 2, 3 and 6 responses with very uneven references, 25 iterates. In each cell the prompts on which an
-iterate falls by more than 1e-5, and those on which one is below the reference:
-
-{observed}
-
-At the paper's beta = 0.1 no iterate falls by more than 1e-5 up to eps = 0.5, but for the variational link of squared_hellinger, whose
-r\\* = log(t)/2 has the effect of twice the beta; and none was below the reference. At beta = 1 falls are common as eps grows, and at
-eps = 0.9 an iterate can lie below the reference.
-
-With preferences that agree with the reward (f-HAL's mixture, lambda = 0.9, preferences made from the reference's own average), and
-with the sides swapped as a control, beta = 0.1:
-
-{mixed}
-
-Preferences are a fixed threshold; a policy that has left it behind is pulled back when they outvote the on-policy half, most of all
-under total_variation, which sees signs only.
-
-![Expected reward and mass below the mean along the iteration](figures/theory.png)
-
-## 4. The contrast with GRPO
-
-Theorem 4.4: unclipped GRPO's iterate is pi_ref exp(a/beta), normalised, and its expected reward is above the reference's; nothing is said of one
-iterate against the last.
-
-GRPO's fixed point is pi_ref exp((R - mu)/(beta sigma)), normalised. Mass below the policy's own mean, median of 50 starts, and on how
-many of them it is 0 (less than 1e-12); f-GRPO's row is its iterate of section 2:
-
-{grpo}
-
-Without the division by the standard deviation mass stays below the mean at every beta. With it the fixed point has such mass only if
-beta is large enough: as the policy concentrates sigma shrinks, and the penalty beta sigma with it, until one response has everything.
-f-GRPO's iterate has none at any beta; of a policy trained to the minimum of the loss the table of section 2 says what is left.
-"""
-
 
 def tables(prompts: int = 50, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Reference, start and rewards, (prompts, 6)."""
@@ -358,16 +256,20 @@ def grpo() -> str:
 
 def page() -> str:
     """The text of docs/theory.md."""
-    return PAGE.format(
-        estimate=estimate(),
-        disjoint=disjoint(),
-        counterexample=counterexample(),
-        observed=observed(),
-        consistency=consistency(),
-        trained=trained(),
-        improvement=improvement(),
-        mixed=mixed(),
-        grpo=grpo(),
+    return (
+        (DOCS / "make" / "theory.template.md")
+        .read_text()
+        .format(
+            estimate=estimate(),
+            disjoint=disjoint(),
+            counterexample=counterexample(),
+            observed=observed(),
+            consistency=consistency(),
+            trained=trained(),
+            improvement=improvement(),
+            mixed=mixed(),
+            grpo=grpo(),
+        )
     )
 
 

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import torch
 import typer
 from loop import Settings, run, warm_model
-from report import FIGURE, RESULTS, draw, read, read_sweeps, rich_table, write
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from sweeps import FIGURE, RESULTS, draw, read, read_sweeps, rich_table, write
 from transformers.utils import logging
 
 ROOT = Path(__file__).parents[2]
