@@ -90,10 +90,11 @@ def main(
                 itself = [statistics.median(ratios(old[0], other)) for other in old[1:]]
                 kept = {key: statistics.median(one[key] for one in old) for key in old[0]}
                 now = {key: statistics.median(one[key] for one in new) for key in new[0]}
-                row = (statistics.median(ratios(kept, now)), each, itself)
-                shown = [", ".join(f"{value:.3f}" for value in values) for values in row[1:]]
-                table.add_row(name, str(len(ratios(kept, now))), f"{row[0]:.3f}", *shown)
-                print(f"{name}: new / old {row[0]:.3f}, per round {shown[0]}; old / old {shown[1]}", flush=True)
+                found = ratios(kept, now)
+                shown = [", ".join(f"{value:.3f}" for value in values) for values in (each, itself)]
+                row = (name, str(len(found)), f"{statistics.median(found):.3f}", *shown)
+                table.add_row(*row)
+                print(*row, sep="; ", flush=True)
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=ROOT, check=True)
     Console().print(table)

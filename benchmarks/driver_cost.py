@@ -93,7 +93,7 @@ def preference_parts(
 
     from benchmarks.hybrid_cost import MadeRows, make_preferences
     from fgrpo_plugin.host.driver.joining import joined_order, new_keys, preference_numbers, queue_blocks
-    from fgrpo_plugin.host.settings.questions import read_settings
+    from fgrpo_plugin.host.settings.reading import read_settings
     from tests.support.worker import config, f_hal, make_model
 
     make_model(folder, layers=1, hidden=32, pairs=rows // 2)

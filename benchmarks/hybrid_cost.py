@@ -37,7 +37,7 @@ from tensordict import TensorDict
 from fgrpo_plugin.host.driver.joining import as_queue_rows, joined_order, preference_numbers
 from fgrpo_plugin.host.driver.preference_source import PreferenceSource
 from fgrpo_plugin.host.driver.rows import on_policy_fields
-from fgrpo_plugin.host.settings.questions import read_settings
+from fgrpo_plugin.host.settings.reading import read_settings
 from fgrpo_plugin.preference.tokens import TokenRow
 from tests.support.worker import (
     GROUP,

@@ -45,7 +45,7 @@ def measured_update(composed: Any, rows: int, prompt: int, response: int, repeat
     from verl.workers.engine_workers import ActorRolloutRefWorker
     from verl.workers.utils.losses import ppo_loss
 
-    from fgrpo_plugin.host.settings.questions import read_settings
+    from fgrpo_plugin.host.settings.reading import read_settings
 
     worker = ActorRolloutRefWorker(composed.actor_rollout_ref, role="actor")
     worker.init_model()
@@ -93,9 +93,9 @@ def main(
     output: Annotated[Path | None, typer.Option(help="Also write the table there, as Markdown.")] = None,
 ) -> None:
     """Print measured and predicted times."""
+    from fgrpo_plugin.plan.configuration import planned_run_from_config
     from fgrpo_plugin.plan.cpu import measure_cpu
     from fgrpo_plugin.plan.planned_run import Assumptions
-    from fgrpo_plugin.plan.recipe import planned_run_from_config
     from fgrpo_plugin.plan.roofline import Roofline
 
     torch.set_num_threads(1)

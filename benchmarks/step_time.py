@@ -43,7 +43,7 @@ class Step:
         from verl.utils.config import omega_conf_to_dataclass
         from verl.workers.utils.losses import ppo_loss
 
-        from fgrpo_plugin.host.settings.questions import read_settings
+        from fgrpo_plugin.host.settings.reading import read_settings
 
         actor = composed.actor_rollout_ref.actor
         self.worker, self.reference, self.rows = worker, reference, rows

@@ -1,6 +1,7 @@
 """f-divergences: the generator f, its conjugate f*, an increasing link g, and the composite f*(g).
 
-`_TABLE` below is the reference; everything else reads it. An f-divergence of D+ from D- has the variational form
+`_TABLE` below is the reference; everything else reads it. A new row also needs an entry in theory.py and docs/make.
+An f-divergence of D+ from D- has the variational form
 
     D_f(D+ || D-) = sup_r  E_{D+}[ g(r) ] - E_{D-}[ f*(g(r)) ],        g: R -> dom f*, increasing
 

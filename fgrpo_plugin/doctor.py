@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fgrpo_plugin.host.attachment import PREFIX
+from fgrpo_plugin.host.doctor_reports import PREFIX
 
 KNOWN_VERL = ("0.9.1",)
 
@@ -132,8 +132,8 @@ def _ray() -> str:
 
 
 def _probe(report: str, first: str = "pass") -> Any:
-    """Run one of ``fgrpo_plugin.host.attachment``'s reports in a fresh process and return what it printed."""
-    code = f"{first}; from fgrpo_plugin.host import attachment; attachment.{report}()"
+    """Run one of ``fgrpo_plugin.host.doctor_reports``'s reports in a fresh process and return what it printed."""
+    code = f"{first}; from fgrpo_plugin.host import doctor_reports; doctor_reports.{report}()"
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180)
     except subprocess.TimeoutExpired:

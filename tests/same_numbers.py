@@ -71,7 +71,7 @@ def collect(rows: Path, engine_name: str, overrides: list[str]) -> dict[str, Any
     from fgrpo_plugin.host.driver.joining import as_queue_rows, joined_order, preference_numbers
     from fgrpo_plugin.host.driver.rows import on_policy_fields, row_numbers
     from fgrpo_plugin.host.metrics import divide_sums
-    from fgrpo_plugin.host.settings.questions import read_settings
+    from fgrpo_plugin.host.settings.reading import read_settings
     from fgrpo_plugin.preference.tokens import TokenRow
 
     data = load_file(rows)

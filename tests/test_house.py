@@ -56,7 +56,7 @@ def test_no_exception_has_outlived_its_reason():
     [
         ("divergences.py", "import fgrpo_plugin.config\n"),
         ("config.py", "import fgrpo_plugin.preference.files\n"),
-        ("host/settings/layout.py", "import fgrpo_plugin.plan.recipe\n"),
+        ("host/settings/layout.py", "import fgrpo_plugin.plan.configuration\n"),
         ("host/worker/policy_loss.py", "import fgrpo_plugin.host.driver.rows\n"),
         ("new_room.py", ""),
     ],

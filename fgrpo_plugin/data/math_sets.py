@@ -54,7 +54,7 @@ MATH_SETS = {
 
 @dataclass
 class Prepared:
-    """What was written.
+    """One file of problems that was written, and the rows that were left out.
 
     Attributes:
         file: the parquet file.

@@ -14,7 +14,11 @@ VALIDATED = "f_divergence_validated"
 """Under ``algorithm``, which the advantage estimator sees too: the settings have been completed and checked."""
 
 ROW_FIELDS = ("f_divergence_advantage", "f_divergence_weight", "f_divergence_count", "f_divergence_fresh")
-"""One number a row, attached by the driver: a_i, w_i, the denominator, and 1 in the first mini-batch of the update."""
+"""One number a row, attached by the driver: a_i, w_i, the denominator, and 1 in the first mini-batch of the update.
+
+A further one gets its values in driver/rows.py and, for preference rows, in driver/joining.py, and is a parameter of
+both losses in worker/policy_loss.py.
+"""
 PREFERENCE_FIELDS = ("f_divergence_side", "f_divergence_tokens", "f_divergence_lam")
 """Further ones of f-HAL: +1 for D+, -1 for D- and 0 for on-policy rows, a preference row's response tokens, lambda."""
 ENGINE_FIELDS = (
@@ -31,11 +35,11 @@ ENGINE_FIELDS = (
 """What verl's engine and loss read of a row; on-policy rows have them all when the actor is updated."""
 
 PREFIX = "actor/f_divergence/"
-"""Of the metrics of a training step."""
+"""Metrics of a training step begin with it."""
 SUMS = PREFIX + "sums/"
-"""Of the workers' sums and counts, which the driver divides and removes."""
+"""The workers' sums and counts begin with it; the driver divides and removes them."""
 VALIDATION = "val-preference/"
-"""Of the metrics on held-out preference data."""
+"""Metrics on held-out preference data begin with it."""
 
 APPLIED: dict[str, str] = {}
 """Shim -> ``applied``, or ``not needed`` where verl has the feature of the shim's patch."""

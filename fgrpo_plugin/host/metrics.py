@@ -181,6 +181,7 @@ def _block_sums(
 
 
 def _distances(mean: Means) -> dict[str, float]:
+    """How far the policy is from the reference, nats a token."""
     return {PREFIX + "reference_gap": mean("reference_gap", "tokens")}
 
 
@@ -206,7 +207,17 @@ def _rollout_difference(sums: dict[str, float]) -> dict[str, float]:
     }
 
 
-def row_metrics(advantage: torch.Tensor, weight: torch.Tensor, counted: torch.Tensor, settings: Any) -> dict:
+def row_metrics(
+    advantage: torch.Tensor, weight: torch.Tensor, counted: torch.Tensor, settings: Any
+) -> dict[str, float]:
+    """Shares that the driver alone can say: it has all rows of the update.
+
+    Args:
+        advantage: (n,) a_i.
+        weight: (n,) w_i.
+        counted: (n,) bool, rows with a token that verl has not added to fill a mini-batch.
+        settings: FDivergenceConfig; `weight_cap` is read.
+    """
     rows = max(int(counted.sum()), 1)
     used = counted & (advantage != 0)
     weights = weight[used].double()

@@ -14,8 +14,6 @@ from fgrpo_plugin.losses import clip_implicit_reward
 from fgrpo_plugin.preference.tokens import TokenRow
 
 _DISTANCES = (0.1, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
-
-
 DISTANCE_EDGES = (*(-edge for edge in reversed(_DISTANCES)), 0.0, *_DISTANCES)
 """nats a sequence: bins in which log pi_theta - log pi_ref of preference rows is counted, for its tails."""
 

@@ -59,7 +59,7 @@ HOOKS = {
 
 
 def _guarded(name: str, hook):
-    """A host that we do not fit must stay usable for everything but f-GRPO."""
+    """Wrap a hook so that its error is noted: verl stays usable for everything but f-GRPO."""
 
     def run(module: ModuleType) -> None:
         try:

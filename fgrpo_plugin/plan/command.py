@@ -109,7 +109,7 @@ def plan(
     else:
         from fgrpo_plugin.host.settings.compose import compose
         from fgrpo_plugin.plan.compose import check_run, compose_run
-        from fgrpo_plugin.plan.recipe import planned_run_from_config
+        from fgrpo_plugin.plan.configuration import planned_run_from_config
 
         words, config = compose_run(recipe, changes or [], ({"model": model} if model else {}) | fields)
         notes = check_run(config)

@@ -1,4 +1,4 @@
-"""A recipe, overrides and options: one configuration that the host takes, or a sentence."""
+"""Compose a recipe, overrides and options into one configuration that verl takes, or say what is wrong with them."""
 
 from collections.abc import Iterable
 from copy import deepcopy
@@ -9,11 +9,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fgrpo_plugin.host.settings.compose import compose, describe_unknown, host_defaults, unknown_settings
 from fgrpo_plugin.host.settings.layout import check_micro_batches
-from fgrpo_plugin.host.settings.questions import is_f_divergence, uses_our_loss
+from fgrpo_plugin.host.settings.reading import is_f_divergence, uses_our_loss
 from fgrpo_plugin.host.settings.refusals import check_settings
 from fgrpo_plugin.model_shape import find_model
+from fgrpo_plugin.plan.configuration import engine_of, overridden, overrides
 from fgrpo_plugin.plan.planned_run import ENGINES, check_fields
-from fgrpo_plugin.plan.recipe import engine_of, overridden, overrides
 
 
 def compose_run(recipe: str | None, changes: Iterable[str], fields: dict[str, Any]) -> tuple[list[str], DictConfig]:
@@ -65,7 +65,7 @@ def check_run(config: DictConfig) -> list[str]:
 
 def _check_preferences(config: DictConfig, settings: Any) -> list[str]:
     """Their settings and row counts; the data are not read."""
-    from fgrpo_plugin.host.settings.preferences import preference_settings, rows_per_minibatch
+    from fgrpo_plugin.host.settings.preferences import preference_rows_per_minibatch, preference_settings
 
     config = deepcopy(config)
     missing = []
@@ -76,7 +76,7 @@ def _check_preferences(config: DictConfig, settings: Any) -> list[str]:
     wanted = preference_settings(config)
     for name, files in (("files", wanted.files), ("val_files", wanted.val_files)):
         missing += [f"data.preference.{name}: {file} is not on this machine." for file in files if _is_missing(file)]
-    rows = rows_per_minibatch(config)
+    rows = preference_rows_per_minibatch(config)
     check_micro_batches(config, answers=settings.constant_lam != 1, preference_rows=rows)
     return missing
 

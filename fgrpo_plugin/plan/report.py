@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from fgrpo_plugin.plan.advice import Advice, advise, shortfall
+from fgrpo_plugin.plan.configuration import overridden, overrides
 from fgrpo_plugin.plan.gpus import GIB
 from fgrpo_plugin.plan.memory import Phase, host_bytes, phases
 from fgrpo_plugin.plan.planned_run import Assumptions, PlannedRun
-from fgrpo_plugin.plan.recipe import overridden, overrides
 from fgrpo_plugin.plan.roofline import StepTime, step_time
 
 

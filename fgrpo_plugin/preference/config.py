@@ -67,7 +67,7 @@ class PreferenceConfig:
 
 
 def _identity(source: str, split: str) -> tuple[str, str | None]:
-    """The same for the same data: a file or a folder of files has no splits, a named or saved dataset has."""
+    """Name data so that two names are equal where the data are: of files without, of datasets with the split."""
     path = Path(source).expanduser()
     if path.suffix in ENDINGS or (path.is_dir() and not has_splits(path)):
         return str(path.resolve()), None

@@ -147,7 +147,7 @@ def _hub_commit(model: str) -> str:
 
 
 def _write(file: Path, content: bytes) -> None:
-    """All or nothing, also with several writers."""
+    """Write under another name and rename, so that no reader sees a part, whoever else writes."""
     part = file.with_name(f".{uuid.uuid4().hex}")
     part.write_bytes(content)
     os.replace(part, file)

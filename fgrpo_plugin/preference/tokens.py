@@ -178,7 +178,7 @@ def encode(
 
 
 def _drop_equal_sides(found: Encoded) -> None:
-    """A pair that was told apart by what has been cut says nothing."""
+    """Drop pairs whose two responses are the same once both are cut to the longest length."""
     sides: dict[tuple[str, bytes], set[bool]] = {}
     for row in found.rows:
         if row.pair is not None:

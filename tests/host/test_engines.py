@@ -229,7 +229,7 @@ def test_ulysses_without_the_hosts_all_to_alls_is_refused():
     """With sdpa each rank would attend to its own part of the sequence, and nothing would say so."""
     import verl.workers.engine  # noqa: F401  (registers ours, which is then imported)
 
-    from fgrpo_plugin.host.cpu.engines import CpuFSDPEngineWithLMHead
+    from fgrpo_plugin.host.cpu.fsdp import CpuFSDPEngineWithLMHead
 
     model, engine = SimpleNamespace(override_config={"attn_implementation": "sdpa"}), SimpleNamespace()
     engine.ulysses_sequence_parallel_size = 2

@@ -5,8 +5,8 @@ import shlex
 
 from fgrpo_plugin.model_shape import known_models
 from fgrpo_plugin.plan.advice import excess
+from fgrpo_plugin.plan.configuration import planned_run_from_config
 from fgrpo_plugin.plan.gpus import find_gpu
-from fgrpo_plugin.plan.recipe import planned_run_from_config
 from tests.plan.planning import ASSUMED, run
 
 

@@ -43,7 +43,7 @@ def test_a_model_of_the_users_own_gets_careful_settings_and_the_quick_starts_own
 def test_the_hosts_command_composes_and_is_valid(stock_config, inputs, tmp_path, algo, lam):
     from verl.utils.config import validate_config
 
-    from fgrpo_plugin.host.settings.questions import is_f_divergence
+    from fgrpo_plugin.host.settings.reading import is_f_divergence
     from fgrpo_plugin.host.settings.switch import complete
 
     divergence = None if algo == "grpo" else "kl"

@@ -36,7 +36,7 @@ def free_port() -> int:
 
 def config(folder: str, *overrides: str, group: str = "cpu") -> Any:
     """The stock configuration, completed as ``main_ppo`` would; without a GPU, with this config group of ours."""
-    from fgrpo_plugin.host.settings.questions import is_f_divergence
+    from fgrpo_plugin.host.settings.reading import is_f_divergence
     from fgrpo_plugin.host.settings.switch import complete
 
     parts = ("actor", "ref")

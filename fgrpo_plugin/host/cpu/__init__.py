@@ -8,14 +8,14 @@ from functools import cache
 
 import wrapt
 
-from fgrpo_plugin.host.cpu import distribution
+from fgrpo_plugin.host.cpu import package_metadata
 
 # host module -> what to call with it once it is imported
 _HOOKS = {
     "verl.plugin.platform.platform_manager": "fgrpo_plugin.host.cpu.platform:register",
-    "verl.utils.distributed": "fgrpo_plugin.host.cpu.collective:register",
+    "verl.utils.distributed": "fgrpo_plugin.host.cpu.gloo:register",
     "verl.models.transformers.monkey_patch": "fgrpo_plugin.host.cpu.attention:register",
-    "verl.workers.engine.fsdp.transformer_impl": "fgrpo_plugin.host.cpu.engines:register",
+    "verl.workers.engine.fsdp.transformer_impl": "fgrpo_plugin.host.cpu.fsdp:register",
     "verl.workers.engine.megatron.transformer_impl": "fgrpo_plugin.host.cpu.megatron:register",
 }
 
@@ -23,6 +23,6 @@ _HOOKS = {
 @cache
 def install() -> None:
     """Prepare this process; host modules that are not imported yet are met when they are."""
-    distribution.offer()
+    package_metadata.offer()
     for module, hook in _HOOKS.items():
         wrapt.register_post_import_hook(hook, module)

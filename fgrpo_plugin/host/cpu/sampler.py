@@ -1,4 +1,4 @@
-"""The synchronous replay buffer, asked more often."""
+"""verl's replay buffer with a poll interval for small models: `trainer.v1.sampler.custom_sampler` names it."""
 
 from typing import Any
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from fgrpo_plugin.advantages import group_advantages
-from fgrpo_plugin.host.settings.questions import require_validated
+from fgrpo_plugin.host.settings.reading import require_validated
 
 
 def f_grpo_advantage(

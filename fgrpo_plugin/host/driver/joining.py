@@ -61,7 +61,7 @@ def join_batch(
 
 
 class JoiningGroup(wrapt.ObjectProxy):
-    """The actor's workers, which are given another batch to be updated on than the host's."""
+    """The actor's workers, wrapped so that an update gets the joined batch in place of verl's."""
 
     def __init__(self, group: Any, join: Callable[[Any], Any]):
         super().__init__(group)

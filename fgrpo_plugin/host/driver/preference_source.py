@@ -9,7 +9,7 @@ import torch
 
 from fgrpo_plugin.host.driver.joining import deal
 from fgrpo_plugin.host.settings.layout import reference_is_in_actor
-from fgrpo_plugin.host.settings.preferences import preference_settings, rows_per_minibatch
+from fgrpo_plugin.host.settings.preferences import preference_rows_per_minibatch, preference_settings
 from fgrpo_plugin.preference.config import PreferenceConfig
 from fgrpo_plugin.preference.files import PreferenceData, read_preferences
 from fgrpo_plugin.preference.reference_cache import DEFAULT_FOLDER, ReferenceCache, reference_fingerprint
@@ -39,7 +39,7 @@ class PreferenceSource:
         self.rows = self._load(self.settings.files, self.settings.split)
         self.held_out = self._load(self.settings.val_files, self.settings.val_split) if self.settings.val_files else []
         self.sampler = PreferenceSampler(self.rows, seed=self.settings.seed, keep_pairs=self.settings.keep_pairs)
-        self.batch_size = rows_per_minibatch(config)
+        self.batch_size = preference_rows_per_minibatch(config)
         if self.batch_size > len(self.sampler):
             self.sampler.draw(self.batch_size)  # says what is wrong
         model, self._folder = config.actor_rollout_ref.model.path, Path(self.settings.cache_dir or DEFAULT_FOLDER)

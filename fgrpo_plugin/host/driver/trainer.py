@@ -28,7 +28,7 @@ from fgrpo_plugin.host.driver.rows import (
 )
 from fgrpo_plugin.host.metrics import divide_sums
 from fgrpo_plugin.host.preference_metrics import held_out_metrics
-from fgrpo_plugin.host.settings.questions import joins_preferences, read_settings
+from fgrpo_plugin.host.settings.reading import joins_preferences, read_settings
 from fgrpo_plugin.losses import implicit_reward
 from fgrpo_plugin.preference.tokens import TokenRow
 
@@ -90,6 +90,7 @@ class FDivergenceTrainer:
         return super()._validate() | dict(found)  # type: ignore[misc]
 
     def _update_actor(self, batch: Any, metrics: dict) -> Any:
+        """Attach the numbers of each row, update on the batch with preference rows joined, and divide the sums."""
         if self.config.algorithm.adv_estimator not in ESTIMATORS:
             return super()._update_actor(batch, metrics)  # type: ignore[misc]
         import transfer_queue as tq
@@ -110,7 +111,7 @@ class FDivergenceTrainer:
             rows_per_minibatch=actor.ppo_mini_batch_size * self.config.actor_rollout_ref.rollout.n,
             dp_size=self._dp_size(),
         )
-        rows, row_metrics = row_numbers(
+        numbers, reported = row_numbers(
             rewards=row_sums(data["rm_scores"]).float(),
             uids=uids,
             response_mask=data["response_mask"],
@@ -121,15 +122,15 @@ class FDivergenceTrainer:
             normalize_by_std=bool(self.config.algorithm.get("norm_adv_by_std_in_grpo", True)),
         )
         if self.preferences is not None:
-            rows |= on_policy_fields(len(batch), self._lam(settings))
+            numbers |= on_policy_fields(len(batch), self._lam(settings))
         # The returned meta names every field; keep the host's extra_info, which put does not carry over.
         updated = tq.kv_batch_put(
-            keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(rows, batch_size=len(batch))
+            keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(numbers, batch_size=len(batch))
         )
         batch.fields = updated.fields
 
         self._update_joined(batch, metrics, int(minibatch.max()) + 1)
-        metrics.update(row_metrics)
+        metrics.update(reported)
         # Where the actor recomputes the old log-probs, the host makes this comparison itself.
         compare = actor.ppo_epochs == 1 and bool(self.config.algorithm.rollout_correction.bypass_mode)
         metrics.update(divide_sums(metrics, settings, lam=self._lam(settings), compare_rollout=compare))

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from fgrpo_plugin.host.settings.questions import is_f_divergence
+from fgrpo_plugin.host.settings.reading import is_f_divergence
 
 FREE_FORM = (  # sections that the host hands on as they are or reads without a default, or that this package reads
     "actor_rollout_ref.actor.fsdp_config.mixed_precision.",

@@ -35,7 +35,7 @@ def check_preferences(config: Any, settings: FDivergenceConfig) -> None:
         ValueError: names the setting and the remedy.
     """
     wanted = preference_settings(config)
-    rows, ranks = rows_per_minibatch(config), data_parallel_size(config)
+    rows, ranks = preference_rows_per_minibatch(config), data_parallel_size(config)
     for name, files, split in (
         ("files", wanted.files, wanted.split),
         ("val_files", wanted.val_files, wanted.val_split),
@@ -58,7 +58,7 @@ def check_preferences(config: Any, settings: FDivergenceConfig) -> None:
     check_micro_batches(config, answers=settings.constant_lam != 1, preference_rows=rows)
 
 
-def rows_per_minibatch(config: Any) -> int:
+def preference_rows_per_minibatch(config: Any) -> int:
     """Preference rows of one optimiser step: asked for, or as many as it has on-policy rows."""
     asked = preference_settings(config).batch_size
     return asked or config.actor_rollout_ref.actor.ppo_mini_batch_size * config.actor_rollout_ref.rollout.n

@@ -1,4 +1,8 @@
-"""What contradicts f-GRPO and f-HAL in verl's configuration, refused by name with the remedy: add a refusal here."""
+"""What contradicts f-GRPO and f-HAL in verl's configuration, refused by name with the remedy: add a refusal here.
+
+A bad value of our own is refused where it is read (config.py, preference/config.py, f_divergence.py), sizes that do not
+go together in layout.py, files and models in inputs.py and preferences.py.
+"""
 
 import os
 from collections.abc import Callable
@@ -7,10 +11,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fgrpo_plugin.config import FDivergenceConfig
-from fgrpo_plugin.host.contract import ESTIMATORS, F_GRPO, F_HAL, LOSS
+from fgrpo_plugin.host.contract import ESTIMATORS, F_GRPO, LOSS
 from fgrpo_plugin.host.settings.f_divergence import f_divergence_settings
 from fgrpo_plugin.host.settings.layout import STRATEGIES, check_parallel_sizes
-from fgrpo_plugin.host.settings.questions import is_f_divergence
+from fgrpo_plugin.host.settings.reading import is_f_divergence
 
 ENGINES = ("fsdp_config", "megatron", "veomni")
 FILES = ("files", "val_files")
@@ -45,7 +49,7 @@ def check_settings(config: DictConfig) -> FDivergenceConfig:
         )
     estimator = config.algorithm.adv_estimator
     settings = f_divergence_settings(config)
-    _refuse_contradictions(config, offline=estimator == F_HAL and settings.constant_lam == 1)
+    _refuse_contradictions(config, offline=settings.constant_lam == 1)
     check_parallel_sizes(config)
     if estimator == F_GRPO and any(OmegaConf.select(config, f"data.preference.{name}") for name in FILES):
         raise ValueError(
@@ -56,6 +60,12 @@ def check_settings(config: DictConfig) -> FDivergenceConfig:
 
 
 def _refuse_contradictions(config: DictConfig, offline: bool) -> None:
+    """Raise for the first row of the table that holds.
+
+    Args:
+        config: the composed configuration.
+        offline: lambda is 1 throughout.
+    """
     name = config.algorithm.adv_estimator
     select: Callable[..., Any] = lambda key, default=None: OmegaConf.select(config, key, default=default)  # noqa: E731
     actor = "actor_rollout_ref.actor"

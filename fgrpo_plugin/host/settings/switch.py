@@ -35,10 +35,11 @@ def complete(config: DictConfig) -> None:
         raise ValueError(" ".join(REFUSED.values()))
     settings = check_settings(config)
     estimator = config.algorithm.adv_estimator
-    offline = estimator == F_HAL and settings.constant_lam == 1
-    generates = not offline or bool(OmegaConf.select(config, "data.preference.keep_rollout", default=False))
+    # Under f_grpo lambda is 0: any other is refused.
+    keeps_rollout = bool(OmegaConf.select(config, "data.preference.keep_rollout", default=False))
+    generates = settings.constant_lam != 1 or keeps_rollout
     check_inputs(config, prompts=generates)
-    if estimator == F_HAL and settings.constant_lam != 0:
+    if settings.constant_lam != 0:
         check_preferences(config, settings)
     else:
         check_micro_batches(config)

@@ -70,7 +70,7 @@ def complete_or_exit(config: Any) -> None:
 
 
 def _is_ours(config: Any) -> bool:
-    from fgrpo_plugin.host.settings.questions import is_f_divergence, uses_our_loss
+    from fgrpo_plugin.host.settings.reading import is_f_divergence, uses_our_loss
 
     return is_f_divergence(config) or uses_our_loss(config)
 

@@ -27,7 +27,7 @@ def _checking_validation(stock: Callable, answering: bool) -> Callable:
     # A plain function: Ray pickles the globals of a user's trainer, and this may be one of them.
     @wraps(stock)
     def need_reference_policy(config):
-        from fgrpo_plugin.host.settings.questions import is_f_divergence, require_validated
+        from fgrpo_plugin.host.settings.reading import is_f_divergence, require_validated
 
         if is_f_divergence(config):
             require_validated(config.algorithm)

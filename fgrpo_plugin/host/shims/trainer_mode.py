@@ -10,7 +10,7 @@ from typing import Any
 
 from fgrpo_plugin.host.driver.offline import OfflineTrainer
 from fgrpo_plugin.host.driver.trainer import FDivergenceTrainer
-from fgrpo_plugin.host.settings.questions import is_f_divergence, is_offline, require_validated
+from fgrpo_plugin.host.settings.reading import is_f_divergence, is_offline, require_validated
 from fgrpo_plugin.host.shims import require_used
 
 

@@ -6,7 +6,7 @@ from verl.workers.config import PolicyLossConfig
 
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.contract import ESTIMATORS
-from fgrpo_plugin.host.settings.questions import read_settings
+from fgrpo_plugin.host.settings.reading import read_settings
 
 
 @dataclass

@@ -129,7 +129,7 @@ POLICY_LOSSES = {F_GRPO: f_grpo_policy_loss, F_HAL: f_hal_policy_loss}
 
 
 class _Rows(NamedTuple):
-    """What both halves read of n rows: log-probs in nats and mask (n, T), denominators (n,)."""
+    """Per-row tensors that both losses read: log-probs in nats and mask (n, T), denominators (n,)."""
 
     log_prob: torch.Tensor
     ref_log_prob: torch.Tensor
@@ -155,7 +155,7 @@ def _on_policy(
     old_log_prob = None
     if settings.gamma:
         old_log_prob = rollout if settings.old_log_prob == "recomputed" else log_prob.detach()
-    moved = implicit_reward(
+    unclipped = implicit_reward(
         log_prob,
         ref_log_prob,
         mask,
@@ -165,18 +165,18 @@ def _on_policy(
         level=settings.level,
     )
     denominator = count[0] if len(count) else 1.0
-    with _differentiable(moved):
-        reward, clipped = clip_implicit_reward(moved, divergence, settings.implicit_reward_clip)
+    with _differentiable(unclipped):
+        reward, clipped = clip_implicit_reward(unclipped, divergence, settings.implicit_reward_clip)
         loss = f_grpo_loss(reward, advantage, divergence, weight, response_mask=mask, denominator=denominator)
     with torch.no_grad():
         sums = on_policy_sums(reward, clipped, advantage, weight, divergence, mask)
         sums |= token_sums(log_prob, ref_log_prob, rollout, mask, fresh > 0)
-        sums |= loss_sums(loss, moved, denominator, units_of(settings, mask))
+        sums |= loss_sums(loss, unclipped, denominator, units_of(settings, mask))
     return settings.scales()[1] * loss, sums
 
 
 def _differentiable(reward: torch.Tensor) -> torch.enable_grad:
-    """Slopes of the loss are wanted where verl evaluates it without gradient, too."""
+    """Make the reward a leaf where verl evaluates the loss without gradient, so that its slopes are there as well."""
     if not reward.requires_grad:
         reward.requires_grad_()
     return torch.enable_grad()
@@ -187,7 +187,7 @@ def _preference(rows: _Rows, desirable: torch.Tensor, settings: Any) -> tuple[to
     divergence = settings.build_divergence()
     log_prob, ref_log_prob, _, mask, count = rows
     gamma = settings.preference_gamma
-    moved = implicit_reward(
+    unclipped = implicit_reward(
         log_prob,
         ref_log_prob,
         mask,
@@ -198,13 +198,13 @@ def _preference(rows: _Rows, desirable: torch.Tensor, settings: Any) -> tuple[to
     )
     # A side that this micro-batch lacks has no rows to divide.
     denominators = [count[side][0] if bool(side.any()) else 1.0 for side in (desirable, ~desirable)]
-    with _differentiable(moved):
-        reward, clipped = clip_implicit_reward(moved, divergence, settings.implicit_reward_clip)
+    with _differentiable(unclipped):
+        reward, clipped = clip_implicit_reward(unclipped, divergence, settings.implicit_reward_clip)
         loss = fdo_loss(reward, desirable, divergence, response_mask=mask, denominator=denominators)
     with torch.no_grad():
         sums = preference_sums(reward, clipped, desirable, divergence, log_prob, ref_log_prob, mask)
         losses = fdo_row_losses(reward, desirable, divergence, response_mask=mask)
-        sums |= side_loss_sums(losses, row_slopes(loss, moved), desirable, denominators, units_of(settings, mask))
+        sums |= side_loss_sums(losses, row_slopes(loss, unclipped), desirable, denominators, units_of(settings, mask))
     return loss, sums
 
 

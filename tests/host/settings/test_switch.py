@@ -89,7 +89,7 @@ def test_the_report_says_what_a_preset_is_now_and_calls_the_coefficients_nominal
 def test_f_hal_fills_in_its_loss_and_half_of_lambda(stock_config, inputs, preferences, capsys):
     from verl.utils.config import omega_conf_to_dataclass
 
-    from fgrpo_plugin.host.settings.questions import is_offline, joins_preferences
+    from fgrpo_plugin.host.settings.reading import is_offline, joins_preferences
 
     config = stock_config(*inputs, HAL, preferences)
     complete(config)
@@ -101,7 +101,7 @@ def test_f_hal_fills_in_its_loss_and_half_of_lambda(stock_config, inputs, prefer
 
 
 def test_lambda_zero_throughout_is_the_f_grpo_path_and_reads_no_preferences(stock_config, inputs):
-    from fgrpo_plugin.host.settings.questions import joins_preferences
+    from fgrpo_plugin.host.settings.reading import joins_preferences
 
     config = stock_config(*inputs, HAL, f"{F}.lam=0", "+data.preference.files=[/nowhere/prefs.jsonl]")
     complete(config)
@@ -113,7 +113,7 @@ def test_lambda_one_needs_neither_prompts_nor_groups_nor_a_rollout_engine(stock_
     from verl.utils.import_utils import load_class_from_fqn
 
     from fgrpo_plugin.host.driver.offline import NoPrompts, NoRollouts
-    from fgrpo_plugin.host.settings.questions import is_offline
+    from fgrpo_plugin.host.settings.reading import is_offline
 
     offline = [HAL, preferences, f"{F}.lam=1.0", "trainer.val_before_train=false", "trainer.test_freq=-1"]
     config = stock_config(

@@ -4,13 +4,13 @@ import json
 import subprocess
 import sys
 
-from fgrpo_plugin.host.attachment import PREFIX
+from fgrpo_plugin.host.doctor_reports import PREFIX
 
 
 def report(name: str, **environment: str):
     import os
 
-    code = f"from fgrpo_plugin.host import attachment; attachment.{name}()"
+    code = f"from fgrpo_plugin.host import doctor_reports; doctor_reports.{name}()"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=180, env=os.environ | environment
     )

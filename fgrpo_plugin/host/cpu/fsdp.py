@@ -12,10 +12,7 @@ from fgrpo_plugin.host.cpu.attention import NAME as attention_name
 
 
 class _CpuFSDPEngine(FSDPEngine):
-    """The host offloads a forward-only FSDP2 model into pinned memory, which needs an accelerator.
-
-    On a CPU the parameters are where offloading would put them.
-    """
+    """verl's FSDP engine without offloading, which needs an accelerator; on a CPU parameters are there already."""
 
     engine_config: Any
 

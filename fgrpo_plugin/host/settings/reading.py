@@ -1,4 +1,4 @@
-"""What a run's configuration asks for, in one word each: read by the shims, the driver and the workers."""
+"""Read what a run's configuration asks for: used by the shims, the driver and the workers."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -5,7 +5,7 @@ from tests.support.overrides import HAL, F
 
 
 def test_a_schedule_keeps_both_halves_whatever_its_values(stock_config, inputs, preferences):
-    from fgrpo_plugin.host.settings.questions import is_offline, joins_preferences
+    from fgrpo_plugin.host.settings.reading import is_offline, joins_preferences
 
     schedule = f"{F}.lam={{schedule: linear, start: 0, end: 1}}"
     config = stock_config(*inputs, HAL, preferences, schedule)

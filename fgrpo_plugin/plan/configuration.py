@@ -180,7 +180,7 @@ def planned_run_from_config(config: DictConfig, gpu: Gpu, **changes: Any) -> tup
 def _algorithm(config: DictConfig, get: Any) -> dict[str, Any]:
     """Which passes and rows the algorithm needs."""
     from fgrpo_plugin.host.settings.f_divergence import f_divergence_settings
-    from fgrpo_plugin.host.settings.questions import is_f_divergence
+    from fgrpo_plugin.host.settings.reading import is_f_divergence
 
     bypass = bool(get("algorithm.rollout_correction.bypass_mode", False))
     if not is_f_divergence(config):

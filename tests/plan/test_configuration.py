@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fgrpo_plugin.plan.recipe import overrides, planned_run_from_config
+from fgrpo_plugin.plan.configuration import overrides, planned_run_from_config
 from tests.plan.planning import A100, H100, MEGATRON, run
 
 
