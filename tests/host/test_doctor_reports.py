@@ -1,29 +1,34 @@
-"""What fresh processes report to ``fgrpo doctor``."""
+"""What fresh processes report to ``fgrpo doctor``; tests/test_doctor.py starts them."""
 
 import json
-import subprocess
-import sys
 
-from fgrpo_plugin.host.doctor_reports import PREFIX
+from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
+
+from fgrpo_plugin.host.contract import APPLIED
+from fgrpo_plugin.host.doctor_reports import PREFIX, report_registration, report_vllm
 
 
-def report(name: str, **environment: str):
-    import os
-
-    code = f"from fgrpo_plugin.host import doctor_reports; doctor_reports.{name}()"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=180, env=os.environ | environment
-    )
-    (line,) = (line for line in done.stdout.splitlines() if line.startswith(PREFIX))
+def reported(capsys):
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith(PREFIX))
     return json.loads(line.removeprefix(PREFIX))
 
 
-def test_an_attached_plugin_is_registered_with_every_shim_applied():
-    found = report("report_registration")
+def test_an_attached_plugin_is_registered_with_every_shim_applied(capsys):
+    report_registration()
+    found = reported(capsys)
     assert found["registered"] is True and found["refused"] == {}
     shims = {"config_hook", "policy_loss_fields", "reference_policy", "trainer_mode"}
-    assert found["applied"] == dict.fromkeys(shims, "applied")
+    assert found["applied"] == dict.fromkeys(shims, "applied") == APPLIED
 
 
-def test_a_plugin_that_is_switched_off_is_not_registered():
-    assert report("report_registration", VERL_USE_EXTERNAL_PLUGINS="none", VERL_PLATFORM="")["registered"] is False
+def test_without_our_loss_in_verls_registry_nothing_is_registered(capsys, monkeypatch):
+    monkeypatch.delitem(POLICY_LOSS_REGISTRY, "f_grpo")
+    report_registration()
+    assert reported(capsys)["registered"] is False
+
+
+def test_the_version_of_vllm_is_reported(capsys):
+    import vllm
+
+    report_vllm()
+    assert reported(capsys) == vllm.__version__
