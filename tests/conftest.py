@@ -1,8 +1,10 @@
-"""Shared by the tests: quiet libraries, and the composed configuration of the stock host."""
+"""Shared by the tests: quiet libraries, the composed configuration of stock verl, and figures for the documentation."""
 
+import json
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,25 @@ torch.set_num_threads(1)
 
 # A script that starts the suite in the background hands SIGINT down as ignored; what the tests interrupt never sees it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption("--figures", type=Path, help="Keep what tests measure in this JSON file, beside what it holds.")
+
+
+@pytest.fixture
+def figure(request) -> Callable:
+    """Print a measured figure, and keep it where --figures asks for it: docs/make/engines.py makes tables of them."""
+
+    def keep(name: str, kind: str, value: float) -> None:
+        print(f"{name}, {kind}: {value:.1e}")
+        file = request.config.getoption("--figures")
+        if file is not None:
+            found = json.loads(file.read_text()) if file.is_file() else {}
+            found.setdefault(name, {})[kind] = float(f"{value:.3g}")
+            file.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
+
+    return keep
 
 
 @pytest.fixture

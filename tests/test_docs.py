@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
-
-
 WRITTEN = ("*.md", "docs/*.md", "recipes/*/*.md", "experiments/*/*.md", "patches/**/*.md")
 PAGES = [page for pattern in WRITTEN for page in DOCS.parent.glob(pattern)]
 NUMBER = re.compile(r"\d+\.?\d*")

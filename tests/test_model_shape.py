@@ -20,8 +20,6 @@ def test_parameters_are_the_published_ones(name):
 
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 1000}
-
-
 VARIANTS = {
     "llama": {"num_key_value_heads": 2, "intermediate_size": 96, "attention_bias": True, "mlp_bias": True},
     "mistral": {"num_key_value_heads": 4, "intermediate_size": 96, "head_dim": 32},

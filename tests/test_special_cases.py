@@ -18,11 +18,7 @@ from fgrpo_plugin.divergences import get_divergence
 from fgrpo_plugin.losses import f_grpo_loss, fdo_loss, implicit_reward, kldo_loss
 
 LOG2 = math.log(2)
-
-
 REWARDS = st.lists(st.tuples(st.floats(-8, 8), st.floats(-8, 8)), min_size=1, max_size=6)
-
-
 SHIFTS = st.floats(-2, 2)
 
 

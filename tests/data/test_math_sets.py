@@ -40,8 +40,6 @@ RESPONSES = {  # of the first row: right, and wrong
     "open_rs": ("So \\boxed{-7}.", "So \\boxed{7}."),
     "math_500": ("So \\boxed{(3, \\frac{\\pi}{2})}.", "So (3, \\frac{\\pi}{2})."),
 }
-
-
 prepare = functools.partial(prepare_set, earns_full_reward=earns_full_reward)
 
 

@@ -3,6 +3,7 @@
 Answers are seeded one by one: runs draw the same ones as long as their weights are the same, in the actor and in vLLM.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,36 +26,37 @@ ENGINES = {
 }
 
 
-def check(expected: Path, run: Path) -> None:
+def check(expected: Path, run: Path, figure: Callable) -> None:
     largest, found = differences(expected, run), steps(run)
     gap = max(step[F + "rollout_gap"] for _, step in found)
-    print(f"{run.name}: {max(largest.values()):.1e}, actor against vLLM {gap:.1e}")
+    figure(f"run, {run.name}", "difference", max(largest.values()))
+    figure(f"run, {run.name}", "actor against vLLM", gap)
     assert max(largest.values()) < 1e-3, largest
     assert gap < 1e-5  # nats
     assert found[-1][1][F + "reference_gap"] > 0.1  # log-probs have moved by so much
 
 
-def test_megatron_with_tensor_parallel_ranks_is_fsdp2(host, uninterrupted):
+def test_megatron_with_tensor_parallel_ranks_is_fsdp2(host, uninterrupted, figure):
     run = host.finish("tensor", *HYBRID, *TENSOR, groups=GROUPS)
     assert [step for step, _ in steps(run)] == list(range(1, STEPS + 1))
-    check(uninterrupted, run)
+    check(uninterrupted, run, figure)
     assert state(run, STEPS) == state(uninterrupted, STEPS)  # the same preference rows
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("engine", ENGINES)
-def test_every_engine_is_fsdp2_on_one_rank(host, uninterrupted, engine):
+def test_every_engine_is_fsdp2_on_one_rank(host, uninterrupted, engine, figure):
     groups, overrides = ENGINES[engine]
     run = host.finish(engine.replace(", ", "_").replace(" ", "_"), *overrides, groups=groups)
     assert [step for step, _ in steps(run)] == list(range(1, STEPS + 1))
-    check(uninterrupted, run)
+    check(uninterrupted, run, figure)
 
 
 @pytest.mark.long
-def test_a_megatron_run_that_is_killed_goes_on_as_the_uninterrupted_one(host, uninterrupted):
+def test_a_megatron_run_that_is_killed_goes_on_as_the_uninterrupted_one(host, uninterrupted, figure):
     host.kill_after(SAVED + 1, "killed", *HYBRID, *TENSOR, groups=GROUPS)
     run = host.finish("killed", *HYBRID, *TENSOR, groups=GROUPS)
     assert "Resuming from" in (run / "train.log").read_text()
     assert [step for step, _ in steps(run)] == list(range(SAVED + 1, STEPS + 1))
-    check(uninterrupted, run)
+    check(uninterrupted, run, figure)
     assert state(run, STEPS) == state(uninterrupted, STEPS)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.host_runs import STEPS, differences, state, steps
+from tests.e2e.host_runs import STEPS, F, differences, state, steps
 from tests.test_patches import SHIMS, check, pristine_host
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long]
@@ -23,12 +23,13 @@ def shims(run: Path) -> set[str]:
     return {shim.split(" ", 1)[1] for shim in line.split("shims: ")[1].split(", ")}
 
 
-def test_training_is_identical_and_no_shim_is_needed(host, uninterrupted, patched_host):
+def test_training_is_identical_and_no_shim_is_needed(host, uninterrupted, patched_host, figure):
     run = host.finish("patched", verl=patched_host)
     assert f"{patched_host}/verl/" in (run / "train.log").read_text()
     assert shims(uninterrupted) == {"applied"} and shims(run) == {"not needed"}
     assert [step for step, _ in steps(run)] == list(range(1, STEPS + 1))
     largest = differences(uninterrupted, run)
-    print(f"patched: {max(largest.values()):.1e}")
+    figure("run, patched", "difference", max(largest.values()))
+    figure("run, patched", "actor against vLLM", max(step[F + "rollout_gap"] for _, step in steps(run)))
     assert max(largest.values()) < 1e-4
     assert state(run, STEPS) == state(uninterrupted, STEPS)

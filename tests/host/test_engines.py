@@ -3,6 +3,7 @@
 All updates are made by one fixture, since starting the host costs more than they do.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,24 +28,14 @@ from tests.support.engine_jobs import (
 )
 
 MODEL, ACTOR = "actor_rollout_ref.model", "actor_rollout_ref.actor"
-
-
 PACKED = [f"{MODEL}.use_remove_padding=true"]
-
-
 ULYSSES = [
     *PACKED,
     f"{MODEL}.override_config.attn_implementation=cpu_packed",
     f"{ACTOR}.fsdp_config.ulysses_sequence_parallel_size=2",
 ]
-
-
 FSDP1 = [f"{ACTOR}.strategy=fsdp"]
-
-
 MICRO_BATCHES = {"f_grpo": 5, "f_hal": 10}  # of the dynamic batch size on one rank
-
-
 # name -> overrides, ranks, data-parallel ranks, rows in a micro-batch (0: as many as a token budget allows)
 SPLITS = {
     "gradient accumulation": ([], 1, 1, 4),
@@ -53,28 +44,16 @@ SPLITS = {
     "packing": (PACKED, 1, 1, 0),
     "Ulysses": (ULYSSES, 2, 1, 0),
 }
-
-
 VERSION1 = {"FSDP 1, gradient accumulation": (FSDP1, 1, 1, 4), "FSDP 1, two ranks": (FSDP1, 2, 2, 0)}
-
-
 LORA = {"LoRA": ([], 1, 1, 4), "LoRA, two ranks": ([], 2, 2, 0)}
-
-
 FOUR_RANKS = {
     "two ranks, Ulysses": (ULYSSES, 4, 2, 0),
     # Pairs of ranks share the weights, and both pairs hold them all.
     "two ranks, Ulysses, sharded by two": ([*ULYSSES, f"{ACTOR}.fsdp_config.fsdp_size=2"], 4, 2, 0),
 }
-
-
 MIXTURE = {"dynamic batch size": ([], 1, 1, 0), "two ranks": ([], 2, 2, 0)}
-
-
 # The host's patch stays in the process. Its kernel takes no head that FSDP2 shards on its own, as it does one not tied.
 FUSED = {"fused kernels": ([f"{MODEL}.use_fused_kernels=true"], 1, 1, 0)}
-
-
 # kind -> settings of the model, splits
 LONG = {
     "four ranks": ({}, FOUR_RANKS),
@@ -136,7 +115,7 @@ def _metrics(rank: dict, loss: str) -> dict[str, float]:
     return divide_sums(dict(rank["metrics"]), SETTINGS, lam=LAM if loss == "f_hal" else 0.0, compare_rollout=True)
 
 
-def _check_split(found: dict, loss: str, split: str, reference: str = "whole") -> None:
+def _check_split(found: dict, loss: str, split: str, figure: Callable, of: str = "", reference: str = "whole") -> None:
     (whole,) = found[f"{loss}, {reference}"]
     assert len(whole["micro_batches"]) == 1 and largest(whole["gradients"]) > 1e-3
     ranks = found[f"{loss}, {split}"]
@@ -154,20 +133,20 @@ def _check_split(found: dict, loss: str, split: str, reference: str = "whole") -
             # Of probabilities that are all near 1/300 a correlation in float32 has three digits.
             least = 1e-3 if name.endswith("pearson_corr") else 1e-5
             assert found[name] == pytest.approx(value, rel=1e-4, abs=least), name
-    print(f"{loss}, {split}: {max(difference(whole['gradients'], rank['gradients']) for rank in ranks):.1e}")
+    figure(f"FSDP, {of}{split}", loss, max(difference(whole["gradients"], rank["gradients"]) for rank in ranks))
 
 
 @pytest.mark.parametrize("split", [*SPLITS, *VERSION1, *LORA])
 @pytest.mark.parametrize("loss", ROWS)
-def test_a_split_has_the_loss_and_the_gradient_of_the_whole(found, loss, split):
-    _check_split(found, loss, split, "LoRA whole" if split in LORA else "whole")
+def test_a_split_has_the_loss_and_the_gradient_of_the_whole(found, loss, split, figure):
+    _check_split(found, loss, split, figure, reference="LoRA whole" if split in LORA else "whole")
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind, split", [(kind, split) for kind, (_, splits) in LONG.items() for split in splits])
 @pytest.mark.parametrize("loss", ROWS)
-def test_further_splits_have_the_loss_and_the_gradient_of_the_whole(found_long, loss, kind, split):
-    _check_split(found_long[kind], loss, split)
+def test_further_splits_have_the_loss_and_the_gradient_of_the_whole(found_long, loss, kind, split, figure):
+    _check_split(found_long[kind], loss, split, figure, of=f"{kind}, ")
     # Uneven, or a mean of micro-batch means would pass, too.
     assert len({len(part) for rank in found_long[kind][f"{loss}, {split}"] for part in rank["micro_batches"]}) > 1
 

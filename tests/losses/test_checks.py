@@ -40,17 +40,9 @@ def test_half_precision_is_computed_in_float32(level):
 
 
 X = torch.zeros(2, 3)
-
-
 R = torch.zeros(2)
-
-
 B = torch.tensor([True, False])
-
-
 D = get_divergence("kl")
-
-
 BAD = torch.tensor([0.0, math.nan])
 
 

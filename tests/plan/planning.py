@@ -11,14 +11,8 @@ from fgrpo_plugin.plan.memory import phases
 from fgrpo_plugin.plan.planned_run import Assumptions, PlannedRun
 
 ROOT = Path(__file__).parents[2]
-
-
 H100, A100 = find_gpu("H100"), find_gpu("A100-40")
-
-
 ASSUMED = Assumptions()
-
-
 MEGATRON = [
     "model_engine=megatron",
     "actor_rollout_ref.model.path=meta-llama/Llama-3.1-70B",
@@ -40,8 +34,6 @@ def run(*words):
 
 
 BARE = Assumptions(overhead_gib=0, fragmentation=0)
-
-
 H100 = find_gpu("H100")
 
 

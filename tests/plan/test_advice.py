@@ -11,11 +11,7 @@ from fgrpo_plugin.plan.planned_run import PlannedRun
 from tests.plan.planning import A100, ASSUMED, H100, run
 
 FSDP = dict(model=find_model("Qwen/Qwen2.5-7B"), gpu=A100)
-
-
 SPARSE = find_model("Qwen/Qwen3-235B-A22B")
-
-
 DOES_NOT_FIT = [
     {"gpus_per_node": 4},
     {"gpus_per_node": 1},

@@ -8,8 +8,6 @@ from fgrpo_plugin.model_shape import ModelShape, find_model
 from fgrpo_plugin.plan.flops import forward_flops, layer_flops, update_flops
 
 GPT3 = ModelShape("GPT-3", 96, 12288, 96, 96, 128, 4 * 12288, 51200, tied=True, gated=False)
-
-
 MT_NLG = ModelShape("MT-NLG", 105, 20480, 128, 128, 160, 4 * 20480, 51200, tied=True, gated=False)
 
 

@@ -4,6 +4,7 @@ In float32 unless a test says otherwise. One fixture makes the quick updates and
 costs more than they do.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -92,12 +93,12 @@ def found_long(tmp_path_factory) -> dict[str, list[dict]]:
     return run_jobs(jobs, folder)
 
 
-def _check_split(found: dict, loss: str, split: str) -> None:
+def _check_split(found: dict, loss: str, split: str, figure: Callable, of: str = "") -> None:
     (whole,) = found[f"{loss}, whole"]
     assert len(whole["micro_batches"]) == 1 and largest(whole["gradients"]) > 1e-3
     ranks = found[f"{loss}, {split}"]
     worst = [difference(whole["gradients"], rank["gradients"]) for rank in ranks]
-    print(f"{loss}, {split}: {max(worst):.1e}")
+    figure(f"Megatron, {of}{split}", loss, max(worst))
     assert max(worst) <= 1e-5
     losses = [rank["loss"] for rank in ranks if "loss" in rank]
     assert losses and all(value == pytest.approx(whole["loss"], rel=1e-5) for value in losses)
@@ -109,15 +110,15 @@ def _check_split(found: dict, loss: str, split: str) -> None:
 
 @pytest.mark.parametrize("split", QUICK)
 @pytest.mark.parametrize("loss", ROWS)
-def test_a_split_has_the_loss_the_gradient_and_the_step_of_fsdp2(found, loss, split):
-    _check_split(found, loss, split)
+def test_a_split_has_the_loss_the_gradient_and_the_step_of_fsdp2(found, loss, split, figure):
+    _check_split(found, loss, split, figure)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("split", LONG)
 @pytest.mark.parametrize("loss", ROWS)
-def test_further_splits_have_the_loss_the_gradient_and_the_step_of_fsdp2(found_long, loss, split):
-    _check_split(found_long, loss, split)
+def test_further_splits_have_the_loss_the_gradient_and_the_step_of_fsdp2(found_long, loss, split, figure):
+    _check_split(found_long, loss, split, figure)
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +135,10 @@ def found_models(tmp_path_factory) -> dict[str, dict[str, list[dict]]]:
 @pytest.mark.long
 @pytest.mark.parametrize("kind, split", [(kind, split) for kind, (_, splits) in MODELS.items() for split in splits])
 @pytest.mark.parametrize("loss", ROWS)
-def test_splits_of_other_models_have_the_loss_the_gradient_and_the_step_of_fsdp2(found_models, loss, kind, split):
-    _check_split(found_models[kind], loss, split)
+def test_splits_of_other_models_have_the_loss_the_gradient_and_the_step_of_fsdp2(
+    found_models, loss, kind, split, figure
+):
+    _check_split(found_models[kind], loss, split, figure, of=f"{kind}, ")
 
 
 @pytest.mark.parametrize("split", QUICK)
@@ -171,7 +174,7 @@ def test_averaging_micro_batches_is_seen(found_long, loss):
 
 @pytest.mark.long
 @pytest.mark.parametrize("loss", ROWS)
-def test_bf16_stays_near_its_own_single_rank_and_near_fsdp2(found_long, loss):
+def test_bf16_stays_near_its_own_single_rank_and_near_fsdp2(found_long, loss, figure):
     """Its 8 bits leave about 1 % of the largest entry, as FSDP2's bf16 does; a wrong weight is ten times as much."""
     (whole,), (half,) = found_long[f"{loss}, whole"], found_long[f"{loss}, bf16"]
     pairs = {f"{name} against bf16 on one rank": (half, found_long[f"{loss}, {name}"]) for name in HALF}
@@ -180,13 +183,14 @@ def test_bf16_stays_near_its_own_single_rank_and_near_fsdp2(found_long, loss):
     for name, (expected, ranks) in pairs.items():
         worst = max(difference(expected["gradients"], rank["gradients"]) for rank in ranks)
         gap = max(abs(rank["loss"][0] - expected["loss"][0]) for rank in ranks if "loss" in rank)
-        print(f"{loss}, {name}: {worst:.1e}, loss {gap:.1e}")
+        figure(f"Megatron, {name}", loss, worst)
+        figure(f"Megatron, {name}", f"{loss}, loss", gap)
         assert worst <= 2e-2 and gap <= 1e-2, name
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("loss", ROWS)
-def test_the_per_token_regime_scales_a_gradient_by_the_tokens_that_the_host_drops(found_long, loss):
+def test_the_per_token_regime_scales_a_gradient_by_the_tokens_that_the_host_drops(found_long, loss, figure):
     """Megatron-Bridge's regime under context parallelism: Megatron divides by the tokens that each rank reports.
 
     The host reports each micro-batch's tokens divided by the ranks, rounded down: an odd micro-batch loses one. Apart
@@ -197,7 +201,7 @@ def test_the_per_token_regime_scales_a_gradient_by_the_tokens_that_the_host_drop
         factor = sum(rank["tokens"]) / sum(tokens // 2 * 2 for tokens in rank["tokens"])
         assert factor > 1.002
         rescaled = {name: value / factor for name, value in rank["gradients"].items()}
-        print(f"{loss}, per token: {difference(whole['gradients'], rescaled):.1e} after the factor {factor:.4f}")
+        figure("Megatron, per token", loss, difference(whole["gradients"], rescaled))
         assert difference(whole["gradients"], rescaled) <= 1e-5
         assert rank.get("loss", whole["loss"]) == pytest.approx(whole["loss"], rel=1e-5)
 
