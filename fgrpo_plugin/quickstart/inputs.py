@@ -40,37 +40,20 @@ class RunInputs:
 
 def addition_inputs(run: Path, model: Path) -> RunInputs:
     """Write the prompts of two-digit addition, and name their reward."""
-    train, _ = task.split_pairs()
-    rows, heldout = task.verl_rows(train, "train"), task.verl_rows(task.heldout_sample(), "heldout")
-    return RunInputs(
-        model=model,
-        train=task.write_parquet(rows, run / "data" / "train.parquet"),
-        heldout=task.write_parquet(heldout, run / "data" / "heldout.parquet"),
-        overrides=(
-            "reward.custom_reward_function.path=pkg://fgrpo_plugin.quickstart.task",
-            "reward.custom_reward_function.name=compute_score",
-        ),
-    )
+    return _sums(run, model, _reward("task", "compute_score"))
 
 
 def hybrid_inputs(run: Path, model: Path) -> RunInputs:
     """The hybrid task: the same sums, the flawed proxy for a reward, and truthful preferences."""
     from fgrpo_plugin.quickstart import hybrid
 
-    train, _ = task.split_pairs()
-    rows, heldout = task.verl_rows(train, "train"), task.verl_rows(task.heldout_sample(), "heldout")
     preferences = hybrid.write_preference_file(run / "data" / "preferences.parquet")
-    return RunInputs(
-        model=model,
-        train=task.write_parquet(rows, run / "data" / "train.parquet"),
-        heldout=task.write_parquet(heldout, run / "data" / "heldout.parquet"),
-        overrides=(
-            "reward.custom_reward_function.path=pkg://fgrpo_plugin.quickstart.hybrid",
-            "reward.custom_reward_function.name=proxy_reward",
-            f"data.preference.files=[{preferences}]",
-            f"data.preference.cache_dir={run / 'reference_cache'}",
-        ),
+    overrides = (
+        *_reward("hybrid", "proxy_reward"),
+        f"data.preference.files=[{preferences}]",
+        f"data.preference.cache_dir={run / 'reference_cache'}",
     )
+    return _sums(run, model, overrides)
 
 
 def user_inputs(run: Path, model: Path, data: UserData) -> RunInputs:
@@ -80,6 +63,19 @@ def user_inputs(run: Path, model: Path, data: UserData) -> RunInputs:
         train=task.write_parquet(data.train, run / "data" / "train.parquet"),
         heldout=task.write_parquet(data.heldout, run / "data" / "heldout.parquet"),
         overrides=data.overrides,
+    )
+
+
+def _sums(run: Path, model: Path, overrides: tuple[str, ...]) -> RunInputs:
+    train, _ = task.split_pairs()
+    rows, heldout = task.verl_rows(train, "train"), task.verl_rows(task.heldout_sample(), "heldout")
+    return user_inputs(run, model, UserData(rows, heldout, overrides))
+
+
+def _reward(module: str, function: str) -> tuple[str, ...]:
+    return (
+        f"reward.custom_reward_function.path=pkg://fgrpo_plugin.quickstart.{module}",
+        f"reward.custom_reward_function.name={function}",
     )
 
 
