@@ -1,6 +1,6 @@
 """Forward and backward of f-GRPO's policy loss against verl's `vanilla` and `gspo`, on the same tensors.
 
-    python benchmarks/loss.py [--repeats 15] [--output table.md]
+    python benchmarks/loss.py [--repeats 15] [--device cuda] [--output table.md]
 
 Each as the host calls it in a worker, metrics included. Needs torch alone; without verl its two losses are left out,
 with a note. Runs on the CPU, and on a CUDA device too where there is one. Time: ratio of medians, the losses in turns
@@ -146,10 +146,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="one of the two; default both, where there is a GPU")
     parser.add_argument("--output", type=Path, help="also write the tables there")
     options = parser.parse_args()
     pages = []
-    for device in ("cpu", *(("cuda",) if torch.cuda.is_available() else ())):
+    devices = ("cpu", *(("cuda",) if torch.cuda.is_available() else ()))
+    for device in devices if options.device is None else (options.device,):
         cores = f"{len(os.sched_getaffinity(0))} CPU cores ({platform.machine()}), {torch.get_num_threads()} threads"
         named = torch.cuda.get_device_name(0) if device == "cuda" else cores
         for rows, tokens in SHAPES:
