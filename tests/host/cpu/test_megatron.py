@@ -223,10 +223,10 @@ def tied(tmp_path_factory) -> dict[str, list[dict]]:
 @pytest.mark.long
 @pytest.mark.parametrize("split", QUICK)
 @pytest.mark.parametrize("loss", ROWS)
-def test_a_tied_head(tied, loss, split):
+def test_a_tied_head(tied, loss, split, figure):
     from safetensors.torch import load_file
 
-    _check_split(tied, loss, split)
+    _check_split(tied, loss, split, figure, of="tied head, ")
     stored = load_file(tied["model"] / "model.safetensors")
     for rank in tied[f"{loss}, {split}"]:
         assert rank["export"].keys() == stored.keys() and "lm_head.weight" not in stored
