@@ -8,7 +8,7 @@ PIP := $(BIN)/pip --disable-pip-version-check -q
 READY := $(VENV)/.ready
 comma := ,
 
-.PHONY: env quickstart lint types check test test-long test-long-workers test-long-runs test-long-quickstart mutants docs benchmarks clean
+.PHONY: env quickstart lint types check test test-long test-long-workers test-long-runs test-long-quickstart mutants docs figures benchmarks clean
 
 env: $(READY)
 
@@ -66,9 +66,17 @@ mutants: $(READY)
 docs: $(READY)
 	@$(BIN)/python -m docs.make
 
+# The figures of docs/engines.md, by the tests that bound them (half an hour), and the page with them.
+figures: $(READY)
+	@$(BIN)/python -m pytest -s --figures docs/make/engines.json tests/host/test_engines.py tests/host/cpu/test_megatron.py \
+	  tests/e2e/test_engines.py tests/e2e/test_patched_host.py
+	@$(BIN)/python docs/make/engines.py
+	@$(BIN)/python docs/make/measured.py
+
 # The figures of docs/benchmarks.md and docs/plan.md, and the pages with them.
 benchmarks: $(READY)
-	@for name in loss step_time hybrid_cost import_time plan_cpu driver_cost; do \
+	@$(BIN)/python -m benchmarks.loss --device cpu --output benchmarks/results/loss.md
+	@for name in step_time hybrid_cost import_time plan_cpu driver_cost; do \
 	  $(BIN)/python -m benchmarks.$$name --output benchmarks/results/$$name.md || exit 1; done
 	@$(BIN)/python docs/make/measured.py
 

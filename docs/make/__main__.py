@@ -10,6 +10,7 @@ MAKERS = (
     ("docs/make/metrics.py",),
     ("docs/make/theory.py",),
     ("docs/make/lambda.py",),
+    ("docs/make/engines.py",),
     ("docs/make/measured.py",),
     ("experiments/lambda_lab/report.py",),
     ("experiments/hybrid/through_verl.py", "--report-only"),

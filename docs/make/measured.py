@@ -1,13 +1,13 @@
 """Put measured tables into the pages that show them:  python docs/make/measured.py
 
-A page names a table between `<!-- measured: FILE -->` and `<!-- /measured -->`; `make benchmarks` writes the files.
+A page names a table between `<!-- measured: FILE -->` and `<!-- /measured -->`; `make benchmarks` and `make figures` write the files.
 """
 
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("docs/benchmarks.md", "docs/plan.md")
+PAGES = ("docs/benchmarks.md", "docs/engines.md", "docs/plan.md")
 BLOCK = re.compile(r"(<!-- measured: (\S+) -->\n).*?(\n<!-- /measured -->)", flags=re.DOTALL)
 
 
