@@ -1,21 +1,41 @@
-"""Reading tables: parquet, JSON, JSONL and Arrow files, folders of them, and datasets, saved or named.
+"""Reading tables: parquet, JSON, JSONL and Arrow files, compressed or not, and datasets, saved or named.
 
-What cannot be read is a ValueError whose text is the reason alone, on one line: the caller names the setting, the file
-and the remedy.
+Values keep the types that they have in the file. What cannot be read is a ValueError whose text is the reason alone, on
+one line: the caller names the setting, the file and the remedy.
 """
 
+import gzip
+import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-ENDINGS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
-"""Ending of a file -> the library's name of its kind."""
+from fgrpo_plugin.folders import COMPRESSIONS, ENDINGS, is_saved, kind_ending, looks_like_a_path
+
 HOST_ENDINGS = (".parquet", ".json", ".jsonl")
-"""What the host reads prompts from, and `columns` and `rows` read."""
-_SPLIT = re.compile(r"train|test|val|dev|eval")
+"""What verl reads prompts from, and `columns` and `rows` read."""
+
+
+@dataclass
+class Table:
+    """Rows that are read one after the other.
+
+    Attributes:
+        rows: each a dict of column -> value; a JSON row has the columns that are written in it.
+        columns: where the file has a schema, else None: the rows tell.
+        digest: names the content; SHA-256 of the file, or the library's fingerprint of a named dataset.
+        progress: share of it that has been read, 0 to 1.
+    """
+
+    rows: Iterable[dict[str, Any]]
+    columns: list[str] | None
+    digest: str
+    progress: Callable[[], float] = field(default=lambda: 0.0)
 
 
 def columns(file: Path) -> list[str]:
@@ -30,16 +50,8 @@ def columns(file: Path) -> list[str]:
             import pyarrow.parquet as pq
 
             return pq.read_schema(file).names
-        with file.open() as lines:
-            first = next((line for line in lines if line.strip()), "")
-        try:
-            row = json.loads(first)  # one object a line
-        except ValueError:
-            row = json.loads(file.read_text())  # or one list of objects over several lines
-        row = row[0] if isinstance(row, list) and row else row
-        if not isinstance(row, dict):
-            raise ValueError("its first row is not an object")
-        return list(row)
+        first = next(iter(_json_rows(file, Table((), None, ""))), {})
+        return list(first)
 
 
 def rows(file: Path) -> list[dict[str, Any]]:
@@ -50,90 +62,185 @@ def rows(file: Path) -> list[dict[str, Any]]:
     """
     with _one_reason():
         _check_ending(file, HOST_ENDINGS)
-        if file.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            return pq.read_table(file).to_pylist()
-        text = file.read_text()
-        try:
-            whole = json.loads(text)
-            found = whole if isinstance(whole, list) else [whole]
-        except ValueError:
-            found = [json.loads(line) for line in text.splitlines() if line.strip()]
-        if not all(isinstance(row, dict) for row in found):
-            raise ValueError("a row is not an object")
-        return found
+        return list(_file_table(file).rows)
 
 
-def load(source: str, split: str, *, split_setting: str, config: str | None = None) -> Any:
-    """A `datasets.Dataset`, whose columns have one type each; a JSON file without rows gives one without columns.
+def load(
+    source: str, split: str, *, split_setting: str, config: str | None = None, config_setting: str = "--config"
+) -> Table:
+    """One source as a table.
 
     Args:
-        source: a file with one of `ENDINGS`, a folder that the library has saved or can load, or a dataset's name.
-        split: of a folder or a named dataset.
+        source: a file with one of `ENDINGS`, a folder that `datasets` has saved, or a dataset's name.
+        split: of a saved or named dataset.
         split_setting: what the user sets to choose another split, for the reason.
         config: of a named dataset, where it has several.
+        config_setting: what the user sets to choose another configuration, for the reason.
 
     Raises:
         ValueError: the reason.
     """
-    import datasets
-
     path = Path(source).expanduser()
     with _one_reason():
         if path.is_file():
             _check_ending(path, tuple(ENDINGS))
-            try:
-                return datasets.load_dataset(ENDINGS[path.suffix], data_files=[str(path)], split="train")
-            except StopIteration:  # what the library makes of an empty JSON file
-                return datasets.Dataset.from_dict({})
-        if path.is_dir() and _is_saved(path):
-            saved = datasets.load_from_disk(str(path))
-            if not isinstance(saved, datasets.DatasetDict):
-                return saved
-            if split not in saved:
-                raise ValueError(f"it has the splits {', '.join(saved)}, not {split!r}; set {split_setting}")
-            return saved[split]
-        if not path.is_dir() and (source.startswith(("/", ".", "~")) or path.suffix in ENDINGS):
+            table = _file_table(path)
+        elif not path.is_dir() and looks_like_a_path(source):
             raise ValueError("there is no such file or folder")
-        return datasets.load_dataset(str(path) if path.is_dir() else source, config, split=split)
+        else:
+            table = _dataset(source, path, split, split_setting, config, config_setting)
+    table.rows = _guarded(table.rows)
+    return table
 
 
-def files_of(source: str) -> list[str]:
-    """A folder of data files as its files, so that a row can be named; anything else as it is.
-
-    Raises:
-        ValueError: the folder holds no data files, files of several kinds, or several splits.
-    """
-    path = Path(source).expanduser()
-    if not path.is_dir() or _is_saved(path):
-        return [source]
-    files = sorted(file for file in path.iterdir() if file.suffix in ENDINGS)
-    kinds = {ENDINGS[file.suffix] for file in files}
-    if len(kinds) != 1:
-        what = "files of several kinds" if kinds else "no data files"
-        raise ValueError(f"the folder holds {what}; name the files")
-    splits = {found.group() for file in files if (found := _SPLIT.match(file.stem.lower()))}
-    if len(splits) > 1:
-        raise ValueError(
-            f"the folder holds several splits ({', '.join(sorted(splits))}), of which some may be meant for "
-            "validation; name the files"
-        )
-    return [str(file) for file in files]
-
-
-def has_splits(path: Path) -> bool:
-    """Whether it is a folder to which the library has saved several splits."""
-    return (path / "dataset_dict.json").is_file()
-
-
-def _is_saved(path: Path) -> bool:
-    return has_splits(path) or (path / "dataset_info.json").is_file()
+def digest(file: Path) -> str:
+    """SHA-256 of a file's content."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _check_ending(file: Path, known: tuple[str, ...]) -> None:
-    if file.suffix not in known:
-        raise ValueError(f"the ending {file.suffix!r} is none of {', '.join(known)}")
+    compressed = known == tuple(ENDINGS)
+    if (kind_ending(file) if compressed else file.suffix) not in known:
+        more = f" (JSON also with {' or '.join(COMPRESSIONS)})" if compressed else ""
+        raise ValueError(f"the ending {file.suffix!r} is none of {', '.join(known)}{more}")
+
+
+def _file_table(file: Path) -> Table:
+    kind = ENDINGS[kind_ending(file)]
+    table = Table((), None, digest(file))
+    if kind == "json":
+        table.rows = _json_rows(file, table)
+    elif kind == "parquet":
+        import pyarrow.parquet as pq
+
+        parquet = pq.ParquetFile(file)
+        table.columns = parquet.schema_arrow.names
+        table.rows = _batches(parquet.iter_batches(batch_size=1024), table, parquet.metadata.num_rows)
+    else:
+        import datasets
+
+        data = datasets.Dataset.from_file(str(file))
+        table.columns, table.rows = data.column_names, _counted(data, table, len(data))
+    return table
+
+
+def _dataset(source: str, path: Path, split: str, split_setting: str, config: str | None, config_setting: str) -> Table:
+    import datasets
+
+    if path.is_dir() and is_saved(path):
+        found = datasets.load_from_disk(str(path))
+        if isinstance(found, datasets.DatasetDict):
+            if split not in found:
+                raise ValueError(f"it has the splits {', '.join(found)}, not {split!r}; set {split_setting}")
+            found = found[split]
+        names = [Path(part["filename"]) for part in found.cache_files]
+        name = hashlib.sha256("".join(digest(file) for file in names).encode()).hexdigest()
+    else:
+        try:
+            found = datasets.load_dataset(str(path) if path.is_dir() else source, config, split=split)
+        except ValueError as error:
+            if "onfig name is missing" not in str(error):
+                raise
+            known = re.findall(r"'([^']+)'", str(error))
+            raise ValueError(f"it has the configurations {', '.join(known)}; set {config_setting}") from error
+        name = found._fingerprint
+    table = Table((), found.column_names, name)
+    table.rows = _counted(found, table, len(found))
+    return table
+
+
+def _batches(batches: Iterable[Any], table: Table, count: int) -> Iterator[dict[str, Any]]:
+    done = 0
+    for batch in batches:
+        yield from batch.to_pylist()
+        done += len(batch)
+        table.progress = partial(_share, done, count)
+
+
+def _counted(found: Any, table: Table, count: int) -> Iterator[dict[str, Any]]:
+    for number, row in enumerate(found):
+        if number % 1000 == 0:
+            table.progress = partial(_share, number, count)
+        yield row
+
+
+def _share(done: int, count: int) -> float:
+    return done / max(count, 1)
+
+
+def _json_rows(file: Path, table: Table) -> Iterator[dict[str, Any]]:
+    """One object a line; or one list of objects, or one object, over as many lines as it likes."""
+    size = max(file.stat().st_size, 1)
+    with file.open("rb") as raw:
+        table.progress = lambda: raw.tell() / size if not raw.closed else 1.0
+        content = _decompressed(raw, file.suffix)
+        number, begun = 0, False
+        for line in content:
+            text = _decoded(line.removeprefix(b"\xef\xbb\xbf") if not begun else line, number).strip(" \t\r\n")
+            begun = True
+            if not text:
+                continue
+            try:
+                row = _parsed(text)
+            except ValueError as error:
+                if number:
+                    raise ValueError(f"row {number} is no JSON: {error}") from None
+                row = _whole(text, content, error)
+            if number == 0 and isinstance(row, list):
+                for place, part in enumerate(row):
+                    yield _object(part, place)
+                return
+            yield _object(row, number)
+            number += 1
+
+
+def _whole(first: str, content: Iterable[bytes], reason: ValueError) -> Any:
+    """What begins in the first line and ends in a later one."""
+    rest = "".join(_decoded(line, None) for line in content)
+    if not rest.strip():
+        raise ValueError(f"row 0 is no JSON: {reason}")
+    try:
+        return _parsed(f"{first}\n{rest}")
+    except ValueError as error:
+        line = first if not first.startswith(("[", "{")) or (len(first) > 1 and first.endswith("}")) else None
+        raise ValueError(f"row 0 is no JSON: {reason if line is not None else error}") from None
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _decoded(line: bytes, number: int | None) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        where = "it" if number is None else f"row {number}"
+        raise ValueError(
+            f"{where} is not UTF-8 (byte 0x{line[error.start]:02x}); write the file as UTF-8, for example "
+            "iconv -f latin1 -t utf-8"
+        ) from None
+
+
+def _object(row: Any, number: int) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise ValueError(f"row {number} is not an object" if number else "its first row is not an object")
+    return row
+
+
+def _decompressed(raw: BinaryIO, suffix: str) -> Iterable[bytes]:
+    if suffix == ".gz":
+        return gzip.GzipFile(fileobj=raw)
+    if suffix == ".zst":
+        import io
+
+        import pyarrow as pa
+
+        return io.BufferedReader(pa.CompressedInputStream(raw, "zstd"))
+    return raw
 
 
 @contextmanager
@@ -144,4 +251,9 @@ def _one_reason() -> Iterator[None]:
     except Exception as error:
         cause = error.__cause__ or error
         reason = str(cause).strip().splitlines() or [type(cause).__name__]
-        raise ValueError(f"{reason[0]:.200}") from error
+        raise ValueError(f"{reason[0]:.300}") from error
+
+
+def _guarded(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    with _one_reason():
+        yield from rows

@@ -35,26 +35,79 @@ def file(request, tmp_path):
     return path
 
 
+def load(place, split="train", **settings):
+    table = tables.load(str(place), split, split_setting="--split", **settings)
+    return table, list(table.rows)
+
+
 def test_a_file_has_the_same_columns_and_rows_however_it_is_read(file):
     assert tables.columns(file) == ["prompt", "answer"]
     assert tables.rows(file) == ROWS
-    loaded = tables.load(str(file), "any split", split_setting="--split")
-    assert list(loaded) == ROWS and loaded.column_names == ["prompt", "answer"]
+    table, rows = load(file, "any split")
+    assert rows == ROWS and table.columns in (None, ["prompt", "answer"]) and table.progress() == 1.0
 
 
-def test_rows_keep_the_columns_and_types_that_each_has_and_loaded_columns_have_one_type(tmp_path):
+def test_values_keep_the_type_that_they_have_in_the_file(tmp_path):
     file = tmp_path / "a.jsonl"
-    file.write_text('{"a": 1}\n{"b": "2024-01-01"}\n{"a": 0.5}\n')
-    assert tables.rows(file) == [{"a": 1}, {"b": "2024-01-01"}, {"a": 0.5}]
-    loaded = tables.load(str(file), "train", split_setting="--split")
-    assert loaded["a"][:] == [1.0, None, 0.5] and isinstance(loaded["a"][0], float)
+    file.write_text('{"a": 1}\n{"b": "2024-01-01"}\n{"a": 0.5, "c": "007"}\n{"a": "x\u2028y\x85z"}\r\n')
+    expected = [{"a": 1}, {"b": "2024-01-01"}, {"a": 0.5, "c": "007"}, {"a": "x\u2028y\x85z"}]
+    assert tables.rows(file) == load(file)[1] == expected
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+@pytest.mark.parametrize("name", ["lines.jsonl", "lines.json", "list over several lines.json"])
+def test_compressed_files_are_read(name, ending, tmp_path):
+    import gzip
+
+    import pyarrow as pa
+
+    file = tmp_path / (name + ending)
+    content = WRITTEN[name].encode()
+    file.write_bytes(gzip.compress(content) if ending == ".gz" else pa.compress(content, "zstd", asbytes=True))
+    assert load(file)[1] == ROWS
+    with pytest.raises(ValueError, match=r"^the ending '\.(gz|zst)' is none of .parquet, .json, .jsonl$"):
+        tables.rows(file)  # verl does not read these
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(ValueError):
+        load(file)
+
+
+def test_a_byte_order_mark_is_no_text_and_another_encoding_is_named(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_bytes('{"a": "é"}\n'.encode("utf-8-sig"))
+    assert load(file)[1] == [{"a": "é"}]
+    file.write_bytes(b'{"a": "x"}\n' + '{"a": "Grüße"}\n'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"^row 1 is not UTF-8 \(byte 0xfc\); write the file as UTF-8"):
+        load(file)
+
+
+def test_the_digest_is_of_the_content(tmp_path):
+    import os
+
+    file, other = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    for path in (file, other):
+        path.write_text('{"a": 1}\n')
+    first = load(file)[0].digest
+    assert first == load(other)[0].digest == tables.digest(file)
+    status = file.stat()
+    file.write_text('{"a": 2}\n')
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))  # the same size, the same time
+    assert load(file)[0].digest != first and load(file)[1] == [{"a": 2}]
+
+
+def test_progress_is_the_share_that_has_been_read(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(f'{{"a": "{"x" * 100}"}}\n' for _ in range(5000)))
+    table = tables.load(str(file), "train", split_setting="")
+    shares = [table.progress() for _ in table.rows]
+    assert shares == sorted(shares) and 0 < shares[1000] < 0.5 < shares[4000] <= 1 == table.progress()
 
 
 def test_the_columns_cost_one_row_and_a_single_object_is_a_row(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text('{"a": 1}\n{broken\n')
     assert tables.columns(file) == ["a"]
-    with pytest.raises(ValueError, match="Expecting property name"):
+    with pytest.raises(ValueError, match="row 1 is no JSON: Expecting property name"):
         tables.rows(file)
     file.write_text('{\n"a": 1\n}')
     assert tables.columns(file) == ["a"] and tables.rows(file) == [{"a": 1}]
@@ -79,18 +132,14 @@ def test_saved_datasets_arrow_files_and_folders_with_splits(tmp_path):
         (tmp_path / "folder", "train", 3),
         (tmp_path / "folder", "test", 1),
     ):
-        assert list(tables.load(str(place), split, split_setting="--split")) == ROWS[:count], place
+        assert load(place, split)[1] == ROWS[:count], place
     with pytest.raises(ValueError, match=r"^it has the splits train, test, not 'dev'; set --split$"):
         tables.load(str(tmp_path / "splits"), "dev", split_setting="--split")
-    assert tables.has_splits(tmp_path / "splits") and not tables.has_splits(tmp_path / "saved")
-    for place in (tmp_path / "saved", tmp_path / "splits", arrow, "owner/name"):
-        assert tables.files_of(str(place)) == [str(place)]
 
 
 def test_a_file_without_rows_has_none(tmp_path):
     (tmp_path / "a.jsonl").write_text("")
-    loaded = tables.load(str(tmp_path / "a.jsonl"), "train", split_setting="--split")
-    assert len(loaded) == 0 and loaded.column_names == []
+    assert load(tmp_path / "a.jsonl")[1] == []
     assert tables.rows(tmp_path / "a.jsonl") == []
 
 
@@ -98,18 +147,11 @@ def test_a_file_without_rows_has_none(tmp_path):
 def test_what_is_no_table_is_one_line(name, text, tmp_path):
     file = tmp_path / name
     file.write_text(text)
-    readers = [tables.columns, tables.rows]
-    if name != "a.json":  # of a list of numbers the library makes a column
-        readers.append(lambda file: tables.load(str(file), "train", split_setting="--split"))
-    for read in readers:
+    for read in (tables.columns, tables.rows, load):
         with pytest.raises(ValueError) as error:
             read(file)
-        assert type(error.value) is ValueError and 0 < len(str(error.value)) <= 200 and "\n" not in str(error.value)
-    if name != "a.parquet":
-        with pytest.raises(ValueError, match=r"^its first row is not an object$"):
-            tables.columns(file)
-        with pytest.raises(ValueError, match=r"^a row is not an object$"):
-            tables.rows(file)
+        assert type(error.value) is ValueError and 0 < len(str(error.value)) <= 300 and "\n" not in str(error.value)
+        assert name == "a.parquet" or str(error.value) == "its first row is not an object"
 
 
 def test_endings_and_missing_files_are_named(tmp_path):
@@ -118,29 +160,32 @@ def test_endings_and_missing_files_are_named(tmp_path):
         for read in (tables.columns, tables.rows):
             with pytest.raises(ValueError, match=rf"^the ending '{name[1:]}' is none of .parquet, .json, .jsonl$"):
                 read(tmp_path / name)
-    with pytest.raises(ValueError, match=r"^the ending '.csv' is none of .parquet, .json, .jsonl, .arrow$"):
-        tables.load(str(tmp_path / "a.csv"), "train", split_setting="--split")
+    with pytest.raises(
+        ValueError, match=r"^the ending '.csv' is none of .parquet, .json, .jsonl, .arrow \(JSON also with"
+    ):
+        load(tmp_path / "a.csv")
     for place in (str(tmp_path / "none"), "./none", "none.jsonl"):
         with pytest.raises(ValueError, match=r"^there is no such file or folder$"):
-            tables.load(place, "train", split_setting="--split")
+            load(place)
     with pytest.raises(ValueError, match="No such file"):
         tables.rows(tmp_path / "none.jsonl")
 
 
-def test_a_folder_of_one_kind_and_one_split_is_its_files(tmp_path):
-    names = ["b.jsonl", "a.json", "readme.md"]  # two endings of one kind
-    for name in names:
-        (tmp_path / name).write_text("")
-    assert tables.files_of(str(tmp_path)) == [str(tmp_path / "a.json"), str(tmp_path / "b.jsonl")]
-    (tmp_path / "c.parquet").write_text("")
-    with pytest.raises(ValueError, match=r"^the folder holds files of several kinds; name the files$"):
-        tables.files_of(str(tmp_path))
-    for name in ("a.json", "b.jsonl"):
-        (tmp_path / name).unlink()
-    for name in ("train-0.parquet", "train-1.parquet", "Validation.parquet"):
-        (tmp_path / name).write_text("")
-    with pytest.raises(ValueError, match=r"^the folder holds several splits \(train, val\), of which some may be "):
-        tables.files_of(str(tmp_path))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"^the folder holds no data files; name the files$"):
-        tables.files_of(str(tmp_path / "empty"))
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"a": 1}\n[1]\n', "row 1 is not an object"),
+        ('{"a": 1}\n"x"\n', "row 1 is not an object"),
+        ('[{"a": 1}, 2]', "row 1 is not an object"),
+        ('{"a": 1', "row 0 is no JSON"),
+        ('[{"a": 1},\n{"a": 2}', "row 0 is no JSON"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a": ' + "9" * 5000 + "}", "row 0 is no JSON"),
+        ("null", "its first row is not an object"),
+    ],
+)
+def test_what_is_wrong_in_a_json_file_is_named_by_row(text, reason, tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=reason):
+        load(file)

@@ -1,0 +1,118 @@
+"""Which files a folder, a split or a name stands for, and whether two names stand for the same data.
+
+What cannot be told is a ValueError whose text is the reason alone: the caller names the setting and the remedy.
+"""
+
+import re
+from pathlib import Path
+
+ENDINGS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
+"""Ending of a file -> kind. JSON files may be compressed: .gz or .zst behind it."""
+COMPRESSIONS = (".gz", ".zst")
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing", "heldout", "holdout"), "test"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), "validation"),
+}
+"""Words of file names -> the split that they name."""
+_SHARD = re.compile(r".+[-_.]\d+[-_.]of[-_.]\d+")
+
+
+def files_of(
+    source: str,
+    split: str = "train",
+    config: str | None = None,
+    split_setting: str = "--split",
+    config_setting: str = "--config",
+) -> list[str]:
+    """A folder of data files as its files, so that a row can be named; anything else as it is.
+
+    Args:
+        source: file, folder or name. Of a folder its own files count, or those of its folder `data`, as a snapshot of
+            the hub has them.
+        split: which files of a snapshot, whose names begin with their split.
+        config: subfolder of a folder, which has several.
+        split_setting: what the user sets to choose another split, for the reason.
+        config_setting: what the user sets to choose another subfolder, for the reason.
+
+    Raises:
+        ValueError: the folder holds no data files, files of several kinds, several splits that only a guess could tell
+            apart, or other splits than that one.
+    """
+    path = Path(source).expanduser()
+    if not path.is_dir() or is_saved(path):
+        return [source]
+    if config is not None and (path / config).is_dir():
+        path = path / config
+    files = _data_files(path) or _data_files(path / "data")
+    if not files:
+        parts = sorted(part.name for part in path.iterdir() if part.is_dir() and _data_files(part))
+        if parts:
+            raise ValueError(f"the folder holds the folders {', '.join(parts)}; set {config_setting} to one of them")
+    kinds = {ENDINGS[kind_ending(file)] for file in files}
+    if len(kinds) != 1:
+        what = "files of several kinds" if kinds else "no data files"
+        raise ValueError(f"the folder holds {what}; name the files")
+    groups: dict[str | None, list[Path]] = {}
+    for file in files:
+        groups.setdefault(split_of(file), []).append(file)
+    if len(groups) > 1:
+        named = ", ".join(sorted(name or "a file that names none" for name in groups))
+        if None in groups or not all(_SHARD.match(file.name) for file in files):
+            raise ValueError(
+                f"the folder holds several splits ({named}), of which some may be meant for validation; name the files"
+            )
+        wanted = SPLITS.get(split.lower(), split)
+        if wanted not in groups:
+            raise ValueError(f"it has the splits {named}, not {split!r}; set {split_setting}")
+        files = groups[wanted]
+    return [str(file) for file in files]
+
+
+def split_of(file: Path) -> str | None:
+    """The split that a word of the file's name tells: train, test or validation; None where there is no such word."""
+    name = re.sub(r"h[eo]ld[\W_]?out", "heldout", file.name.lower())
+    found = {SPLITS[word] for word in re.findall(r"[a-z]+", name) if word in SPLITS}
+    held_out = found - {"train"}
+    return min(held_out or found, default=None)
+
+
+def identity(source: str, split: str, config: str | None = None) -> set[str]:
+    """Names of the data, equal where the data are: the files behind a file or folder; name and split of a dataset."""
+    path = Path(source).expanduser()
+    if not path.exists() and not looks_like_a_path(source):
+        return {f"{source}|{config}|{split}"}
+    if path.is_dir() and is_saved(path):
+        part = path / split if has_splits(path) else path
+        return {f"{part.resolve()}", *(str(file.resolve()) for file in part.glob("*.arrow"))}
+    try:
+        files = files_of(source, split, config)
+    except ValueError:  # what is wrong with it is said where it is read
+        files = [*map(str, _data_files(path)), source]
+    return {str(Path(file).expanduser().resolve()) for file in files}
+
+
+def has_splits(path: Path) -> bool:
+    """Whether it is a folder to which the library has saved several splits."""
+    return (path / "dataset_dict.json").is_file()
+
+
+def looks_like_a_path(source: str) -> bool:
+    return source.startswith(("/", ".", "~")) or kind_ending(Path(source)) in ENDINGS
+
+
+def is_saved(path: Path) -> bool:
+    return has_splits(path) or (path / "dataset_info.json").is_file()
+
+
+def kind_ending(file: Path) -> str:
+    """The ending that tells the kind: `.jsonl` of both `a.jsonl` and `a.jsonl.gz`."""
+    if file.suffix in COMPRESSIONS and Path(file.stem).suffix in (".json", ".jsonl"):
+        return Path(file.stem).suffix
+    return file.suffix
+
+
+def _data_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(file for file in folder.iterdir() if kind_ending(file) in ENDINGS and not file.name.startswith("."))

@@ -1,0 +1,119 @@
+"""Which files a folder or a name stands for, and whether two names stand for the same data."""
+
+import pytest
+
+from fgrpo_plugin.folders import files_of, identity, kind_ending, split_of
+
+
+def touch(folder, *names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_text("")
+    return str(folder)
+
+
+def test_a_folder_of_one_kind_and_one_split_is_its_files(tmp_path):
+    folder = touch(tmp_path, "b.jsonl", "a.json", "c.jsonl.gz", "readme.md", ".hidden.jsonl")
+    assert files_of(folder) == [f"{folder}/a.json", f"{folder}/b.jsonl", f"{folder}/c.jsonl.gz"]
+    touch(tmp_path, "c.parquet")
+    with pytest.raises(ValueError, match=r"^the folder holds files of several kinds; name the files$"):
+        files_of(folder)
+    with pytest.raises(ValueError, match=r"^the folder holds no data files; name the files$"):
+        files_of(touch(tmp_path / "empty"))
+    for place in ("owner/name", str(tmp_path / "a.json")):
+        assert files_of(place) == [place]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train-0.parquet", "Validation.parquet"),
+        ("hh_train.jsonl", "hh_test.jsonl"),
+        ("prefs.jsonl", "test.jsonl"),
+        ("prefs.jsonl", "prefs-held-out.jsonl"),
+        ("a.train.jsonl.gz", "a.dev.jsonl.gz"),
+    ],
+)
+def test_a_folder_of_several_splits_is_refused(names, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"^the folder holds several splits \(.*\), of which some may be meant for valid"
+    ):
+        files_of(touch(tmp_path, *names))
+
+
+def test_of_a_snapshot_of_the_hub_the_split_is_chosen(tmp_path):
+    shards = [f"{split}-0000{i}-of-00002.parquet" for split in ("train", "test") for i in range(2)]
+    touch(tmp_path, "README.md")
+    touch(tmp_path / "data", *shards)
+    for split in ("train", "test"):
+        expected = [str(tmp_path / "data" / name) for name in shards if name.startswith(split)]
+        assert files_of(str(tmp_path), split) == expected
+    with pytest.raises(ValueError, match=r"^it has the splits test, train, not 'validation'; set SPLIT$"):
+        files_of(str(tmp_path), "validation", split_setting="SPLIT")
+    one = tmp_path / "one"
+    touch(one, "train-00000-of-00001.parquet")
+    assert len(files_of(str(one), "train")) == 1
+
+
+def test_folders_in_a_folder_are_configurations(tmp_path):
+    for name in ("harmless", "helpful"):
+        touch(tmp_path / name, "train.jsonl.gz")
+    with pytest.raises(
+        ValueError, match=r"^the folder holds the folders harmless, helpful; set CONFIG to one of them$"
+    ):
+        files_of(str(tmp_path), config_setting="CONFIG")
+    assert files_of(str(tmp_path), config="helpful") == [str(tmp_path / "helpful" / "train.jsonl.gz")]
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train.jsonl", "train"),
+        ("x_train.jsonl", "train"),
+        ("hh-test-v2.jsonl.gz", "test"),
+        ("prefsVal.jsonl", None),
+        ("prefs.val.jsonl", "validation"),
+        ("held_out.parquet", "test"),
+        ("heldout.parquet", "test"),
+        ("holdout.parquet", "test"),
+        ("dev.json", "validation"),
+        ("eval_0.json", "validation"),
+        ("train_of_test.json", "test"),
+        ("contest.json", None),
+        ("strain.json", None),
+        ("evaluate.json", None),
+    ],
+)
+def test_the_split_is_a_word_of_the_name(name, split, tmp_path):
+    assert split_of(tmp_path / name) == split
+
+
+def test_names_are_the_same_where_the_data_are(tmp_path):
+    folder = touch(tmp_path / "prefs", "a.jsonl", "b.jsonl")
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "prefs" / "b.jsonl")
+    of_folder = identity(folder, "train")
+    assert of_folder & identity(f"{folder}/b.jsonl", "test") and of_folder & identity(str(tmp_path / "link.jsonl"), "x")
+    assert of_folder == identity(f"{folder}/../prefs", "train")
+    assert not of_folder & identity(f"{folder}/c.jsonl", "train")
+    touch(tmp_path / "snap" / "data", "train-0-of-1.parquet", "test-0-of-1.parquet")
+    snap = str(tmp_path / "snap")
+    assert not identity(snap, "train") & identity(snap, "test")
+    assert identity(snap, "train") & identity(f"{snap}/data/train-0-of-1.parquet", "test")
+    mixed = touch(tmp_path / "mixed", "x_train.jsonl", "x_test.jsonl")  # refused where it is read
+    assert identity(mixed, "train") & identity(f"{mixed}/x_test.jsonl", "test")
+    assert identity("owner/name", "train") != identity("owner/name", "test") != identity("owner/name", "test", "c")
+    saved = tmp_path / "saved"
+    touch(saved, "dataset_dict.json")
+    touch(saved / "train", "data-0.arrow")
+    assert identity(str(saved), "train") & identity(str(saved / "train" / "data-0.arrow"), "test")
+    assert not identity(str(saved), "train") & identity(str(saved), "test")
+
+
+def test_the_ending_tells_the_kind_of_compressed_files_too(tmp_path):
+    for name, kind in (
+        ("a.jsonl.gz", ".jsonl"),
+        ("a.json.zst", ".json"),
+        ("a.parquet", ".parquet"),
+        ("a.csv.gz", ".gz"),
+    ):
+        assert kind_ending(tmp_path / name) == kind
