@@ -6,7 +6,7 @@ was drawn, so they carry its name there and their own in `extra_info`.
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,41 +14,75 @@ from typing import Any
 from fgrpo_plugin import tables
 
 _MATH = "DigitalLearningGmbH/MATH-lighteval"
+_GSM8K = "openai/gsm8k"  # verl's rule for a number behind "####"
 _BOXED = r"Please reason step by step, and put your final answer within \boxed{}."
 _HASHES = 'Reason step by step, then give the final answer after "####".'
 
 
 @dataclass(frozen=True)
 class MathSet:
-    """Where a set is published, in which columns, and how the host scores it."""
+    """Where a set is published, in which columns, and how verl scores it.
+
+    Attributes:
+        hub: name of the dataset.
+        splits: which it has.
+        question: names that the column of the problem has where the set is published; `a+b` is two columns.
+        answer: names that the column of the answer has.
+        data_source: by which verl chooses its reward.
+        config: of the dataset, where it has several.
+        instruction: what is said behind each problem.
+        numeric: whether the answer is the number itself, in place of a solution that ends with "#### number".
+    """
 
     hub: str
     splits: tuple[str, ...]
-    question: str
-    answer: str
+    question: tuple[str, ...]
+    answer: tuple[str, ...]
     data_source: str = _MATH
     config: str | None = None
     instruction: str = _BOXED
+    numeric: bool = False
 
-    def ground_truth(self, answer: str) -> str:
-        """The bare final answer, as the host compares it."""
+    def ground_truth(self, answer: Any) -> str:
+        """The bare final answer, as verl compares it: a number that is whole is written without decimals."""
+        text = str(answer).strip()
         if self.instruction == _HASHES:
-            found = re.search(r"####\s*(\S+)", answer)
-            return found[1].replace(",", "").strip("$.") if found else ""
-        return answer.strip().strip("$").strip()
+            found = re.search(r"(\S+)" if self.numeric else r"####\s*(\S+)", text)
+            text = found[1].replace(",", "").strip("$.") if found else ""
+        else:
+            text = text.strip("$").strip()
+        return re.sub(r"^(-?\d+)\.0+$", r"\1", text)
 
     def right_answer(self, ground_truth: str) -> str:
-        """A response that ends with this answer in the form that is asked for."""
-        return f"#### {ground_truth}" if self.instruction == _HASHES else f"\\boxed{{{ground_truth}}}"
+        """A response with this answer, written otherwise than the ground truth is, as a model may well write it."""
+        if self.instruction == _HASHES:
+            whole = re.fullmatch(r"-?\d+", ground_truth)
+            return f"It follows.\n#### {int(ground_truth):,}\n" if whole else f"It follows.\n#### {ground_truth}\n"
+        dressed = ground_truth.replace("\\frac", "\\dfrac").replace(",", ", ")
+        return f"It follows that the answer is $\\boxed{{{dressed}}}$."
 
 
 MATH_SETS = {
     "gsm8k": MathSet(
-        "openai/gsm8k", ("train", "test"), "question", "answer", "openai/gsm8k", config="main", instruction=_HASHES
+        "openai/gsm8k", ("train", "test"), ("question",), ("answer",), _GSM8K, config="main", instruction=_HASHES
     ),
-    "limr": MathSet("GAIR/LIMR", ("train",), "prompt", "answer"),
-    "open_rs": MathSet("knoveleng/open-rs", ("train",), "problem", "answer"),
-    "math_500": MathSet("HuggingFaceH4/MATH-500", ("test",), "problem", "answer", "HuggingFaceH4/MATH-500"),
+    "svamp": MathSet(
+        "ChilleD/SVAMP", ("train", "test"), ("Body+Question",), ("Answer",), _GSM8K, instruction=_HASHES, numeric=True
+    ),
+    "mawps": MathSet(
+        "MU-NLPC/Calc-mawps",
+        ("train", "validation", "test"),
+        ("input", "question"),
+        ("target", "result"),
+        _GSM8K,
+        instruction=_HASHES,
+        numeric=True,
+    ),
+    "limr": MathSet("GAIR/LIMR", ("train",), ("prompt",), ("answer",)),
+    "open_rs": MathSet("knoveleng/open-rs", ("train",), ("problem",), ("answer",)),
+    "math_500": MathSet(
+        "HuggingFaceH4/MATH-500", ("test",), ("problem", "question"), ("answer",), "HuggingFaceH4/MATH-500"
+    ),
 }
 
 
@@ -112,19 +146,20 @@ def _prepare(
     import datasets
 
     place = source or known.hub
-    examples = _load(place, known.config if source is None else None, split)
-    missing = [column for column in (known.question, known.answer) if column not in examples.column_names]
-    if missing and examples.column_names:
-        raise ValueError(
-            f"{place}: column {', '.join(missing)} of {name} is missing (found: {', '.join(examples.column_names)}); "
-            "rename one, or name another set."
-        )
     found = Prepared(output / name / f"{split}.parquet")
-    rows = []
-    for index, example in enumerate(examples):
-        question, answer = example[known.question], example[known.answer]
-        truth = known.ground_truth(str(answer)) if answer is not None else ""
-        problem = _problem(known, question, truth, earns_full_reward)
+    rows: list[dict[str, Any]] = []
+    columns: tuple[list[str], str] | None = None
+    for index, example in enumerate(_examples(place, known.config if source is None else None, split)):
+        columns = columns or (
+            _column(known.question, example, place, name).split("+"),
+            _column(known.answer, example, place, name),
+        )
+        parts, answer = [example.get(part) for part in columns[0]], example.get(columns[1])
+        question = " ".join(_sentence(part) for part in parts[:-1] if isinstance(part, str))
+        last = parts[-1] if isinstance(parts[-1], str) else ""
+        question = f"{question} {last}".strip()
+        truth = known.ground_truth(answer) if answer is not None else ""
+        problem = _problem(known, columns, question, truth, earns_full_reward)
         if problem:
             found.left_out[problem] += 1
             found.first_left_out.setdefault(problem, index)
@@ -147,22 +182,42 @@ def _prepare(
     return found
 
 
+def _column(names: tuple[str, ...], example: dict[str, Any], place: str, name: str) -> str:
+    """Which of the names the set has here."""
+    for candidate in names:
+        if all(part in example for part in candidate.split("+")):
+            return candidate
+    wanted = " or ".join(candidate.replace("+", ", ") for candidate in names)
+    raise ValueError(
+        f"{place}: column {wanted} of {name} is missing (found: {', '.join(example)}); rename one, or name another set."
+    )
+
+
+def _sentence(text: str) -> str:
+    text = text.strip()
+    return text if not text or text[-1] in ".?!," else f"{text}."
+
+
 def _problem(
-    known: MathSet, question: Any, truth: str, earns_full_reward: Callable[[str, str, str], bool]
+    known: MathSet,
+    columns: tuple[list[str], str],
+    question: str,
+    truth: str,
+    earns_full_reward: Callable[[str, str, str], bool],
 ) -> str | None:
     """Why nothing could be learned from a row, or None."""
-    if not isinstance(question, str) or not question.strip():
-        return f"{known.question} is no text"
+    if not question:
+        return f"{', '.join(columns[0])} is no text"
     if not truth:
-        return f"{known.answer} holds no final answer"
+        return f"{columns[1]} holds no final answer"
     # A reward that the right answer does not earn makes every group of the prompt flat.
     if not earns_full_reward(known.data_source, known.right_answer(truth), truth):
         return "the host's reward does not recognise the right answer"
     return None
 
 
-def _load(source: str, config: str | None, split: str) -> Any:
+def _examples(source: str, config: str | None, split: str) -> Iterator[dict[str, Any]]:
     try:
-        return tables.load(source, split, config=config, split_setting="--split")
+        yield from tables.load(source, split, config=config, split_setting="--split").rows
     except ValueError as reason:
         raise ValueError(f"{source}: {split} cannot be read ({reason}).") from reason

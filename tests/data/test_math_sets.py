@@ -14,12 +14,26 @@ from typer.testing import CliRunner
 from fgrpo_plugin.cli import app
 from fgrpo_plugin.data.math_sets import MATH_SETS
 from fgrpo_plugin.data.math_sets import prepare as prepare_set
-from fgrpo_plugin.host.settings.inputs import earns_full_reward
+from fgrpo_plugin.host.settings.rewards import earns_full_reward
 
 ROWS = {
     "gsm8k": [
         {"question": "Ann has 3 bags of 500. How many?", "answer": "3 * 500 = <<3*500=1500>>1500\n#### 1,500"},
         {"question": "Half of 9?", "answer": "9 / 2 = 4.5\n#### 4.5"},
+    ],
+    "svamp": [
+        {
+            "Body": "A jar holds 1,600 beans and 3 lids",
+            "Question": "How many beans and lids?",
+            "Answer": 1603.0,
+            "ID": "c-1",
+        },
+        {"Body": "It weighs 2 kg.", "Question": "And half of it?", "Answer": 1.0},
+        {"Body": "It weighs 5 kg.", "Question": "And half of it?", "Answer": 2.5},
+    ],
+    "mawps": [
+        {"input": "Ann has 7 caps and gets 7 more. How many?", "target": 14.0},
+        {"input": "0.5 + 0.75?", "target": 1.25},
     ],
     "limr": [{"prompt": "Half of one?", "answer": "\\frac{1}{2}", "source": "math"}],
     "open_rs": [{"problem": "Solve $x^2=49, x<0$.", "solution": "...", "answer": "$-7$", "level": "Easy"}],
@@ -36,10 +50,13 @@ ROWS = {
 }
 RESPONSES = {  # of the first row: right, and wrong
     "gsm8k": ("It is 1500.\n#### 1,500", "It is 1500.\n#### 150"),
+    "svamp": ("1600 + 3\n#### 1,603", "#### 1603.0"),
+    "mawps": ("#### 14", "#### 15"),
     "limr": ("So \\boxed{\\frac{1}{2}}.", "So \\boxed{\\frac{1}{3}}."),
     "open_rs": ("So \\boxed{-7}.", "So \\boxed{7}."),
     "math_500": ("So \\boxed{(3, \\frac{\\pi}{2})}.", "So (3, \\frac{\\pi}{2})."),
 }
+QUESTIONS = {"svamp": "A jar holds 1,600 beans and 3 lids. How many beans and lids?"}
 prepare = functools.partial(prepare_set, earns_full_reward=earns_full_reward)
 
 
@@ -67,7 +84,40 @@ def test_the_host_s_reward_tells_right_from_wrong(tmp_path, name, ending):
     assert default_compute_score(row.data_source, right, truth, row.extra_info) == 1.0
     assert default_compute_score(row.data_source, wrong, truth, row.extra_info) == 0.0
     assert row.extra_info["dataset"] == name and row.ability == "math"
-    assert row.prompt[0]["content"].startswith(ROWS[name][0][MATH_SETS[name].question])
+    assert row.prompt[0]["content"].startswith(QUESTIONS.get(name) or ROWS[name][0][MATH_SETS[name].question[0]])
+
+
+def test_whole_numbers_are_written_without_decimals(tmp_path):
+    for name, expected in (("svamp", ["1603", "1", "2.5"]), ("mawps", ["14", "1.25"])):
+        (found,) = prepare(name, tmp_path, source=_write(tmp_path / f"{name}.jsonl", ROWS[name]))
+        truths = [row["ground_truth"] for row in pd.read_parquet(found.file).reward_model]
+        assert truths == expected
+    (found,) = prepare("limr", tmp_path, source=_write(tmp_path / "l.jsonl", [{"prompt": "?", "answer": "33.0"}]))
+    assert pd.read_parquet(found.file).reward_model[0]["ground_truth"] == "33"
+
+
+def test_a_set_is_read_in_each_of_the_columns_in_which_it_is_published(tmp_path):
+    source = _write(tmp_path / "m.jsonl", [{"question": "7 + 7?", "chain": "...", "result": "14", "equation": "x"}])
+    (found,) = prepare("mawps", tmp_path, source=source, split="validation")
+    assert found.rows == 1 and found.file.name == "validation.parquet"
+    with pytest.raises(ValueError, match=r"column input or question of mawps is missing \(found: x, target\)"):
+        prepare("mawps", tmp_path, source=_write(tmp_path / "x.jsonl", [{"x": "7 + 7?", "target": 14}]))
+
+
+@pytest.mark.parametrize(
+    ("name", "truth", "response"),
+    [
+        ("gsm8k", "1500", "#### 1,500\n"),
+        ("gsm8k", "-1500", "#### -1,500\n"),
+        ("gsm8k", "4.5", "#### 4.5\n"),
+        ("limr", "\\frac{1}{2}", "$\\boxed{\\dfrac{1}{2}}$."),
+        ("limr", "(1,2)", "$\\boxed{(1, 2)}$."),
+    ],
+)
+def test_the_reward_is_asked_with_the_answer_written_otherwise(name, truth, response):
+    """Else a rule that compares text would always agree with itself."""
+    assert MATH_SETS[name].right_answer(truth).endswith(response)
+    assert earns_full_reward(MATH_SETS[name].data_source, MATH_SETS[name].right_answer(truth), truth)
 
 
 def test_the_host_s_data_set_reads_what_is_written(tmp_path, stock_config):
@@ -105,7 +155,7 @@ def test_rows_that_could_earn_no_reward_are_left_out_and_counted(tmp_path):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["limo"], "limo is not known; choose among gsm8k, limr, open_rs, math_500"),
+        (["limo"], "limo is not known; choose among gsm8k, svamp, mawps, limr, open_rs, math_500"),
         (["limr", "--source", "{tmp}/missing.parquet"], "there is no such file or folder"),
         (["limr", "--source", "{tmp}/rows.txt"], "the ending '.txt' is none of .parquet"),
         (
@@ -116,7 +166,7 @@ def test_rows_that_could_earn_no_reward_are_left_out_and_counted(tmp_path):
         (["limr", "open_rs", "--source", "{tmp}/gsm8k.jsonl"], "is of one set; name one"),
         (["gsm8k", "--source", "{tmp}/bad.jsonl"], "no row of train can be used (answer holds no final answer: 1)"),
         (["gsm8k", "--source", "{tmp}/empty.jsonl"], "empty.jsonl: no row of train can be used (it is empty)."),
-        (["gsm8k", "--source", "{tmp}/broken.jsonl"], "broken.jsonl: train cannot be read (JSON parse error"),
+        (["gsm8k", "--source", "{tmp}/broken.jsonl"], "broken.jsonl: train cannot be read (row 1 is no JSON"),
         (
             ["gsm8k", "--source", "{tmp}/saved", "--split", "test"],
             "saved: test cannot be read (it has the splits train, not 'test'; set --split).",
@@ -126,7 +176,11 @@ def test_rows_that_could_earn_no_reward_are_left_out_and_counted(tmp_path):
 def test_bad_input_ends_in_one_sentence(tmp_path, arguments, words):
     import datasets
 
-    for file, text in (("rows.txt", "x"), ("empty.jsonl", ""), ("broken.jsonl", '{"question": "?"}\n{broken\n')):
+    for file, text in (
+        ("rows.txt", "x"),
+        ("empty.jsonl", ""),
+        ("broken.jsonl", '{"question": "?", "answer": "#### 1"}\n{broken\n'),
+    ):
         (tmp_path / file).write_text(text)
     datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS["gsm8k"])).save_to_disk(tmp_path / "saved")
     _write(tmp_path / "gsm8k.jsonl", ROWS["gsm8k"])
