@@ -38,7 +38,7 @@ from fgrpo_plugin.host.driver.joining import as_queue_rows, joined_order, prefer
 from fgrpo_plugin.host.driver.preference_source import PreferenceSource
 from fgrpo_plugin.host.driver.rows import on_policy_fields
 from fgrpo_plugin.host.settings.reading import read_settings
-from fgrpo_plugin.preference.tokens import TokenRow
+from fgrpo_plugin.preference.token_rows import TokenRow, TokenRows
 from tests.support.worker import (
     GROUP,
     attach_advantages,
@@ -74,8 +74,8 @@ class MadeRows(PreferenceSource):
         OmegaConf.update(composed, "data.preference.cache_dir", cache, force_add=True)
         super().__init__(composed, tokenizer=None)
 
-    def _load(self, files: list[str], split: str) -> list[TokenRow]:
-        return self._made
+    def _load(self, *, held_out: bool) -> TokenRows:
+        return TokenRows.of(self._made)
 
 
 def make_preferences(rows: int, prompt: int, response: int) -> list[TokenRow]:

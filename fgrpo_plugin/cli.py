@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
 from fgrpo_plugin.plan.command import plan as plan_run
 
@@ -75,7 +76,7 @@ def plan(**options: Any) -> None:
 
 @app.command()
 def data(
-    names: Annotated[list[str], typer.Argument(help="gsm8k, limr, open_rs, math_500.")],
+    names: Annotated[list[str], typer.Argument(help="gsm8k, svamp, mawps, limr, open_rs, math_500.")],
     output: Annotated[Path, typer.Option(help="Folder; a set is written to <output>/<name>/<split>.parquet.")] = Path(
         "~/data"
     ),
@@ -88,7 +89,7 @@ def data(
     from rich.console import Console
 
     from fgrpo_plugin.data.math_sets import prepare
-    from fgrpo_plugin.host.settings.inputs import earns_full_reward
+    from fgrpo_plugin.host.settings.rewards import earns_full_reward
 
     console = Console()
     with _one_sentence("fgrpo data"):
@@ -105,25 +106,51 @@ prefs = typer.Typer(help="Look at preference data, and convert them.", no_args_i
 app.add_typer(prefs, name="prefs")
 
 Files = Annotated[list[str], typer.Argument(help="Files, folders or dataset names, in any format that is known.")]
-Split = Annotated[str, typer.Option(help="Split of a named or saved dataset.")]
+Split = Annotated[str, typer.Option(help="Split of a named or saved dataset, or of a snapshot.")]
+Configuration = Annotated[
+    str | None, typer.Option("--config", help="Configuration of a named dataset, or folder in a folder.")
+]
+Column = Annotated[
+    list[str] | None,
+    typer.Option(help="prompt=question: what a format reads=the file's column; a+b joins two, null leaves one out."),
+]
 
 
 @prefs.command()
 def check(
     files: Files,
     split: Split = "train",
+    config: Configuration = None,
+    column: Column = None,
     model: Annotated[Path | None, typer.Option(help="Folder whose tokenizer measures and renders the rows.")] = None,
+    template: Annotated[
+        list[str] | None, typer.Option(help="enable_thinking=false: argument of the chat template, as the run has it.")
+    ] = None,
+    max_prompt_length: Annotated[int | None, typer.Option(help="Tokens, as the run has them.")] = None,
+    max_response_length: Annotated[int | None, typer.Option(help="Tokens, as the run has them.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the rows that are shown.")] = 0,
 ) -> None:
     """Say what is in preference data: format, sides, lengths, duplicates; exit code 1 if they cannot all be used."""
     from rich.console import Console
 
     from fgrpo_plugin.preference.files import read_preferences
-    from fgrpo_plugin.preference.report import print_report
+    from fgrpo_plugin.preference.loading import RowSettings
+    from fgrpo_plugin.preference.report import Measured, print_report
+    from fgrpo_plugin.preference.template import stop_tokens
 
     with _one_sentence("fgrpo prefs check"):
-        found = read_preferences(files, split=split, on_bad_row="skip")
-        print_report(found, Console(), tokenizer=_tokenizer(model), seed=seed)
+        measured = None
+        given = {"--template": template, "--max-prompt-length": max_prompt_length}
+        given["--max-response-length"] = max_response_length
+        if model is not None:
+            limits = (max_prompt_length or sys.maxsize, max_response_length or sys.maxsize)
+            arguments = {name: yaml.safe_load(value) for name, value in _named("--template", template)}
+            tokenizer = _tokenizer(model)
+            measured = Measured.of(tokenizer, RowSettings(*limits, arguments, tuple(stop_tokens(model))))
+        elif named := [name for name, value in given.items() if value]:
+            raise ValueError(f"{named[0]} is of a model's tokenizer; name the model with --model.")
+        found = read_preferences(files, split=split, config=config, columns=_columns(column), on_bad_row="skip")
+        print_report(found, Console(), measured=measured, seed=seed)
     if found.skipped or len({row.desirable for row in found.rows}) < 2:
         raise typer.Exit(1)
 
@@ -133,6 +160,8 @@ def convert(
     files: Files,
     output: Annotated[Path, typer.Option(help="The .parquet file to write.")],
     split: Split = "train",
+    config: Configuration = None,
+    column: Column = None,
     on_bad_row: Annotated[str, typer.Option(help="error, or skip (counted).")] = "error",
 ) -> None:
     """Write preference data of any format as one parquet file of rows: prompt, response, desirable, pair, source."""
@@ -141,14 +170,28 @@ def convert(
     from fgrpo_plugin.preference.files import read_preferences, write_preferences
 
     with _one_sentence("fgrpo prefs convert"):
-        found = read_preferences(files, split=split, on_bad_row=on_bad_row)
+        found = read_preferences(files, split=split, config=config, columns=_columns(column), on_bad_row=on_bad_row)
         write_preferences(found.rows, output)
     console = Console(markup=False, emoji=False, highlight=False)
-    for reason, count in found.skipped.most_common():
-        console.print(f"left out: {count} x {reason} (first: {found.first_skipped[reason]})")
-    if found.at_mean:
-        console.print(f"left out: {found.at_mean} responses at the mean of their scores")
-    console.print(f"{len(found.rows)} rows of {found.examples} examples to {output}")
+    for line in found.left_out():
+        console.print(line, soft_wrap=True)
+    console.print(f"{len(found.rows)} rows of {found.examples} examples to {output}", soft_wrap=True)
+
+
+def _columns(given: list[str] | None) -> dict[str, Any]:
+    from fgrpo_plugin.preference.config import checked_columns
+
+    found: dict[str, Any] = {}
+    for name, value in _named("--column", given):
+        found[name] = None if value == "null" else value.split("+") if "+" in value else value
+    return checked_columns(found)
+
+
+def _named(option: str, given: list[str] | None) -> list[tuple[str, str]]:
+    for words in given or []:
+        if "=" not in words or words.startswith("="):
+            raise ValueError(f"{option} {words}: write it as NAME=VALUE.")
+    return [(words.partition("=")[0], words.partition("=")[2]) for words in given or []]
 
 
 @contextlib.contextmanager

@@ -124,3 +124,12 @@ def test_paths_that_are_named_exist(page):
 
 def test_a_page_names_paths():
     assert len(OURS.findall((DOCS.parent / "README.md").read_text())) > 10
+
+
+def test_the_formats_of_preference_data_are_those_of_the_readers():
+    from fgrpo_plugin.preference import readers
+
+    page = (DOCS / "preference_data.md").read_text()
+    table = [line for line in readers.__doc__.splitlines() if line.startswith("|")]
+    assert "\n".join(["<!-- formats -->", *table, "<!-- /formats -->"]) in page
+    assert {line.split(" ")[1] for line in table[2:]} == {format.name for format in readers.FORMATS}

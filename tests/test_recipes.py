@@ -191,7 +191,7 @@ def test_the_safety_recipe_composes_and_is_valid(stock_config, inputs, tmp_path)
     files = []
     for name in ("train", "held_out"):
         files.append(tmp_path / f"{name}.jsonl")
-        rows = [f'{{"prompt": "p", "completion": "c", "label": {label}}}\n' for label in ("true", "false")]
+        rows = [f'{{"prompt": "{name}", "completion": "c", "label": {label}}}\n' for label in ("true", "false")]
         files[-1].write_text("".join(rows * 256))
     config = stock_config(
         "+fgrpo=safety", *inputs[:2], f"data.preference.files=[{files[0]}]", f"data.preference.val_files=[{files[1]}]"
@@ -242,7 +242,7 @@ def test_every_documented_command_line_composes_and_is_valid(stock_config, input
     from fgrpo_plugin.host.settings.switch import complete
 
     for name in ("files", "val_files"):
-        pairs = [f'{{"prompt": "{i}", "chosen": "a", "rejected": "b"}}\n' for i in range(1024)]
+        pairs = [f'{{"prompt": "{name} {i}", "chosen": "a", "rejected": "b"}}\n' for i in range(1024)]
         (tmp_path / f"preference.{name}.jsonl").write_text("".join(pairs))
     commands = _documented_overrides()
     assert len(commands) >= 3

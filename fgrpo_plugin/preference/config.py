@@ -1,12 +1,14 @@
 """Settings of preference data, typed and checked when they are constructed. Knows nothing of the host."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
+from fgrpo_plugin.folders import identity
 from fgrpo_plugin.preference.files import ON_BAD_ROW
-from fgrpo_plugin.preference.tokens import ON_TOO_LONG
+from fgrpo_plugin.preference.readers import READABLE
+from fgrpo_plugin.preference.tokens import ON_TEMPLATED, ON_TOO_LONG
 from fgrpo_plugin.setting_checks import require_one_of
-from fgrpo_plugin.tables import ENDINGS, has_splits
 
 
 @dataclass
@@ -25,6 +27,10 @@ class PreferenceConfig:
     """Split of a named or saved dataset."""
     val_split: str = "test"
     """Split of named or saved datasets among ``val_files``."""
+    config: str | None = None
+    """Configuration of a named dataset, or folder in a folder, where there are several."""
+    columns: dict[str, Any] | None = None
+    """What a format reads: the file's column, ``{prompt: question}``; a list is joined, null leaves a column out."""
     batch_size: int | None = None
     """Preference rows in an optimiser step, half of them D+; None takes as many as it has on-policy rows."""
     keep_pairs: bool = False
@@ -35,8 +41,10 @@ class PreferenceConfig:
     """``error``, or ``skip`` (counted and reported)."""
     on_too_long: str = "error"
     """``error``, ``drop`` or ``truncate`` (counted and reported), against the host's prompt and response lengths."""
+    on_templated: str = "error"
+    """Text that holds marks of a chat template or special tokens: ``error``, ``skip`` (counted) or ``keep``."""
     cache_dir: str | None = None
-    """Folder of the reference log-probs; None takes ``~/.cache/fgrpo/reference``."""
+    """Folder of the reference log-probs and of the rows in tokens; None takes ``~/.cache/fgrpo/reference``."""
     keep_rollout: bool = False
     """With lam = 1: start the rollout engine all the same, for validation by generation."""
 
@@ -49,26 +57,41 @@ class PreferenceConfig:
             setattr(self, name, value)
         if not self.files:
             raise ValueError("files is empty; name at least one file or dataset, +data.preference.files=[...].")
-        trained = {_identity(file, self.split) for file in self.files}
-        if both := [file for file in self.val_files if _identity(file, self.val_split) in trained]:
-            raise ValueError(f"val_files={both} are trained on too; name held-out data.")
         for name in ("split", "val_split"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be the name of a split.")
+        if self.config is not None and not isinstance(self.config, str):
+            raise ValueError(f"config={self.config!r} must be the name of a configuration.")
+        trained = {name for file in self.files for name in identity(file, self.split, self.config)}
+        if both := [file for file in self.val_files if identity(file, self.val_split, self.config) & trained]:
+            raise ValueError(f"val_files={both} are trained on too; name held-out data.")
+        self.columns = checked_columns(self.columns) or None
         for name in ("keep_pairs", "keep_rollout"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be true or false.")
         require_one_of("on_bad_row", self.on_bad_row, ON_BAD_ROW)
         require_one_of("on_too_long", self.on_too_long, ON_TOO_LONG)
+        require_one_of("on_templated", self.on_templated, ON_TEMPLATED)
         if self.batch_size is not None and (not isinstance(self.batch_size, int) or self.batch_size < 2):
             raise ValueError(f"batch_size={self.batch_size!r} must be an even number >= 2, half of it for each side.")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
             raise ValueError(f"seed={self.seed!r} must be a whole number >= 0.")
 
 
-def _identity(source: str, split: str) -> tuple[str, str | None]:
-    """Name data so that two names are equal where the data are: of files without, of datasets with the split."""
-    path = Path(source).expanduser()
-    if path.suffix in ENDINGS or (path.is_dir() and not has_splits(path)):
-        return str(path.resolve()), None
-    return (str(path.resolve()) if path.exists() else source), split
+def checked_columns(columns: Any) -> dict[str, Any]:
+    """What a format reads -> column of the file, a list of columns, or None.
+
+    Raises:
+        ValueError: it is no such mapping, or no format reads what it names.
+    """
+    if columns is not None and not isinstance(columns, Mapping):
+        raise ValueError(f"columns={columns!r} must name columns, for example {{prompt: question}}.")
+    for name, given in (columns or {}).items():
+        several = isinstance(given, list | tuple) and bool(given)
+        if not isinstance(name, str) or (
+            given is not None and not all(isinstance(part, str) and part for part in (given if several else [given]))
+        ):
+            raise ValueError(f"columns={columns!r}: {name} must be a column, a list of columns, or null.")
+        if given is not None and name not in READABLE:
+            raise ValueError(f"columns={columns!r}: no format reads {name!r}; known are {', '.join(READABLE)}.")
+    return dict(columns or {})

@@ -1,28 +1,63 @@
-"""The formats of preference data, told apart by their columns, and what an example becomes: rows on two sides.
+"""Which format the columns of preference data are in, and what an example becomes: rows on two sides.
 
-| format | columns |
-| --- | --- |
-| paired | `prompt` (text or messages), `chosen`, `rejected` (text or assistant messages) |
-| paired_transcripts | `chosen`, `rejected`: conversations that differ in the last answer (messages, or HH-RLHF text) |
-| unpaired | `prompt`, `completion` or `response`, and `label` or `desirable` (true, false, 1, 0) |
-| scored | `prompt`, `responses` or `completions`, `scores`: above the mean is desirable, below it is not |
-| canonical | what `fgrpo prefs convert` writes: `prompt`, `response`, `desirable`, `pair`, `source` |
+readers.py has the formats. A format reads exactly its own columns. Two columns that could both be meant are refused by
+name; so is a column whose text conditions the answers and stands nowhere in what is read.
 """
 
-import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Message = dict[str, str]
-Example = Mapping[str, Any]
+from fgrpo_plugin.preference.messages import BadRow, Message, Notes, conditions_answer, is_transcript, texts
+from fgrpo_plugin.preference.readers import (
+    CHOICES,
+    CONVERSATIONS,
+    FORMATS,
+    LABEL,
+    RESPONSE,
+    RESPONSES,
+    SCORES,
+    SYSTEM,
+    Format,
+    number_of,
+)
 
-ROLES = ("system", "user", "assistant", "tool")
-_TURN = re.compile(r"\n\n(Human|Assistant):")
-_RESPONSE = ("completion", "response")
-_LABEL = ("label", "desirable")
-_RESPONSES = ("responses", "completions")
+Columns = Mapping[str, str | Sequence[str] | None]
+SETTING = "data.preference.columns"
+_ALIKE = (RESPONSE, LABEL, RESPONSES, SCORES, SYSTEM)
+_CHOICES = (*_ALIKE, CHOICES, CONVERSATIONS)
+# Names under which a column that is missing often stands; the first that is there is proposed.
+_LIKELY = {
+    "prompt": [
+        "question",
+        "instruction",
+        "query",
+        "problem",
+        "input",
+        "inputs",
+        "context",
+        "text",
+        "user",
+        "post",
+        "title",
+    ],
+    "chosen": [
+        "chosen_response",
+        "preferred",
+        "preferred_response",
+        "accepted",
+        "better",
+        "positive",
+        "winner",
+        "answer",
+        "good",
+    ],
+    "rejected": ["rejected_response", "dispreferred", "non_preferred", "worse", "negative", "loser", "bad"],
+    "completion": ["answer", "output", "text", "response_text", "generation", "content"],
+    "label": ["is_preferred", "is_desirable", "preferred", "liked", "thumbs_up", "feedback"],
+    "responses": ["answers", "outputs", "candidates"],
+    "scores": ["rewards", "rating", "score", "ranks"],
+}
 
 
 @dataclass(frozen=True)
@@ -49,192 +84,258 @@ class LabelledResponse:
         return [{"role": role, "content": content} for role, content in self.prompt]
 
 
-class BadRow(ValueError):
-    """An example that cannot be used; the text is the reason, without its place."""
-
-
 @dataclass(frozen=True)
-class Format:
-    """A way to write preference data.
+class Layout:
+    """A format with the columns of a file.
 
     Attributes:
-        name: as in the module's table.
-        columns: for each thing that it needs, the names under which it is looked for.
-        read: example -> (prompt, [(response, desirable), ...]); raises BadRow.
-        paired: whether the rows of one example belong together.
+        format: which one.
+        names: the file's column for each thing that the format needs.
+        system: the column that holds a system message, or None.
+        ignored: columns that are not read.
+        conditions: those of them whose text would condition the answers.
     """
 
-    name: str
-    columns: tuple[tuple[str, ...], ...]
-    read: Callable[[Example], tuple[list[Message], list[tuple[str, bool]]]]
-    paired: bool
+    format: Format
+    names: tuple[str, ...]
+    system: str | None
+    ignored: tuple[str, ...]
+    conditions: tuple[str, ...]
 
 
-def detect(columns: Sequence[str], where: str) -> Format:
-    """The format of a file with these columns.
+def renamed(example: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
+    """An example with the user's names of columns put in place: what is read -> column, parts joined by a line's end.
 
     Raises:
-        ValueError: none or several of the formats fit; the message lists what was found and what each one needs.
+        BadRow: a column that is to be read is not there.
     """
-    fitting = [format for format in FORMATS if all(set(names) & set(columns) for names in format.columns)]
-    if {"canonical", "unpaired"} == {format.name for format in fitting}:
-        fitting = fitting[:1]  # the canonical columns are among the unpaired ones, and more
-    if {"paired", "paired_transcripts"} == {format.name for format in fitting}:
-        fitting = fitting[:1]  # with a prompt of its own
-    if len(fitting) == 1:
-        return fitting[0]
-    needs = "; ".join(f"{f.name}: {', '.join('/'.join(names) for names in f.columns)}" for f in FORMATS)
-    found = ", ".join(columns)
+    if not columns:
+        return dict(example)
+    moved: dict[str, Any] = {}
+    used: set[str] = set()
+    for name, given in columns.items():
+        if given is None:
+            continue
+        parts = [given] if isinstance(given, str) else list(given)
+        values = [_at(example, part) for part in parts]
+        used |= set(parts)
+        if len(parts) == 1:
+            moved[name] = values[0]
+        elif all(value is None or isinstance(value, str) for value in values):
+            moved[name] = "\n".join(value for value in values if value and value.strip())
+        else:
+            raise BadRow(f"{SETTING}: {name} is joined of columns that are not all text")
+    # A column of the file under the name that another one now has keeps its value under a name of its own, unread.
+    kept = {
+        (f"{name} (of the file)" if name in moved else name): value
+        for name, value in example.items()
+        if name not in used
+    }
+    return {**kept, **moved}
+
+
+def _at(example: Mapping[str, Any], place: str) -> Any:
+    if place in example:
+        return example[place]
+    value: Any = example
+    for key in place.split("."):
+        if not isinstance(value, Mapping) or key not in value:
+            raise BadRow(f"{SETTING}: there is no column {place!r}")
+        value = value[key]
+    return value
+
+
+def detect(columns: Sequence[str], where: str, mapping: Columns | None = None, first: Any = None) -> Layout:
+    """The format of a file with these columns.
+
+    Args:
+        columns: after `renamed`.
+        where: the file, for reasons.
+        mapping: the user's names; those that are null are columns not to be read.
+        first: an example, where its values tell formats apart that have the same columns.
+
+    Raises:
+        ValueError: none or several of the formats fit, or two columns could both be meant; the message names what was
+            found, what is missing and the setting that helps.
+    """
+    mapping = mapping or {}
+    left_out = {name for name, given in mapping.items() if given is None}
+    left_out |= {name for name in columns if name.endswith(" (of the file)")}
+    chosen_for = {name for name, given in mapping.items() if given is not None}
+    passed_over = {name for group in _CHOICES if chosen_for & set(group) for name in group} - chosen_for
+    seen = [name for name in columns if name not in left_out | passed_over]
+    for group in _ALIKE:
+        if len(both := [name for name in group if name in seen]) > 1:
+            raise ValueError(_either(where, both, columns))
+    fitting = [format for format in FORMATS if _fits(format, seen)]
+    if first is not None and isinstance(first.get("chosen"), str) and not is_transcript(first["chosen"]):
+        fitting = [format for format in fitting if format.name != "paired_transcripts"]
+    used = {format: {name for names in format.columns for name in names if name in seen} for format in fitting}
+    # What reads more of the columns is meant: a prompt of its own beside two answers, the canonical columns.
+    fitting = [format for format in fitting if not any(used[format] < used[other] for other in fitting)]
     if not fitting:
-        raise ValueError(f"{where}: no preference format has the columns {found}; rename them to fit one of: {needs}.")
-    names = " and ".join(format.name for format in fitting)
-    raise ValueError(f"{where}: the columns {found} fit {names}; drop those that are not meant (formats: {needs}).")
+        raise ValueError(_nothing_fits(where, seen, columns, first or {}))
+    found = ", ".join(columns)
+    if len(fitting) > 1:
+        fit = " and ".join(format.name for format in fitting)
+        only = sorted(used[fitting[-1]] - used[fitting[0]])
+        raise ValueError(
+            f"{where}: the columns {found} fit {fit}; leave out those that are not meant, for example "
+            f"{_setting(dict.fromkeys(only, 'null'))}."
+        )
+    (format,) = fitting
+    for names in format.columns:
+        if len(both := [name for name in names if name in seen]) > 1:
+            raise ValueError(_either(where, both, columns))
+    chosen = tuple(next(name for name in names if name in seen) for names in format.columns)
+    system = next((name for name in SYSTEM if name in seen), None)
+    if format.name == "canonical":
+        system = None
+    ignored = tuple(name for name in columns if name not in chosen and name != system)
+    conditions = tuple(name for name in ignored if name not in left_out and conditions_answer(name))
+    return Layout(format, chosen, system, ignored, conditions)
 
 
-def rows_of(example: Example, format: Format, where: str) -> list[LabelledResponse]:
+def rows_of(
+    example: Mapping[str, Any], layout: Layout, where: str, notes: Notes | None = None
+) -> list[LabelledResponse]:
     """The rows of one example.
 
     Args:
-        example: column -> value.
-        format: from `detect`.
-        where: file and row, kept as `source`, and as `pair` where the format is paired.
+        example: column -> value, after `renamed`.
+        layout: from `detect`.
+        where: file and row, kept as `source`, and as `pair` where one answer stands on each side.
+        notes: counts what is left out; None counts nothing.
 
     Raises:
         BadRow: with the reason.
     """
-    prompt, sides = format.read(example)
-    if not any(message["content"].strip() for message in prompt):
-        raise BadRow("the prompt is empty")
-    if prompt[-1]["role"] == "assistant":
-        raise BadRow("the prompt ends with an answer of the assistant")
+    notes = notes or Notes()
+    for name in layout.names:
+        if name not in example and name not in ("pair", "source"):
+            raise BadRow(f"'{name}' is missing")
+    prompt, sides = layout.format.read(layout.names, example, notes)
+    if layout.system is not None:
+        prompt = _with_system(prompt, layout.system, example.get(layout.system))
     for response, _ in sides:
         if not response.strip():
             raise BadRow("a response is empty")
-    if format.paired and len({response for response, _ in sides}) < len(sides):
-        raise BadRow("chosen and rejected are the same")
+    _check_sides(sides, layout.format)
+    _check_conditions(example, layout, prompt, sides)
     frozen = tuple((message["role"], message["content"]) for message in prompt)
-    pair, source = (example["pair"], example["source"]) if format.name == "canonical" else (where, where)
-    pair = pair if format.paired or format.name == "canonical" else None
+    pair, source = None, where
+    if layout.format.name == "canonical":
+        pair, source = _name("pair", example.get("pair")), _name("source", example.get("source")) or where
+    elif layout.format.paired and len(sides) == 2:
+        pair = where
     return [LabelledResponse(frozen, response, desirable, pair, source) for response, desirable in sides]
 
 
-def _paired(example: Example) -> tuple[list[Message], list[tuple[str, bool]]]:
-    prompt = _prompt(example["prompt"])
-    sides = []
-    for column, desirable in (("chosen", True), ("rejected", False)):
-        value = example[column]
-        if not isinstance(value, str):
-            messages = _messages(value, column)
-            if messages[: len(prompt)] == prompt:  # the whole conversation beside its prompt, as some files have it
-                messages = messages[len(prompt) :]
-            if len(messages) != 1 or messages[0]["role"] != "assistant":
-                raise BadRow(f"'{column}' must be one answer of the assistant, after the prompt")
-            value = messages[0]["content"]
-        sides.append((value, desirable))
-    return prompt, sides
+def _check_sides(sides: Iterable[tuple[str, bool]], format: Format) -> None:
+    good, bad = ({response for response, side in sides if side is wanted} for wanted in (True, False))
+    if format.paired and good & bad:
+        raise BadRow("chosen and rejected are the same")
 
 
-def _paired_transcripts(example: Example) -> tuple[list[Message], list[tuple[str, bool]]]:
-    conversations = [_transcript(example[column], column) for column in ("chosen", "rejected")]
-    for column, messages in zip(("chosen", "rejected"), conversations, strict=True):
-        if messages[-1]["role"] != "assistant":
-            raise BadRow(f"'{column}' does not end with an answer of the assistant")
-    chosen, rejected = conversations
-    if chosen[:-1] != rejected[:-1]:
-        raise BadRow("'chosen' and 'rejected' differ before their last answers, so they share no prompt")
-    return chosen[:-1], [(chosen[-1]["content"], True), (rejected[-1]["content"], False)]
-
-
-def _unpaired(example: Example) -> tuple[list[Message], list[tuple[str, bool]]]:
-    prompt = _prompt(example["prompt"])
-    return prompt, [(_answer(_first(example, _RESPONSE), prompt), _label(_first(example, _LABEL)))]
-
-
-def _scored(example: Example) -> tuple[list[Message], list[tuple[str, bool]]]:
-    prompt, responses, scores = _prompt(example["prompt"]), _first(example, _RESPONSES), example["scores"]
-    if _is_text_or_single(responses) or _is_text_or_single(scores) or len(responses) != len(scores):
-        raise BadRow("responses and scores must be lists of the same length")
-    if not all(isinstance(score, int | float) and math.isfinite(score) for score in scores):
-        raise BadRow("a score is not a finite number")
-    if max(scores, default=0) == min(scores, default=0):
-        raise BadRow("all scores are equal, so that none is above or below their mean")
-    mean = math.fsum(scores) / len(scores)
-    rounding = 1e-12 * max(abs(score) for score in scores)
-    sides = [
-        (_answer(response, prompt), score > mean)
-        for response, score in zip(responses, scores, strict=True)
-        if abs(score - mean) > rounding
-    ]
-    return prompt, sides
-
-
-def _prompt(value: Any) -> list[Message]:
-    if isinstance(value, str):
-        if not value.strip():
-            raise BadRow("the prompt is empty")
-        return [{"role": "user", "content": value}]
-    return _messages(value, "prompt")
-
-
-def _answer(value: Any, prompt: list[Message]) -> str:
-    if isinstance(value, str):
-        return value
-    messages = _messages(value, "response")
-    if messages[: len(prompt)] == prompt:
-        messages = messages[len(prompt) :]
-    if len(messages) != 1 or messages[0]["role"] != "assistant":
-        raise BadRow("a response must be text, or one message of the assistant")
-    return messages[0]["content"]
-
-
-def _messages(value: Any, column: str) -> list[Message]:
-    if _is_text_or_single(value) or not all(isinstance(message, Mapping) for message in value):
-        raise BadRow(f"'{column}' must be text or a list of messages, not {value!r:.60}")
-    if not len(value):
-        raise BadRow(f"'{column}' is empty")
-    for message in value:
-        role, content = message.get("role"), message.get("content")
-        if role not in ROLES:
-            raise BadRow(f"'{column}' has the role {role!r}; known are {', '.join(ROLES)}")
-        if message.get("tool_calls"):
-            raise BadRow(f"'{column}' has a message with tool calls, which are not supported")
-        if not isinstance(content, str):
-            raise BadRow(f"'{column}' has a message whose content is not text: {content!r:.60}")
-    return [{"role": message["role"], "content": message["content"]} for message in value]
-
-
-def _transcript(value: Any, column: str) -> list[Message]:
-    """Messages, or HH-RLHF's text: turns that begin with "Human:" and "Assistant:" after an empty line."""
+def _with_system(prompt: list[Message], column: str, value: Any) -> list[Message]:
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return prompt
     if not isinstance(value, str):
-        return _messages(value, column)
-    parts = _TURN.split(value if value.startswith("\n\n") else "\n\n" + value)
-    if parts[0].strip() or len(parts) < 3:
-        raise BadRow(f"'{column}' is text without the turns 'Human:' and 'Assistant:', so its prompt has no end")
-    roles = {"Human": "user", "Assistant": "assistant"}
-    return [
-        {"role": roles[speaker], "content": text.strip()}
-        for speaker, text in zip(parts[1::2], parts[2::2], strict=True)
-    ]
+        raise BadRow(f"'{column}' is a system message that is not text", value)
+    systems = [message["content"] for message in prompt if message["role"] == "system"]
+    if systems and systems != [value]:
+        raise BadRow(f"'{column}' and the prompt have different system messages")
+    return prompt if systems else [{"role": "system", "content": value}, *prompt]
 
 
-def _label(value: Any) -> bool:
-    if isinstance(value, bool) or (isinstance(value, int) and value in (0, 1)):
-        return bool(value)
-    raise BadRow(f"the label {value!r} is not true, false, 1 or 0")
+def _check_conditions(
+    example: Mapping[str, Any], layout: Layout, prompt: list[Message], sides: list[tuple[str, bool]]
+) -> None:
+    read: str | None = None
+    for column in layout.conditions:
+        for text in texts(example.get(column)):
+            if read is None:
+                read = _plain("\n".join([message["content"] for message in prompt] + [answer for answer, _ in sides]))
+            if _plain(text) not in read:
+                raise BadRow(
+                    f"the column '{column}' conditions the answers and is not read; write its text into the prompt, or "
+                    f"leave it out on purpose: {_setting({column: 'null'})}",
+                    example.get(column),
+                )
 
 
-def _first(example: Example, names: Sequence[str]) -> Any:
-    return next(example[name] for name in names if name in example)
+def _plain(text: str) -> str:
+    return " ".join(text.split())
 
 
-def _is_text_or_single(value: Any) -> bool:
-    return isinstance(value, str | Mapping) or not hasattr(value, "__len__")
+def _name(column: str, value: Any) -> str | None:
+    """A name of a pair or a source, which may be a number; an empty one is none."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, str | int) and not isinstance(value, bool):
+        return str(value)
+    raise BadRow(f"'{column}' must be text or a whole number", value)
 
 
-FORMATS = (
-    Format("canonical", (("prompt",), ("response",), ("desirable",), ("pair",), ("source",)), _unpaired, paired=False),
-    Format("paired", (("prompt",), ("chosen",), ("rejected",)), _paired, paired=True),
-    Format("paired_transcripts", (("chosen",), ("rejected",)), _paired_transcripts, paired=True),
-    Format("unpaired", (("prompt",), _RESPONSE, _LABEL), _unpaired, paired=False),
-    Format("scored", (("prompt",), _RESPONSES, ("scores",)), _scored, paired=False),
-)
+def _fits(format: Format, columns: Sequence[str]) -> bool:
+    return all(set(names) & set(columns) for names in format.columns) and not set(format.without) & set(columns)
+
+
+def _either(where: str, both: Sequence[str], columns: Sequence[str]) -> str:
+    return (
+        f"{where}: the columns {' and '.join(both)} could both be meant (found: {', '.join(columns)}); choose one: "
+        f"{_setting({both[0]: both[1]})} reads {both[1]}, {_setting({both[0]: both[0]})} reads {both[0]}."
+    )
+
+
+def _nothing_fits(where: str, seen: Sequence[str], columns: Sequence[str], first: Mapping[str, Any]) -> str:
+    """The format that lacks least, the columns that it lacks, and where they may stand."""
+    found = ", ".join(columns) or "none"
+    scored = "write one row for each prompt: prompt, responses (a list), scores (a list"
+    if "message_tree_id" in seen:
+        return f"{where}: trees of messages (columns {found}) are not read; {scored}, minus the rank of each reply)."
+
+    def lacking(format: Format) -> list[str]:
+        return [names[0] for names in format.columns if not set(names) & set(seen)]
+
+    candidates = [format for format in FORMATS if not set(format.without) & set(seen) and lacking(format)]
+    nearest = min(candidates, key=lambda format: (len(lacking(format)) / len(format.columns), len(format.columns)))
+    lacks = lacking(nearest)
+    needs = ", ".join("/".join(names) for names in nearest.columns)
+    text = f"{where}: no preference format has the columns {found}"
+    if len(lacks) == len(nearest.columns):
+        shown = [format for format in FORMATS if format.name in ("paired", "paired_transcripts", "unpaired", "scored")]
+        known = "; ".join(f"{f.name}: {', '.join('/'.join(names) for names in f.columns)}" for f in shown)
+        name = _setting({"prompt": "...", "chosen": "...", "rejected": "..."})
+        return f"{text}; rename them, or name them with {name} (among others are read {known})."
+    ratings = [name for name in seen if number_of(first.get(name)) is not None]
+    if nearest.name == "unpaired" and lacks == ["label"] and ratings:
+        return (
+            f"{text}: no label says which responses are preferred, and ratings ({', '.join(ratings)}) of single "
+            f"responses have no mean to stand above; {scored}, of one of the ratings)."
+        )
+    proposed = {name: _likely(name, seen, nearest) or "..." for name in lacks}
+    return f"{text}: {nearest.name} ({needs}) lacks {' and '.join(lacks)}; name it with {_setting(proposed)}."
+
+
+def _likely(name: str, columns: Sequence[str], format: Format) -> str | None:
+    taken = {column for names in format.columns for column in names}
+    known = _LIKELY.get(name, [])
+    free = [column for column in columns if column not in taken]
+    for word in (name, *known):
+        for column in free:
+            if column.lower() == word or word in column.lower().split("_"):
+                return column
+    return None
+
+
+def _setting(columns: Mapping[str, Any]) -> str:
+    shown = ", ".join(f"{name}: {_shown(given)}" for name, given in columns.items())
+    options = " ".join(f"--column {name}={_shown(given, '+')}" for name, given in columns.items())
+    return f"{SETTING}={{{shown}}}, {options}"
+
+
+def _shown(given: Any, joint: str = ", ") -> str:
+    if isinstance(given, str):
+        return given
+    return joint.join(given) if joint == "+" else f"[{joint.join(given)}]"

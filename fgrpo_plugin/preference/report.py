@@ -3,6 +3,7 @@
 import random
 import statistics
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -10,40 +11,60 @@ from rich.table import Table
 from rich.text import Text
 
 from fgrpo_plugin.preference.files import PreferenceData
-from fgrpo_plugin.preference.formats import BadRow
-from fgrpo_plugin.preference.tokens import encode_row, template_problem
+from fgrpo_plugin.preference.loading import RowSettings
+from fgrpo_plugin.preference.messages import BadRow
+from fgrpo_plugin.preference.template import answer_end
+from fgrpo_plugin.preference.token_rows import TokenRow
+from fgrpo_plugin.preference.tokens import Encoder, special_pattern, template_problem, templated_mark
 
 SHOWN_ROWS = 10
 SHOWN_CHARACTERS = 200
 
 
-def print_report(found: PreferenceData, console: Console, *, tokenizer: Any = None, seed: int = 0) -> None:
+@dataclass(frozen=True)
+class Measured:
+    """Rows as a run would have them.
+
+    Attributes:
+        encoder: of the model's tokenizer; takes templated text, which is counted by itself.
+        settings: lengths and template of the run.
+        problem: what is odd about where an answer ends, or None.
+    """
+
+    tokenizer: Any
+    encoder: Encoder
+    settings: RowSettings
+    problem: str | None
+
+    @classmethod
+    def of(cls, tokenizer: Any, settings: RowSettings) -> "Measured":
+        """With the token that ends an answer."""
+        end = answer_end(tokenizer, settings.template, settings.stops)
+        return cls(tokenizer, Encoder(tokenizer, settings.template, end.token), settings, end.problem)
+
+
+def print_report(found: PreferenceData, console: Console, *, measured: Measured | None = None, seed: int = 0) -> None:
     """Counts, sides, lengths, duplicates, template problems, and ten random rows.
 
     Args:
         found: from `read_preferences`, with bad rows skipped, so that all of them are counted; rows that the template
             cannot render are moved to them.
         console: where it goes.
-        tokenizer: the model's; without it lengths are in characters and the template is not looked at.
+        measured: with the model's tokenizer; without it lengths are in characters and the template is not looked at.
         seed: of the random rows.
     """
-    if tokenizer is not None:
-        _skip_what_the_template_refuses(found, tokenizer)
+    encoded = _encode(found, measured) if measured is not None else None
     # Text, not markup: users' rows and paths hold brackets and colons of their own.
     for file, name in found.formats.items():
-        columns = f"; columns not read: {', '.join(found.ignored[file])}" if found.ignored[file] else ""
+        columns = f"; not read: {', '.join(found.ignored[file])}" if found.ignored[file] else ""
         console.print(Text(f"{file}: format {name}{columns}"))
     console.print(_counts(found))
-    console.print(_lengths(found, tokenizer))
-    if tokenizer is not None:
-        problems = Counter(template_problem(row, tokenizer) for row in found.rows)
-        for problem, count in problems.items():
-            if problem is not None:
-                console.print(Text(f"template: {problem}: {count} of {len(found.rows)} rows", style="yellow"))
-    turns = [row.source for row in found.rows if "\n\nAssistant:" in row.prompt[-1][1]]
-    if turns:
-        what = "a prompt that holds turns 'Human:' and 'Assistant:' as text is one message of the user to the template"
-        console.print(Text(f"{what}: {len(turns)} rows (first: {turns[0]})", style="yellow"))
+    console.print(_lengths(found, encoded))
+    for line in _template_lines(found, measured):
+        console.print(Text(line, style="yellow"))
+    if measured is not None and encoded is not None:
+        for line in _too_long(encoded, measured.settings):
+            console.print(Text(line, style="yellow"))
     for reason, count in found.skipped.most_common():
         text = f"cannot be used: {count} x {reason} (first: {found.first_skipped[reason]})"
         console.print(Text(text, style="red"))
@@ -53,17 +74,57 @@ def print_report(found: PreferenceData, console: Console, *, tokenizer: Any = No
     console.print(_examples(found, seed))
 
 
-def _skip_what_the_template_refuses(found: PreferenceData, tokenizer: Any) -> None:
-    rows = []
-    for row in found.rows:
-        try:
-            encode_row(row, tokenizer)
-        except BadRow as reason:
-            found.skipped[str(reason)] += 1
-            found.first_skipped.setdefault(str(reason), row.source)
+def _encode(found: PreferenceData, measured: Measured) -> list[TokenRow]:
+    """Rows in tokens; those that the template refuses are counted with the rows that cannot be used."""
+    rows, kept = [], []
+    for row, encoded in zip(found.rows, measured.encoder.encode(found.rows), strict=True):
+        if isinstance(encoded, BadRow):
+            found.skip(encoded, row.source)
         else:
-            rows.append(row)
-    found.rows = rows
+            kept.append(row)
+            rows.append(encoded)
+    found.rows = kept
+    return rows
+
+
+def _template_lines(found: PreferenceData, measured: Measured | None) -> list[str]:
+    lines = []
+    special = special_pattern(measured.tokenizer) if measured is not None else None
+    marked = [(row.source, mark) for row in found.rows if (mark := templated_mark(row, special)) is not None]
+    if marked:
+        source, mark = marked[0]
+        lines.append(
+            f"templated: {len(marked)} of {len(found.rows)} rows hold marks of a chat template or special tokens, and "
+            f"would go through the template once more (first: {source}: {mark!r}); a run refuses them unless "
+            "data.preference.on_templated is skip or keep"
+        )
+    turns = [row.source for row in found.rows if "\n\nAssistant:" in row.prompt[-1][1]]
+    if turns:
+        what = "a prompt that holds turns 'Human:' and 'Assistant:' as text is one message of the user to the template"
+        lines.append(f"{what}: {len(turns)} rows (first: {turns[0]})")
+    if measured is None:
+        return lines
+    settings, end = measured.settings, measured.encoder.end
+    problems = Counter(template_problem(row, measured.tokenizer, settings.template, end) for row in found.rows)
+    lines += [f"template: {measured.problem}"] if measured.problem else []
+    return lines + [
+        f"template: {problem}: {count} of {len(found.rows)} rows" for problem, count in problems.items() if problem
+    ]
+
+
+def _too_long(encoded: list[TokenRow], settings: RowSettings) -> list[str]:
+    lines = []
+    for name, most, lengths in (
+        ("prompt", settings.max_prompt_length, [row.prompt_length for row in encoded]),
+        ("response", settings.max_response_length, [row.response_length for row in encoded]),
+    ):
+        longer = sum(length > most for length in lengths)
+        if longer:
+            lines.append(
+                f"too long: {longer} of {len(encoded)} rows have a {name} of more than {most} tokens; a run refuses "
+                f"them unless data.max_{name}_length is raised, or data.preference.on_too_long is drop or truncate"
+            )
+    return lines
 
 
 def _counts(found: PreferenceData) -> Table:
@@ -79,6 +140,7 @@ def _counts(found: PreferenceData) -> Table:
         ("examples", found.examples),
         ("examples that cannot be used", sum(found.skipped.values())),
         ("responses at the mean of their scores, left out", found.at_mean),
+        ("pairs without a preference, left out", found.ties),
         ("rows", len(rows)),
         ("desirable (D+)", desirable),
         ("undesirable (D-)", len(rows) - desirable),
@@ -91,15 +153,14 @@ def _counts(found: PreferenceData) -> Table:
     return table
 
 
-def _lengths(found: PreferenceData, tokenizer: Any) -> Table:
-    unit = "characters" if tokenizer is None else "tokens"
+def _lengths(found: PreferenceData, encoded: list[TokenRow] | None) -> Table:
+    unit = "characters" if encoded is None else "tokens"
     lengths: dict[str, list[int]] = {"prompt": [], "desirable response": [], "undesirable response": []}
-    for row in found.rows:
-        if tokenizer is None:
+    for place, row in enumerate(found.rows):
+        if encoded is None:
             prompt, response = sum(len(content) for _, content in row.prompt), len(row.response)
         else:
-            encoded = encode_row(row, tokenizer)
-            prompt, response = encoded.prompt_length, encoded.response_length
+            prompt, response = encoded[place].prompt_length, encoded[place].response_length
         lengths["prompt"].append(prompt)
         lengths["desirable response" if row.desirable else "undesirable response"].append(response)
     table = Table("", "median", "95 %", "longest", title=f"lengths in {unit}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fgrpo_plugin.preference.tokens import TokenRow
+from fgrpo_plugin.preference.token_rows import TokenRow, TokenRows
 
 
 class PreferenceSampler:
@@ -26,6 +26,7 @@ class PreferenceSampler:
     def __init__(self, rows: Sequence[TokenRow], *, seed: int, keep_pairs: bool = False):
         self._seed = seed
         self._keep_pairs = keep_pairs
+        rows = TokenRows.of(rows)
         self._data = _fingerprint(rows)
         self._units = _pairs(rows) if keep_pairs else _sides(rows)
         self._drawn = [0] * len(self._units)
@@ -84,14 +85,14 @@ class PreferenceSampler:
         self._drawn = list(state["drawn"])
         self._history = state["history"]
 
-    def _next(self, side: int, count: int) -> list[tuple[int, ...]]:
+    def _next(self, side: int, count: int) -> list[list[int]]:
         units, first = self._units[side], self._drawn[side]
         self._drawn[side] += count
-        found: list[tuple[int, ...]] = []
+        found: list[list[int]] = []
         while len(found) < count:
             epoch, place = divmod(first + len(found), len(units))
             rest = count - len(found)
-            found += [units[index] for index in self._order(side, epoch)[place : place + rest].tolist()]
+            found += units[self._order(side, epoch)[place : place + rest]].tolist()
         return found
 
     def _order(self, side: int, epoch: int) -> np.ndarray:
@@ -102,35 +103,37 @@ class PreferenceSampler:
         return self._kept[side][1]
 
 
-def _sides(rows: Sequence[TokenRow]) -> list[list[tuple[int, ...]]]:
-    sides: list[list[tuple[int, ...]]] = [
-        [(i,) for i, row in enumerate(rows) if row.desirable is side] for side in (True, False)
-    ]
+def _sides(rows: TokenRows) -> list[np.ndarray]:
+    """For each side the indices of its rows, (n, 1)."""
+    sides = [np.flatnonzero(rows.desirable == side)[:, None] for side in (True, False)]
     for units, name in zip(sides, ("desirable (D+)", "undesirable (D-)"), strict=True):
-        if not units:
+        if not len(units):
             raise ValueError(f"data.preference.files: no {name} rows; both sides are needed, add data of that side.")
     return sides
 
 
-def _pairs(rows: Sequence[TokenRow]) -> list[list[tuple[int, ...]]]:
-    found: dict[str | None, list[int]] = {}
-    for i, row in enumerate(rows):
-        found.setdefault(row.pair, []).append(i)
-    pairs = []
-    for name, members in found.items():
-        members.sort(key=lambda i: not rows[i].desirable)
-        if name is None or [rows[i].desirable for i in members] != [True, False]:
-            raise ValueError(
-                f"data.preference.keep_pairs=true, but {rows[members[0]].source} is not half of a pair of one "
-                "desirable and one undesirable row; set it to false."
-            )
-        pairs.append(tuple(members))
-    return [pairs]
+def _pairs(rows: TokenRows) -> list[np.ndarray]:
+    """The indices of each pair's desirable and undesirable row, (n, 2), in the order of the pairs' first rows."""
+    order = np.lexsort((~rows.desirable, rows.pairs))
+    pairs, desirable = rows.pairs[order], rows.desirable[order]
+    names, first, counts = np.unique(pairs, return_index=True, return_counts=True)
+    both = (counts == 2) & (names >= 0)
+    whole = first[both]
+    both[both] = desirable[whole] & ~desirable[whole + 1]
+    if not both.all():
+        row = rows[int(order[first[~both][0]])]
+        raise ValueError(
+            f"data.preference.keep_pairs=true, but {row.source} is not half of a pair of one "
+            "desirable and one undesirable row; set it to false."
+        )
+    found = np.stack([order[first], order[first + 1]], axis=1)
+    return [found[np.argsort(found.min(axis=1))]]
 
 
-def _fingerprint(rows: Sequence[TokenRow]) -> str:
+def _fingerprint(rows: TokenRows) -> str:
     found = hashlib.sha256()
-    for row in rows:
-        found.update(row.digest)
-        found.update(bytes([row.desirable]))
+    for begin in range(0, len(rows), 1 << 16):
+        part = slice(begin, begin + (1 << 16))
+        side = rows.desirable[part].astype(np.uint8)[:, None]
+        found.update(np.concatenate([rows.digests[part], side], axis=1).tobytes())
     return found.hexdigest()

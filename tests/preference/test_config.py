@@ -25,6 +25,16 @@ def test_what_is_at_the_edge_of_a_range_is_allowed():
         ({"files": ["a"], "on_bad_row": "maybe"}, "on_bad_row='maybe'"),
         ({"files": ["a"], "on_too_long": "cut"}, "on_too_long='cut'"),
         ({"files": ["a"], "seed": -1}, "seed=-1"),
+        ({"files": ["a"], "on_templated": "maybe"}, "on_templated='maybe'"),
+        ({"files": ["a"], "config": 1}, "config=1"),
+        (
+            {"files": ["a"], "columns": ["prompt"]},
+            r"columns=\['prompt'\] must name columns, for example \{prompt: question",
+        ),
+        ({"files": ["a"], "columns": {"prompt": 1}}, "prompt must be a column, a list of columns, or null"),
+        ({"files": ["a"], "columns": {"prompt": ["a", 1]}}, "prompt must be a column, a list of columns, or null"),
+        ({"files": ["a"], "columns": {"prompt": []}}, "prompt must be a column, a list of columns, or null"),
+        ({"files": ["a"], "columns": {"promt": "question"}}, "no format reads 'promt'; known are prompt, "),
     ],
 )
 def test_bad_preference_settings_are_named(settings, words):
@@ -37,6 +47,21 @@ def test_one_file_and_two_splits_of_one_dataset_are_allowed():
     PreferenceConfig(files=["a/hub-name"], val_files=["a/hub-name"])  # train and test of one dataset
     # A path that is missing, and the dataset of that name: the first is refused where it is read.
     PreferenceConfig(files=["./a/hub-name"], val_files=["a/hub-name"], val_split="train")
+
+
+def test_columns_are_named_joined_or_left_out():
+    columns = {"prompt": ["a", "b"], "chosen": "x", "whatever": None}
+    assert PreferenceConfig(files=["a"], columns=columns).columns == columns
+    assert PreferenceConfig(files=["a"], columns={}).columns is None
+
+
+def test_a_file_of_a_folder_that_is_trained_on_is_not_held_out(tmp_path):
+    for name in ("hh_train.jsonl", "hh_test.jsonl"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(ValueError, match="trained on too"):
+        PreferenceConfig(files=[str(tmp_path)], val_files=[str(tmp_path / "hh_test.jsonl")])
+    with pytest.raises(ValueError, match="trained on too"):
+        PreferenceConfig(files=[str(tmp_path / "hh_test.jsonl")], val_files=[str(tmp_path)])
 
 
 def test_a_folder_of_files_has_no_splits_and_a_saved_dataset_has(tmp_path):

@@ -10,6 +10,7 @@ from fgrpo_plugin.preference.files import read_preferences, write_preferences
 from tests.preference.conftest import lines
 
 PAIRS = [{"prompt": f"{i}+1=", "chosen": str(i + 1), "rejected": str(i)} for i in range(5)]
+ANSWERS = {"chosen": "x", "rejected": "y"}
 BAD = {"prompt": "p", "chosen": "same", "rejected": "same"}
 
 
@@ -156,9 +157,88 @@ def test_brackets_of_users_are_shown_as_they_are(tmp_path):
 
 
 def test_columns_that_are_not_read_are_named_by_file(tmp_path):
-    first = lines(tmp_path / "a.jsonl", [{**row, "system": "s", "id": 1} for row in PAIRS])
+    first = lines(tmp_path / "a.jsonl", [{**row, "note": "s", "id": 1} for row in PAIRS])
     second = lines(tmp_path / "b.jsonl", PAIRS)
-    assert read_preferences([first, second]).ignored == {first: ["system", "id"], second: []}
+    third = lines(tmp_path / "c.jsonl", [{"prompt": [{"role": "user", "content": "a", "name": "Ann"}], **ANSWERS}])
+    found = read_preferences([first, second, third])
+    assert found.ignored == {first: ["note", "id"], second: [], third: ["prompt[].name"]}
+    assert found.left_out() == [f"not read: {first}: note, id", f"not read: {third}: prompt[].name"]
+    for command in (["check"], ["convert", "--output", str(tmp_path / "out.parquet")]):
+        result = CliRunner().invoke(app, ["prefs", command[0], first, third, *command[1:]], env={"COLUMNS": "300"})
+        said = result.output.replace("\n", " ")
+        assert "not read: " in said and "note, id" in said and "prompt[].name" in said, said
+
+
+def test_what_is_skipped_has_one_reason_and_one_sample(tmp_path):
+    rows = [{"prompt": [{"role": "user", "content": [{"text": f"Say {i}"}]}], **ANSWERS} for i in range(2000)]
+    found = read_preferences([lines(tmp_path / "a.jsonl", [*PAIRS, *rows])], on_bad_row="skip")
+    (line,) = found.left_out()
+    assert line.startswith("left out: 2000 x 'prompt' has a message whose content is not text (first: ")
+    assert line.endswith("a.jsonl: row 5: [{'text': 'Say 0'}])") and len(line) < 300
+
+
+def test_rows_may_bring_columns_that_earlier_ones_lack(tmp_path):
+    late = [*PAIRS, {**PAIRS[0], "note": "x"}, {**PAIRS[1], "system": "Be short."}]
+    found = read_preferences([lines(tmp_path / "a.jsonl", late)])
+    assert list(found.ignored.values()) == [["note"]] and found.rows[-1].prompt[0] == ("system", "Be short.")
+    with pytest.raises(ValueError, match=r"row 5: the column 'tools' conditions the answers"):
+        read_preferences([lines(tmp_path / "b.jsonl", [*PAIRS, {**PAIRS[0], "tools": ["x"]}])])
+    two = [{"prompt": "p", "completion": "a", "label": True}, {"prompt": "p", "response": "b", "label": False}]
+    with pytest.raises(ValueError, match="the columns completion and response could both be meant"):
+        read_preferences([lines(tmp_path / "c.jsonl", two)])
+    both = [{"prompt": "p", "completion": "a", "label": True}, PAIRS[0]]
+    with pytest.raises(ValueError, match=r"fit paired and unpaired"):
+        read_preferences([lines(tmp_path / "d.jsonl", both)])
+    with pytest.raises(ValueError, match=r"row 1: .*the file is paired, and the rows before are paired_transcripts"):
+        turns = {side: f"\n\nHuman: q\n\nAssistant: {side}" for side in ("chosen", "rejected")}
+        read_preferences([lines(tmp_path / "e.jsonl", [turns, PAIRS[0]])])
+
+
+def test_a_pair_of_the_canonical_format_is_two_rows(tmp_path):
+    row = {"prompt": [{"role": "user", "content": "a"}], "pair": 7, "source": "s"}
+    rows = [{**row, "response": str(i), "desirable": i % 2 == 0} for i in range(3)]
+    found = read_preferences([lines(tmp_path / "a.jsonl", rows[:2])])
+    assert [row.pair for row in found.rows] == ["7", "7"]
+    with pytest.raises(
+        ValueError, match=r"row 2: its pair has two rows already; give each pair a name of its own: '7'"
+    ):
+        read_preferences([lines(tmp_path / "b.jsonl", rows)])
+
+
+def test_text_stays_the_text_that_it_is(tmp_path):
+    texts = ["2020-01-01", "007", "1e5", "true", "null", "a\u2028b\x85c", "a\r\nb"]
+    rows = [{"prompt": text, "chosen": f"{text}!", "rejected": text} for text in texts]
+    found = read_preferences([lines(tmp_path / "a.jsonl", rows)])
+    assert [(row.prompt[0][1], row.response) for row in found.rows[::2]] == [(text, f"{text}!") for text in texts]
+
+
+def test_columns_and_configurations_are_chosen_by_the_run_and_by_the_commands(tmp_path):
+    rows = [{"question": row["prompt"], "chosen": row["chosen"], "rejected": row["rejected"]} for row in PAIRS]
+    (tmp_path / "easy").mkdir()
+    file = lines(tmp_path / "easy" / "a.jsonl", rows)
+    assert sides(read_preferences([file], columns={"prompt": "question"})) == EXPECTED
+    assert sides(read_preferences([tmp_path], config="easy", columns={"prompt": "question"})) == EXPECTED
+    with pytest.raises(ValueError, match=r"the folder holds the folders easy; set data\.preference\.config to one"):
+        read_preferences([tmp_path])
+    options = ["--config", "easy", "--column", "prompt=question"]
+    assert CliRunner().invoke(app, ["prefs", "check", str(tmp_path), *options]).exit_code == 0
+    output = tmp_path / "rows.parquet"
+    result = CliRunner().invoke(app, ["prefs", "convert", str(tmp_path), *options, "--output", str(output)])
+    assert result.exit_code == 0 and sides(read_preferences([output])) == EXPECTED
+    for words, reason in (
+        (["--column", "prompt"], "--column prompt: write it as NAME=VALUE"),
+        (["--column", "x=question"], "no format reads 'x'"),
+        (["--template", "a=b"], "--template is of a model's tokenizer; name the model with --model"),
+    ):
+        result = CliRunner().invoke(app, ["prefs", "check", file, *words])
+        assert result.exit_code == 2 and reason in result.output, result.output
+
+
+def test_several_columns_are_joined_and_one_is_left_out_by_the_commands(tmp_path):
+    file = lines(tmp_path / "a.jsonl", [{"a": "1", "b": "2", "tools": ["t"], **ANSWERS}])
+    options = ["--column", "prompt=a+b", "--column", "tools=null", "--output", str(tmp_path / "rows.parquet")]
+    assert CliRunner().invoke(app, ["prefs", "convert", file, *options]).exit_code == 0
+    assert read_preferences([tmp_path / "rows.parquet"]).rows[0].prompt == (("user", "1\n2"),)
 
 
 def test_rows_are_written_as_parquet_alone(tmp_path):

@@ -1,8 +1,8 @@
-"""What every format becomes, written out by hand, and every way in which a row can be unusable."""
+"""Columns tell the format, exactly; what they do not tell is refused by name, and the user's own names are taken."""
 
 import pytest
 
-from fgrpo_plugin.preference.formats import BadRow, detect, rows_of
+from fgrpo_plugin.preference.formats import BadRow, Notes, detect, renamed, rows_of
 
 USER, GOOD, BAD = (
     {"role": "user", "content": "2+2?"},
@@ -10,97 +10,182 @@ USER, GOOD, BAD = (
     {"role": "assistant", "content": "5"},
 )
 PROMPT = (("user", "2+2?"),)
-HH = "\n\nHuman: 2+2?\n\nAssistant: Why?\n\nHuman: Because.\n\nAssistant:"
-
-EXAMPLES = {
-    "text": ("paired", {"prompt": "2+2?", "chosen": "4", "rejected": "5"}),
-    "messages": ("paired", {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}),
-    "prompt and whole conversations": (
-        "paired",
-        {"prompt": [USER], "chosen": [USER, GOOD], "rejected": [USER, BAD]},
-    ),
-    "conversations": ("paired_transcripts", {"chosen": [USER, GOOD], "rejected": [USER, BAD]}),
-    "unpaired": ("unpaired", {"prompt": "2+2?", "completion": "4", "label": True}),
-    "unpaired, other names": ("unpaired", {"prompt": [USER], "response": [GOOD], "desirable": 1}),
-    "scored": ("scored", {"prompt": "2+2?", "responses": ["4", "5"], "scores": [1.0, 0.25]}),
-}
+CANONICAL = {"prompt": [USER], "response": "4", "desirable": True, "pair": "p", "source": "s"}
 
 
-def read(example):
-    return rows_of(example, detect(list(example), "f"), "f: row 3")
-
-
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_formats(name):
-    expected, example = EXAMPLES[name]
-    assert detect(list(example), "f").name == expected
-    rows = read(example)
-    assert [(row.prompt, row.response, row.desirable) for row in rows] == [
-        (PROMPT, "4", True),
-        *([(PROMPT, "5", False)] if expected != "unpaired" else []),
-    ]
-    assert {row.pair for row in rows} == ({"f: row 3"} if expected.startswith("paired") else {None})
-    assert rows[0].messages == [USER] and rows[0].source == "f: row 3"
-
-
-def test_transcripts_as_text():
-    chosen, rejected = read({"chosen": f"{HH} 4\n", "rejected": f"{HH} 5"})
-    assert chosen.prompt == (("user", "2+2?"), ("assistant", "Why?"), ("user", "Because."))
-    assert (chosen.response, rejected.response) == ("4", "5")
+def read(example, columns=None, notes=None):
+    example = renamed(example, columns or {})
+    return rows_of(example, detect(list(example), "f", columns, example), "f: row 3", notes)
 
 
 def test_canonical_rows_keep_pair_and_source():
     example = {"prompt": [USER], "response": "4", "desirable": True, "pair": "a: row 1", "source": "a: row 1"}
-    assert detect(list(example), "f").name == "canonical"
+    assert detect(list(example), "f").format.name == "canonical"
     (row,) = read(example)
     assert (row.pair, row.source, row.prompt) == ("a: row 1", "a: row 1", PROMPT)
-    assert read({**example, "pair": None})[0].pair is None
+    for given, name in ((None, None), ("", None), (7, "7")):
+        assert read({**example, "pair": given})[0].pair == name
+    with pytest.raises(BadRow, match="'pair' must be text or a whole number"):
+        read({**example, "pair": ["a"]})
 
 
-def test_scores_at_the_mean_are_on_neither_side():
-    rows = read({"prompt": "p", "responses": list("abc"), "scores": [0.3, 0.2, 0.1]})
-    assert [(row.response, row.desirable) for row in rows] == [("a", True), ("c", False)]
+def test_a_canonical_response_is_taken_as_it_is_though_it_looks_like_turns():
+    text = "Human: hi\n\nAssistant: ho"
+    assert read({**CANONICAL, "response": text})[0].response == text
 
 
 @pytest.mark.parametrize(
-    ("example", "reason"),
+    "example",
     [
-        ({"prompt": "p", "chosen": "a", "rejected": "a"}, "chosen and rejected are the same"),
-        ({"prompt": " ", "chosen": "a", "rejected": "b"}, "the prompt is empty"),
-        ({"prompt": None, "chosen": "a", "rejected": "b"}, "'prompt' must be text or a list of messages, not None"),
-        ({"prompt": [], "chosen": "a", "rejected": "b"}, "'prompt' is empty"),
-        ({"prompt": "p", "chosen": "", "rejected": "b"}, "a response is empty"),
-        ({"prompt": "p", "chosen": None, "rejected": "b"}, "'chosen' must be text or a list of messages"),
-        ({"prompt": [USER, GOOD], "chosen": "a", "rejected": "b"}, "the prompt ends with an answer"),
-        ({"prompt": [USER], "chosen": [USER], "rejected": [BAD]}, "'chosen' must be one answer of the assistant"),
-        ({"prompt": [{"role": "bot", "content": "x"}], "chosen": "a", "rejected": "b"}, "has the role 'bot'"),
-        ({"prompt": [{"role": "user", "content": ["x"]}], "chosen": "a", "rejected": "b"}, "content is not text"),
-        ({"chosen": "just text", "rejected": "other text"}, "without the turns 'Human:' and 'Assistant:'"),
-        ({"chosen": "\n\nHuman: a", "rejected": "\n\nHuman: a"}, "'chosen' does not end with an answer"),
-        ({"chosen": [USER, GOOD], "rejected": [GOOD, BAD]}, "differ before their last answers"),
-        ({"prompt": "p", "completion": "a", "label": "yes"}, "the label 'yes' is not true, false, 1 or 0"),
-        ({"prompt": "p", "completion": "a", "label": None}, "the label None"),
-        ({"prompt": "p", "completion": [USER], "label": 1}, "a response must be text, or one message"),
-        ({"prompt": "p", "responses": ["a"], "scores": [1.0, 2.0]}, "lists of the same length"),
-        ({"prompt": "p", "responses": "ab", "scores": [1.0, 2.0]}, "lists of the same length"),
-        ({"prompt": "p", "responses": ["a", "b"], "scores": [1.0, float("nan")]}, "not a finite number"),
-        ({"prompt": "p", "responses": ["a", "b"], "scores": [1.0, 1.0]}, "all scores are equal"),
-        ({"prompt": "p", "responses": [], "scores": []}, "all scores are equal"),
+        {**CANONICAL, "label": 0},
+        {**CANONICAL, "completion": "5"},
+        {"prompt": "p", "response": "4", "desirable": True, "label": 0},
+        {"prompt": "p", "response": "4", "completion": "5", "label": True},
+        {"prompt": "p", "responses": ["a", "b"], "completions": ["c", "d"], "scores": [1, 2]},
+        {"prompt": "p", "responses": ["a", "b"], "ratings": [2, 1], "scores": [1, 2]},
+        {"prompt": "p", "chosen": "a", "rejected": "b", "system": "x", "system_prompt": "y"},
+        {"question": "p", "instruction": "q", "response_0": "a", "response_1": "b", "preference": 0},
+        {"prompt": "p", "response_0": "a", "response_1": "b", "better_response_id": 0, "safer_response_id": 1},
+        {"conversations": [USER], "messages": [USER], "chosen": "4", "rejected": "5"},
+        {"prompt": "p", "question": "q", "response_j": "a", "response_k": "b"},
     ],
 )
-def test_bad_rows(example, reason):
-    with pytest.raises(BadRow, match=reason):
+def test_two_columns_that_could_both_be_meant_are_refused_until_one_is_chosen(example):
+    with pytest.raises(ValueError, match="could both be meant") as refused:
         read(example)
+    first, _, second = str(refused.value).split("the columns ")[1].split(" could")[0].split(" ")
+    assert f"data.preference.columns={{{first}: {second}}}, --column {first}={second}" in str(refused.value)
+    # The remedy helps where the two are names of one thing; two prompts need one of them left out.
+    one, other = read(example, {second: None}), read(example, {first: None})
+    assert one and other
+
+
+def test_the_column_that_is_chosen_is_read_and_the_other_one_is_said_not_to_be():
+    example = {"prompt": "p", "response": "a", "desirable": True, "label": 0}
+    for columns, side, unread in (
+        ({"label": "desirable"}, True, "label (of the file)"),
+        ({"label": "label"}, False, "desirable"),
+    ):
+        renamed_example = renamed(example, columns)
+        layout = detect(list(renamed_example), "f", columns, renamed_example)
+        (row,) = rows_of(renamed_example, layout, "f: row 0")
+        assert row.desirable is side and layout.ignored == (unread,)
 
 
 @pytest.mark.parametrize(
-    ("columns", "message"),
+    ("columns", "words"),
     [
-        (["text"], "f: no preference format has the columns text; rename them.*paired: prompt, chosen, rejected"),
-        (["prompt", "chosen"], "no preference format"),
-        (["prompt", "chosen", "rejected", "completion", "label"], "fit paired and .*unpaired; drop those"),
+        (["text"], ["f: no preference format has the columns text; rename them", "paired: prompt, chosen, rejected"]),
+        (
+            ["question", "chosen", "rejected"],
+            [
+                "paired (prompt, chosen, rejected) lacks prompt",
+                "columns={prompt: question}",
+                "--column prompt=question",
+            ],
+        ),
+        (["prompt", "preferred_response", "rejected"], ["lacks chosen", "{chosen: preferred_response}"]),
+        (["prompt", "answer", "label"], ["lacks completion", "{completion: answer}"]),
+        (["prompt", "answers", "scores"], ["lacks responses", "{responses: answers}"]),
+        (["prompt", "chosen"], ["paired (prompt, chosen, rejected) lacks rejected"]),
+        (["message_tree_id", "prompt"], ["trees of messages", "prompt, responses (a list), scores"]),
+        (
+            ["prompt", "chosen", "rejected", "completion", "label"],
+            ["fit paired and unpaired; leave out those that are not meant", "{completion: null, label: null}"],
+        ),
     ],
 )
-def test_detection_never_guesses(columns, message):
-    with pytest.raises(ValueError, match=message):
-        detect(columns, "f")
+def test_detection_never_guesses(columns, words):
+    with pytest.raises(ValueError) as refused:
+        detect(columns, "f", None, {"chosen": "x"})
+    for part in words:
+        assert part in str(refused.value)
+
+
+def test_ratings_of_single_responses_are_refused_with_what_would_serve():
+    example = {"prompt": "p", "response": "r", "helpfulness": 4, "coherence": 3.5, "note": "x"}
+    with pytest.raises(
+        ValueError, match=r"ratings \(helpfulness, coherence\).*write one row for each prompt: prompt, "
+    ):
+        detect(list(example), "f", None, example)
+
+
+def test_columns_that_are_named_are_moved_joined_taken_out_of_objects_and_left_out():
+    example = {"question": "q", "more": "m", "empty": " ", "in": {"a": {"b": "deep"}}, "chosen": "x", "rejected": "y"}
+    assert read(example, {"prompt": "question"})[0].prompt == (("user", "q"),)
+    assert read(example, {"prompt": ["question", "empty", "more"]})[0].prompt == (("user", "q\nm"),)
+    nested = {key: example[key] for key in ("in", "chosen", "rejected")}
+    assert read(nested, {"prompt": "in.a.b"})[0].prompt == (("user", "deep"),)
+    with pytest.raises(BadRow, match="the column 'context' conditions"):  # the rest of an object is not lost
+        read({"context": {"q": "deep", "tools": "t"}, "chosen": "x", "rejected": "y"}, {"prompt": "context.q"})
+    assert renamed(example, {"prompt": "question", "more": None})["more"] == "m"  # left out of reading alone
+    with pytest.raises(BadRow, match=r"there is no column 'in\.x'"):
+        renamed(example, {"prompt": "in.x"})
+    with pytest.raises(BadRow, match="prompt is joined of columns that are not all text"):
+        renamed(example, {"prompt": ["question", "in"]})
+
+
+def test_a_system_column_is_the_first_message():
+    example = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    for name in ("system", "system_prompt"):
+        assert read({**example, name: "Be short."})[0].prompt == (("system", "Be short."), ("user", "p"))
+    for nothing in ("", " ", None):
+        assert read({**example, "system": nothing})[0].prompt == (("user", "p"),)
+    prompt = [{"role": "system", "content": "Be short."}, USER]
+    assert len(read({**example, "prompt": prompt, "system": "Be short."})[0].prompt) == 2
+    with pytest.raises(BadRow, match="different system messages"):
+        read({**example, "prompt": prompt, "system": "Be long."})
+    with pytest.raises(BadRow, match="a system message that is not text"):
+        read({**example, "system": ["x"]})
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("tools", [{"type": "function", "function": {"name": "weather"}}]),
+        ("initial_reason_steps", "Step 1: it begins."),
+        ("history", [["earlier question", "earlier answer"]]),
+        ("context", "A passage."),
+        ("chatHistory", "earlier"),
+        ("documents", [{"title": "t"}]),
+        ("images", [b"\x89PNG"]),
+        ("reasoning", "because"),
+        ("input", "the table"),
+    ],
+)
+def test_what_conditions_the_answers_is_never_dropped(column, value):
+    example = {"prompt": "p", "chosen": "a", "rejected": "b", column: value}
+    with pytest.raises(BadRow, match=f"the column '{column}' conditions the answers and is not read.*{column}: null"):
+        read(example)
+    assert read(example, {column: None})[0].prompt == (("user", "p"),)  # on purpose
+    for nothing in (None, "", [], {}):
+        assert read({**example, column: nothing})
+
+
+def test_a_column_that_repeats_what_is_read_or_tells_about_it_drops_nothing():
+    answers = {"chosen": [USER, GOOD], "rejected": [USER, BAD]}
+    assert read({"prompt": "2+2?", "messages": [USER, GOOD], **answers})[0].prompt == PROMPT
+    example = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    for column in ("prompt_id", "context_length", "system_model", "input_tokens", "source", "reviewer"):
+        assert read({**example, column: "text"})
+    assert read({**example, "turns": 3, "context": True})
+
+
+def test_a_pair_has_one_answer_on_each_side_and_different_ones():
+    example = {"prompt": "p", "chosen": ["a"], "rejected": ["b"]}
+    assert [row.pair for row in read(example)] == ["f: row 3"] * 2
+    assert {row.pair for row in read({**example, "rejected": ["b", "c"]})} == {None}
+    with pytest.raises(BadRow, match="chosen and rejected are the same"):
+        read({**example, "rejected": ["b", "a"]})
+    assert read({**example, "rejected": ["b", "b"]})  # two rows that are alike, on one side
+    with pytest.raises(BadRow, match="'rejected' is missing"):
+        layout = detect(list(example), "f")
+        rows_of({"prompt": "p", "chosen": "a"}, layout, "f: row 1")
+
+
+def test_notes_count_over_the_rows_of_a_file():
+    notes = Notes()
+    for _ in range(2):
+        read({"prompt": "p", "responses": ["a", "b", "c"], "scores": [1, 2, 3]}, notes=notes)
+        read({"prompt": "p", "response_0": "a", "response_1": "b", "preference": "tie"}, notes=notes)
+    assert (notes.at_mean, notes.ties) == (2, 2)

@@ -7,7 +7,8 @@ from typer.testing import CliRunner
 
 from fgrpo_plugin.cli import app
 from fgrpo_plugin.preference.files import read_preferences
-from fgrpo_plugin.preference.report import print_report
+from fgrpo_plugin.preference.loading import RowSettings
+from fgrpo_plugin.preference.report import Measured, print_report
 from fgrpo_plugin.quickstart.model import build_tokenizer
 from tests.preference.conftest import lines
 
@@ -15,10 +16,12 @@ PAIRS = [{"prompt": f"{i}+1=", "chosen": str(i + 1), "rejected": str(i)} for i i
 BAD = {"prompt": "p", "chosen": "same", "rejected": "same"}
 
 
-def report(file, **settings):
+def report(file, *, tokenizer=None, template=None, limits=(1000, 1000), **settings):
     """What was read, and the words that are printed of it."""
     found = read_preferences(file, on_bad_row="skip")
     console = Console(record=True, width=200, file=open("/dev/null", "w"))  # noqa: SIM115
+    if tokenizer is not None:
+        settings["measured"] = Measured.of(tokenizer, RowSettings(*limits, template or {}))
     print_report(found, console, **settings)
     return found, " ".join(console.export_text().replace("│", " ").split())
 
@@ -77,7 +80,7 @@ def test_what_the_template_refuses_or_changes_is_counted(tmp_path):
     reason = "the chat template cannot render the prompt (no zero)"
     assert found.skipped == {reason: 2} and found.first_skipped[reason].endswith("a.jsonl: row 0")
     assert "rows 8" in text and f"cannot be used: 2 x {reason}" in text
-    assert "does not end an answer with the tokenizer's end-of-sequence token: 8 of 8 rows" in text
+    assert "does not end an answer with the token that rows end with: 8 of 8 rows" in text
 
 
 def test_the_rows_that_are_shown_follow_from_the_seed_and_are_cut(tmp_path):
@@ -94,12 +97,64 @@ def test_brackets_of_users_are_shown_as_they_are(tmp_path):
     rows = [{"prompt": prompt, "chosen": answer, "rejected": "[red]", "system": "[s]", "[odd]": 1}]
     result = CliRunner().invoke(app, ["prefs", "check", lines(tmp_path / "a.jsonl", rows)], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
-    for words in (prompt, answer, "[red]", "columns not read: system, [odd]"):
+    for words in (prompt, answer, "[red]", "not read: [odd]"):
         assert words in result.output
 
 
 def test_one_side_alone_and_turns_in_a_prompt_are_said(tmp_path):
-    rows = [{"prompt": "\n\nHuman: hi\n\nAssistant:", "completion": "ho", "label": True}]
+    prompt = "Go on.\n\nHuman: hi\n\nAssistant: ho\n\nHuman: what?"
+    rows = [{"prompt": prompt, "completion": "ho", "label": True}]
     result = CliRunner().invoke(app, ["prefs", "check", lines(tmp_path / "a.jsonl", rows)], env={"COLUMNS": "200"})
     assert result.exit_code == 1
     assert "one side alone" in result.output and "one message of the user to the template: 1 rows" in result.output
+
+
+def test_text_in_a_chat_template_is_named_without_and_with_a_model(tmp_path):
+    rows = [*PAIRS, {"prompt": "[INST] hi [/INST]", "chosen": "a", "rejected": "b"}]
+    file = lines(tmp_path / "a.jsonl", rows)
+    for settings in ({}, {"tokenizer": build_tokenizer()}):
+        _, text = report(file, **settings)
+        assert "templated: 2 of 12 rows hold marks" in text and "row 5: '[INST]'" in text
+    own = [{"prompt": "p", "chosen": "a<|reserved_4|>", "rejected": "b"}]
+    file = lines(tmp_path / "b.jsonl", own)
+    assert "templated" not in report(file)[1]
+    assert "templated: 1 of 2 rows" in report(file, tokenizer=build_tokenizer())[1]
+
+
+def test_the_runs_lengths_and_template_are_taken(tmp_path):
+    file = lines(tmp_path / "a.jsonl", [{"prompt": "p" * 40, "chosen": "a" * 30, "rejected": "b"}, PAIRS[0]])
+    _, text = report(file, tokenizer=build_tokenizer(), limits=(20, 10))
+    assert "too long: 2 of 4 rows have a prompt of more than 20 tokens" in text
+    assert "too long: 1 of 4 rows have a response of more than 10 tokens" in text
+    assert "too long" not in report(file, tokenizer=build_tokenizer())[1]
+    odd = copy.deepcopy(build_tokenizer())
+    odd.chat_template = odd.chat_template + "{% if loud %}!{% endif %}"
+    assert "template:" not in report(file, tokenizer=odd)[1]
+    loud = report(file, tokenizer=odd, template={"loud": True})[1]
+    assert "the template renders the prompt otherwise where an answer follows: 4 of 4 rows" in loud
+
+
+def test_the_command_takes_the_runs_lengths_template_and_stop_tokens(tmp_path):
+    from fgrpo_plugin.quickstart.model import build_model, save_model
+
+    tokenizer = copy.deepcopy(build_tokenizer())
+    tokenizer.eos_token = "<|reserved_4|>"
+    tokenizer.chat_template = tokenizer.chat_template + "{% if not enable_thinking | default(true) %}?{% endif %}"
+    save_model(build_model(build_tokenizer(), 0), tokenizer, tmp_path / "model")
+    command = ["prefs", "check", lines(tmp_path / "a.jsonl", PAIRS), "--model", str(tmp_path / "model")]
+    options = ["--max-prompt-length", "3", "--max-response-length", "1", "--template", "enable_thinking=false"]
+    result = CliRunner().invoke(app, [*command, *options], env={"COLUMNS": "300"})
+    assert result.exit_code == 0, result.output
+    for words in (
+        "10 of 10 rows have a prompt of more than 3",
+        "10 of 10 rows have a response of more than 1",
+        "renders the prompt otherwise where an answer follows: 10 of 10",
+    ):
+        assert words in result.output, words
+    assert "otherwise" not in CliRunner().invoke(app, command, env={"COLUMNS": "300"}).output
+
+
+def test_pairs_without_a_preference_are_counted(tmp_path):
+    rows = [{"prompt": "p", "response_0": "a", "response_1": "b", "preference": value} for value in (0, 1, "tie")]
+    found, text = report(lines(tmp_path / "a.jsonl", rows))
+    assert found.ties == 1 and "pairs without a preference, left out 1" in text

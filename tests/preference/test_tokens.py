@@ -2,8 +2,14 @@
 
 import pytest
 
-from fgrpo_plugin.preference.formats import LabelledResponse
-from fgrpo_plugin.preference.tokens import encode, encode_row, template_problem
+from fgrpo_plugin.preference.formats import BadRow, LabelledResponse
+from fgrpo_plugin.preference.tokens import (
+    encode,
+    encode_row,
+    special_pattern,
+    template_problem,
+    templated_mark,
+)
 from fgrpo_plugin.quickstart.model import build_tokenizer
 
 
@@ -55,6 +61,81 @@ def test_too_long(tokenizer):
     assert narrow.rows[0].prompt_ids == encode_row(short, tokenizer).prompt_ids[-5:]
     with pytest.raises(ValueError, match="on_too_long='cut' is not known; choose one of"):
         encode([], tokenizer, **limits, on_too_long="cut")
+
+
+def test_many_rows_at_once_are_the_rows_one_by_one(tokenizer):
+    rows = [row(f"{i}+1=", str(i), i % 2 == 0, f"p{i // 2}") for i in range(3000)]  # several batches
+    rows += [
+        row("1+1=", "", True),
+        LabelledResponse((("user", "a"), ("assistant", "b"), ("user", "c")), "d", True, None, ""),
+    ]
+    said = []
+    found = encode(iter(rows), tokenizer, max_prompt_length=100, max_response_length=10, said=said.append)
+    assert said == [1024, 2048, 3002] and len(found.rows) == len(rows)
+    for encoded, text in zip(found.rows, rows, strict=True):
+        alone = encode_row(text, tokenizer)
+        assert (encoded.digest, encoded.pair, encoded.desirable) == (alone.digest, text.pair, text.desirable)
+
+
+def test_a_row_ends_with_the_token_that_is_asked_for(tokenizer):
+    end = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert encode_row(row(), tokenizer, end=end).response_ids[-1] == end
+    found = encode([row()], tokenizer, max_prompt_length=100, max_response_length=10, end=end)
+    assert found.rows[0].response_ids[-1] == end
+    assert (
+        template_problem(row(), tokenizer, end=end)
+        == "the template does not end an answer with the token that rows end with"
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "mark"),
+    [
+        ("<|im_start|>user\nhi<|im_end|>\n", "a", "<|im_start|>"),
+        ("hi", "a<|im_end|>", "<|im_end|>"),
+        ("<s>[INST] <<SYS>> Be short <</SYS>> hi [/INST]", "a", "[INST]"),
+        ("<start_of_turn>user\nhi", "a", "<start_of_turn>"),
+        ("<|start_header_id|>user<|end_header_id|>", "a", "<|start_header_id|>"),
+        ("### Instruction:\nhi\n\n### Response:\n", "a", "### Response:"),
+        ("USER: hi ASSISTANT:", "a", "ASSISTANT:"),
+    ],
+)
+def test_text_in_a_chat_template_is_refused_skipped_or_kept(prompt, response, mark, tokenizer):
+    limits = dict(max_prompt_length=500, max_response_length=50)
+    rows = [row(), row(prompt, response)]
+    with pytest.raises(ValueError, match=r"f: row 0: it holds .*on_templated=skip, or keep") as refused:
+        encode(rows, tokenizer, on_templated="error", **limits)
+    assert repr(mark) in str(refused.value)
+    found = encode(rows, tokenizer, on_templated="skip", **limits)
+    assert (
+        len(found.rows) == 1 and sum(found.skipped.values()) == 1 and set(found.first_skipped.values()) == {"f: row 0"}
+    )
+    assert len(encode(rows, tokenizer, on_templated="keep", **limits).rows) == 2
+    assert templated_mark(rows[1]) == mark and templated_mark(rows[0]) is None
+
+
+def test_a_models_own_special_tokens_count_where_its_tokenizer_is_known(tokenizer):
+    import copy
+
+    own = copy.deepcopy(tokenizer)
+    own.add_special_tokens({"additional_special_tokens": ["</s>", "[CLS]"]})
+    html = row(response="<s>old</s> new")
+    assert templated_mark(html) is None and templated_mark(html, special_pattern(tokenizer)) is None
+    assert templated_mark(html, special_pattern(own)) == "</s>"
+    plain = row("a [list] of <tags> | pipes", "if a < b: [x] </p>")
+    assert templated_mark(plain, special_pattern(own)) is None
+
+
+def test_a_template_that_leaves_out_a_message_is_a_bad_row(tokenizer):
+    import copy
+
+    deaf = copy.deepcopy(tokenizer)
+    deaf.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] | trim }}{% endif %}{% endfor %}"
+    )
+    with pytest.raises(BadRow, match="leaves out, or changes, the message of the system"):
+        encode_row(row(), deaf)
+    assert encode_row(LabelledResponse((("user", " a "),), "b", True, None, ""), deaf)
 
 
 def test_tokenizer_without_template_or_end(tokenizer):

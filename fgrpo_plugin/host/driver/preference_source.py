@@ -9,12 +9,15 @@ import torch
 
 from fgrpo_plugin.host.driver.joining import deal
 from fgrpo_plugin.host.settings.layout import reference_is_in_actor
-from fgrpo_plugin.host.settings.preferences import preference_rows_per_minibatch, preference_settings
+from fgrpo_plugin.host.settings.preferences import (
+    load_preference_rows,
+    preference_rows_per_minibatch,
+    preference_settings,
+)
 from fgrpo_plugin.preference.config import PreferenceConfig
-from fgrpo_plugin.preference.files import PreferenceData, read_preferences
 from fgrpo_plugin.preference.reference_cache import DEFAULT_FOLDER, ReferenceCache, reference_fingerprint
 from fgrpo_plugin.preference.sampler import PreferenceSampler
-from fgrpo_plugin.preference.tokens import Encoded, TokenRow, encode
+from fgrpo_plugin.preference.token_rows import TokenRow, TokenRows
 
 STATE_FILE = "f_divergence.json"
 RECHECKED_ROWS = 8
@@ -36,8 +39,8 @@ class PreferenceSource:
         self.settings: PreferenceConfig = preference_settings(config)
         self._config = config
         self._tokenizer = tokenizer
-        self.rows = self._load(self.settings.files, self.settings.split)
-        self.held_out = self._load(self.settings.val_files, self.settings.val_split) if self.settings.val_files else []
+        self.rows = self._load(held_out=False)
+        self.held_out: Sequence[TokenRow] = self._load(held_out=True) if self.settings.val_files else []
         self.sampler = PreferenceSampler(self.rows, seed=self.settings.seed, keep_pairs=self.settings.keep_pairs)
         self.batch_size = preference_rows_per_minibatch(config)
         if self.batch_size > len(self.sampler):
@@ -98,22 +101,10 @@ class PreferenceSource:
             return
         self.sampler.load_state_dict(json.loads(file.read_text())["preference_sampler"])
 
-    def _load(self, files: list[str], split: str) -> list[TokenRow]:
-        data = self._config.data
-        found = read_preferences(files, split=split, on_bad_row=self.settings.on_bad_row)
-        encoded = encode(
-            found.rows,
-            self._tokenizer,
-            max_prompt_length=data.max_prompt_length,
-            max_response_length=data.max_response_length,
-            on_too_long=self.settings.on_too_long,
-            on_bad_row=self.settings.on_bad_row,
-            template=dict(data.get("apply_chat_template_kwargs", None) or {}),
-        )
-        print(_summary(found, encoded), flush=True)
-        if len({row.desirable for row in encoded.rows}) < 2:
-            raise ValueError(f"{', '.join(files)}: rows of one side alone are left; both D+ and D- are needed.")
-        return encoded.rows
+    def _load(self, *, held_out: bool) -> TokenRows:
+        loaded = load_preference_rows(self._config, self._tokenizer, held_out=held_out)
+        print("fgrpo-plugin: " + "\n".join(loaded.lines), flush=True)
+        return loaded.rows
 
     def _open_cache(self) -> ReferenceCache:
         if self._cache is None:
@@ -165,21 +156,3 @@ def cache_key(config: Any, fingerprint: str) -> dict[str, Any]:
         "engine": str(_reference_section(config).get("strategy")),
         "host": f"verl {verl.__version__}",
     }
-
-
-def _summary(found: PreferenceData, encoded: Encoded) -> str:
-    desirable = sum(row.desirable for row in encoded.rows)
-    lines = [
-        f"fgrpo-plugin: {len(encoded.rows)} preference rows, {desirable} of them desirable, "
-        f"of {found.examples} examples in {', '.join(f'{file} ({name})' for file, name in found.formats.items())}"
-    ]
-    lines += [
-        f"  left out: {count} x {reason} (first: {found.first_skipped[reason]})"
-        for reason, count in found.skipped.most_common()
-    ]
-    if found.at_mean:
-        lines.append(f"  left out: {found.at_mean} responses at the mean of their scores")
-    lines += [f"  columns not read: {file}: {', '.join(names)}" for file, names in found.ignored.items() if names]
-    lines += [f"  left out: {count} rows: {reason}" for reason, count in encoded.skipped.most_common()]
-    lines += [f"  too long: {count} {what}" for what, count in encoded.too_long.items()]
-    return "\n".join(lines)

@@ -1,0 +1,342 @@
+"""Prompts and answers in the ways that files write them -> messages with `role` and `content`.
+
+Messages are `role` and `content`, or `from` and `value`; text is one message of the user, or turns that begin with
+"Human:" and "Assistant:" after an empty line, as HH-RLHF has them. Whatever else a message holds is
+noted as not read; what would condition the answer is refused.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Message = dict[str, str]
+
+ROLES = ("system", "user", "assistant", "tool")
+OTHER_ROLES = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant"}
+_TURN = re.compile(r"(?:\r?\n){2}(Human|Assistant):")
+_BEGINS_WITH_TURN = re.compile(r"\s*Human:")
+_HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
+_SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+# Words of a column's or key's name that tell that the answer depends on it, and last words that tell that it does not.
+_CONDITIONS = frozenset(
+    [
+        "system",
+        "sys",
+        "persona",
+        "character",
+        "tool",
+        "tools",
+        "function",
+        "functions",
+        "api",
+        "apis",
+        "context",
+        "contexts",
+        "history",
+        "conversation",
+        "conversations",
+        "message",
+        "messages",
+        "dialog",
+        "dialogue",
+        "dialogues",
+        "turn",
+        "turns",
+        "step",
+        "steps",
+        "prefix",
+        "prefill",
+        "partial",
+        "initial",
+        "previous",
+        "earlier",
+        "reasoning",
+        "thinking",
+        "thought",
+        "thoughts",
+        "cot",
+        "scratchpad",
+        "passage",
+        "passages",
+        "document",
+        "documents",
+        "doc",
+        "docs",
+        "article",
+        "background",
+        "knowledge",
+        "evidence",
+        "retrieved",
+        "image",
+        "images",
+        "video",
+        "videos",
+        "audio",
+        "audios",
+        "picture",
+        "pictures",
+        "attachment",
+        "attachments",
+        "input",
+        "inputs",
+        "instruction",
+        "instructions",
+        "question",
+        "query",
+        "preamble",
+        "demonstrations",
+        "shots",
+        "exemplars",
+        "prompt",
+    ]
+)
+_ABOUT = frozenset(
+    [
+        "id",
+        "ids",
+        "uid",
+        "uuid",
+        "hash",
+        "score",
+        "scores",
+        "count",
+        "num",
+        "number",
+        "len",
+        "length",
+        "type",
+        "source",
+        "sources",
+        "name",
+        "names",
+        "category",
+        "domain",
+        "model",
+        "models",
+        "date",
+        "time",
+        "timestamp",
+        "url",
+        "version",
+        "index",
+        "idx",
+        "lang",
+        "language",
+        "format",
+        "tokens",
+        "label",
+        "labels",
+        "rating",
+        "ratings",
+    ]
+)
+
+
+class BadRow(ValueError):
+    """An example that cannot be used; the text is the reason, the same for all rows that it holds for.
+
+    Attributes:
+        sample: what was found instead, of the row that raised it; None where there is nothing to show.
+    """
+
+    def __init__(self, reason: str, *sample: Any):
+        super().__init__(reason)
+        self.sample = f"{sample[0]!r:.80}" if sample else None
+
+
+class Notes:
+    """What is known of a file while its rows are read.
+
+    Args:
+        accepted: names of columns and keys that the user has said are not to be read.
+
+    Attributes:
+        unread: keys of messages that were not read, as `column[].key`.
+        at_mean: responses that are neither above nor below the mean of their scores.
+        ties: examples without a preference.
+    """
+
+    def __init__(self, accepted: Sequence[str] = ()):
+        self.accepted = frozenset(accepted)
+        self.unread: dict[str, None] = {}
+        self.at_mean = 0
+        self.ties = 0
+
+
+def conditions_answer(name: str) -> bool:
+    """Whether text under this name would condition an answer, as far as a name tells."""
+    words = re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower())
+    return bool(words) and words[-1] not in _ABOUT and not _CONDITIONS.isdisjoint(words)
+
+
+def texts(value: Any) -> list[str]:
+    """Every text in a value, however deep; what is neither text, number nor empty is shown as text."""
+    if value is None or isinstance(value, bool | int | float):
+        return []
+    if isinstance(value, str):
+        return [value] if value.strip() else []
+    if isinstance(value, Mapping):
+        return [text for key, part in value.items() if key not in ("role", "from") for text in texts(part)]
+    if isinstance(value, bytes) or not hasattr(value, "__iter__"):
+        return [repr(value)]
+    return [text for part in value for text in texts(part)]
+
+
+def is_messages(value: Any) -> bool:
+    """Whether it is a message or a list of them."""
+    if isinstance(value, Mapping):
+        return "role" in value or "from" in value
+    return is_list(value) and len(value) > 0 and all(isinstance(part, Mapping) for part in value)
+
+
+def is_list(value: Any) -> bool:
+    """Whether it is a list of whatever, as JSON and parquet files hold them."""
+    return hasattr(value, "__len__") and not isinstance(value, str | bytes | Mapping)
+
+
+def is_transcript(value: Any) -> bool:
+    """Whether it is text that begins with the turn "Human:"."""
+    return isinstance(value, str) and bool(_BEGINS_WITH_TURN.match(value))
+
+
+def prompt_of(column: str, value: Any, notes: Notes) -> list[Message]:
+    """A prompt as messages; the last one is not the assistant's.
+
+    Raises:
+        BadRow: it is empty, of another type, or ends with an answer.
+    """
+    if isinstance(value, str):
+        if not value.strip():
+            raise BadRow("the prompt is empty")
+        messages = [{"role": "user", "content": checked_text(column, value)}]
+        if is_transcript(value):
+            turns = transcript(column, value)
+            if turns[-1]["role"] == "assistant" and turns[-1]["content"]:
+                raise BadRow(f"'{column}' ends with the beginning of an answer", turns[-1]["content"])
+            messages = turns[:-1] if turns[-1]["role"] == "assistant" else turns
+    else:
+        messages = messages_of(column, value, notes)
+    if not any(message["content"].strip() for message in messages):
+        raise BadRow("the prompt is empty")
+    if messages[-1]["role"] == "assistant":
+        raise BadRow("the prompt ends with an answer of the assistant")
+    return messages
+
+
+def answered(prompt: list[Message] | None, column: str, value: Any, notes: Notes) -> tuple[list[Message], str]:
+    """The whole prompt that an answer is to, and the answer's text.
+
+    Args:
+        prompt: of the row, or None where the conversation holds it.
+        column: where the answer stands, for reasons.
+        value: text; one message of the assistant; a conversation that ends with it and begins with the prompt, or with
+            what stands before the prompt, or with what goes on behind it.
+        notes: of the file.
+
+    Raises:
+        BadRow: it is none of these.
+    """
+    if is_transcript(value) and len(_TURN.findall(value)) > 0:
+        messages = transcript(column, value)
+    elif isinstance(value, str):
+        if prompt is None:
+            raise BadRow(f"'{column}' is text without the turns 'Human:' and 'Assistant:', so its prompt has no end")
+        return prompt, checked_text(column, value)
+    else:
+        messages = messages_of(column, value, notes)
+    *before, last = messages
+    if last["role"] != "assistant":
+        raise BadRow(f"'{column}' does not end with an answer of the assistant")
+    if prompt is None:
+        if not before or before[-1]["role"] == "assistant":
+            raise BadRow(f"'{column}' holds no prompt before its last answer")
+        return before, last["content"]
+    if not before or before == prompt:
+        return prompt, last["content"]
+    if _holds(before, prompt):  # with a system message, or earlier turns
+        return before, last["content"]
+    if before[0]["role"] == "assistant" and before[-1]["role"] != "assistant":  # further turns behind the prompt
+        return [*prompt, *before], last["content"]
+    raise BadRow(f"'{column}' is a conversation that does not hold the prompt")
+
+
+def messages_of(column: str, value: Any, notes: Notes) -> list[Message]:
+    """Messages as `role` and `content`.
+
+    Raises:
+        BadRow: it is no list of messages, or one of them has an unknown role, no text, or keys that condition answers.
+    """
+    if isinstance(value, Mapping):
+        value = [value]
+    if not is_list(value) or not all(isinstance(message, Mapping) for message in value):
+        raise BadRow(f"'{column}' must be text or a list of messages", value)
+    if not len(value):
+        raise BadRow(f"'{column}' is empty")
+    found = []
+    for message in value:
+        role, content = (_one_of(message, names, column) for names in (("role", "from"), ("content", "value")))
+        known = OTHER_ROLES.get(role, role) if isinstance(role, str) else role
+        if known not in ROLES:
+            raise BadRow(f"'{column}' has the role {role!r:.40}; known are {', '.join((*ROLES, *OTHER_ROLES))}")
+        for key, rest in message.items():
+            if key in ("role", "from", "content", "value") or not texts(rest):
+                continue
+            if conditions_answer(key) and key not in notes.accepted:
+                raise BadRow(f"'{column}' has a message with {key!r}, which conditions answers and is not read")
+            notes.unread[f"{column}[].{key}"] = None
+        if not isinstance(content, str):
+            raise BadRow(f"'{column}' has a message whose content is not text", content)
+        found.append({"role": known, "content": checked_text(column, content)})
+    return found
+
+
+def transcript(column: str, text: str) -> list[Message]:
+    """Text of turns as messages.
+
+    Raises:
+        BadRow: it has no turns.
+    """
+    text = checked_text(column, text)
+    parts = _TURN.split("\n\n" + text.lstrip())
+    if parts[0].strip() or len(parts) < 3:
+        raise BadRow(f"'{column}' is text without the turns 'Human:' and 'Assistant:', so its prompt has no end")
+    return [
+        {"role": _SPEAKERS[speaker], "content": part.strip()}
+        for speaker, part in zip(parts[1::2], parts[2::2], strict=True)
+    ]
+
+
+def checked_text(column: str, text: str) -> str:
+    """The text itself.
+
+    Raises:
+        BadRow: it is a list of messages written as JSON, or holds half a character.
+    """
+    if text.lstrip().startswith(("[{", '{"')) and _is_json_of_messages(text):
+        raise BadRow(f"'{column}' is messages written as text; store them as a list", text)
+    if _HALF_A_CHARACTER.search(text):
+        raise BadRow(f"'{column}' holds a surrogate, half of a character", text)
+    return text
+
+
+def _is_json_of_messages(text: str) -> bool:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    value = [value] if isinstance(value, dict) else value
+    return bool(value) and all(isinstance(part, dict) and ({"role", "from"} & set(part)) for part in value)
+
+
+def _one_of(message: Mapping[str, Any], names: tuple[str, str], column: str) -> Any:
+    given = [name for name in names if message.get(name) is not None]
+    if len(given) > 1:
+        raise BadRow(f"'{column}' has a message with both '{given[0]}' and '{given[1]}'")
+    return message[given[0]] if given else None
+
+
+def _holds(whole: list[Message], part: list[Message]) -> bool:
+    """Whether the messages of a part stand in the whole, in their order."""
+    rest = iter((message["role"], message["content"].strip()) for message in whole)
+    return all((message["role"], message["content"].strip()) in rest for message in part)
