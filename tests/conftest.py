@@ -57,12 +57,16 @@ def inputs(tmp_path) -> list[str]:
     """Overrides that name a data file and a model folder which exist, for checks that look at them."""
     import pandas as pd
 
+    from fgrpo_plugin.quickstart.model import build_tokenizer
+
     data = tmp_path / "rows.parquet"
-    pd.DataFrame({"prompt": [[{"role": "user", "content": "1+1="}]], "data_source": ["x"]}).to_parquet(data)
+    row = {"prompt": [{"role": "user", "content": "1+1="}], "data_source": "openai/gsm8k"}
+    rows = [{**row, "reward_model": {"style": "rule", "ground_truth": "2"}}] * 1024  # verl's default batch
+    pd.DataFrame(rows).to_parquet(data)
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
-    (model / "tokenizer.json").write_text("{}")
+    build_tokenizer().save_pretrained(model)
     return [
         f"data.train_files={data}",
         f"data.val_files={data}",

@@ -8,7 +8,9 @@ from typing import Any
 import pyarrow as pa
 
 from fgrpo_plugin import tables
-from fgrpo_plugin.host.settings.inputs import check_data_file, has_default_reward, load_tokenizer
+from fgrpo_plugin.host.settings.inputs import check_data_file, load_tokenizer
+from fgrpo_plugin.host.settings.prompts import row_problem
+from fgrpo_plugin.host.settings.rewards import reward_problem
 from fgrpo_plugin.quickstart import task
 
 COLUMNS = ("prompt", "data_source", "reward_model")
@@ -92,8 +94,11 @@ def prepare_user_data(path: Path, model: Path | None, overrides: Sequence[str] =
     """
     check_data_file(path, COLUMNS, "DATA")
     rows = _read(path)
+    custom = any("custom_reward_function.path" in override for override in overrides)
     for number, row in enumerate(rows):
-        _check_row(row, f"DATA={path}: row {number}")
+        problem = row_problem(row, "prompt", None) or reward_problem(row, custom=custom)
+        if problem is not None:
+            raise ValueError(f"DATA={path}: row {number}: {problem}.")
     try:
         pa.Table.from_pylist(rows)
     except pa.ArrowException as error:
@@ -105,9 +110,6 @@ def prepare_user_data(path: Path, model: Path | None, overrides: Sequence[str] =
     train = [
         row for number, row in enumerate(rows) if number % HELDOUT_ONE_IN or number // HELDOUT_ONE_IN >= HELDOUT_MOST
     ]
-    if not any("custom_reward_function.path" in override for override in overrides):
-        _check_default_reward(path, {str(row.get("data_source")) for row in rows})
-
     prompt_tokens = _longest_prompt(rows, model)
     batch = min(BATCH, len(train))
     micro_batch = GROUP * max(part for part in range(1, MICRO_BATCH // GROUP + 1) if batch % part == 0)
@@ -130,25 +132,6 @@ def _read(path: Path) -> list[dict[str, Any]]:
         return tables.rows(path)
     except ValueError as reason:
         raise ValueError(f"DATA={path}: cannot be read ({reason}); correct that row.") from None
-
-
-def _check_row(row: Mapping[str, Any], where: str) -> None:
-    prompt = row.get("prompt")
-    messages = prompt if isinstance(prompt, list) and all(isinstance(m, Mapping) for m in prompt) else []
-    if not messages or not all(isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages):
-        raise ValueError(f"{where}: 'prompt' must be a list of messages with 'role' and 'content', not {prompt!r:.80}.")
-    reward = row.get("reward_model")
-    if not isinstance(reward, Mapping) or reward.get("ground_truth") is None:
-        raise ValueError(f"{where}: 'reward_model' must be a mapping with 'ground_truth', not {reward!r:.80}.")
-
-
-def _check_default_reward(path: Path, sources: set[str]) -> None:
-    for source in sorted(sources):
-        if not has_default_reward(source):
-            raise ValueError(
-                f"DATA={path}: verl has no default reward for data_source={source!r}; give your own with "
-                'ARGS="--override reward.custom_reward_function.path=my_reward.py".'
-            )
 
 
 def _longest_prompt(rows: Sequence[Mapping[str, Any]], model: Path | None) -> int:

@@ -78,12 +78,13 @@ def verl_rows(pairs: Iterable[Pair], split: str) -> list[dict[str, Any]]:
 
 
 def write_parquet(rows: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Write verl rows as parquet."""
+    """Write verl rows as parquet: a row that lacks a column has a null there."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(list(rows)), path)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    pq.write_table(pa.Table.from_pylist([{name: row.get(name) for name in columns} for row in rows]), path)
     return path
 
 

@@ -19,12 +19,16 @@ ROW = {
     "rows, words",
     [
         ([{k: v for k, v in ROW.items() if k != "prompt"}] * 8, "column prompt is missing (found: data_source"),
-        ([*[ROW] * 7, {**ROW, "prompt": "1+1="}], "row 7: 'prompt' must be a list of messages"),
-        ([*[ROW] * 7, {**ROW, "reward_model": {"style": "rule"}}], "row 7: 'reward_model' must be a mapping"),
+        ([*[ROW] * 7, {**ROW, "prompt": "1+1="}], "row 7: 'prompt' is text"),
+        ([*[ROW] * 7, {**ROW, "reward_model": {"style": "rule"}}], "row 7: 'reward_model' must be an object"),
         ([*[ROW] * 7, {k: v for k, v in ROW.items() if k != "prompt"}], "row 7: 'prompt' must be a list of messages"),
-        ([*[ROW] * 7, {**ROW, "reward_model": {"ground_truth": 2}}], "rows differ in the type of a column"),
+        ([*[ROW] * 7, {**ROW, "reward_model": {"ground_truth": 2}}], "row 7: reward_model.ground_truth is a int"),
+        (
+            [*[{**ROW, "extra_info": {"i": 1}}] * 7, {**ROW, "extra_info": {"i": "x"}}],
+            "rows differ in the type of a column",
+        ),
         ([ROW] * 2, "2 rows are too few"),
-        ([{**ROW, "data_source": "mine"}] * 8, "no default reward for data_source='mine'"),
+        ([{**ROW, "data_source": "mine"}] * 8, "verl has no reward for data_source='mine'"),
         ([{**ROW, "prompt": [{"role": "user", "content": "x" * 600}]}] * 8, "too many for the tiny model"),
     ],
 )

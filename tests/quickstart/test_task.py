@@ -98,3 +98,13 @@ def test_importing_the_reward_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_columns_that_only_later_rows_have_are_written(tmp_path):
+    import pyarrow.parquet as pq
+
+    rows = [{"a": 1}, {"a": 2, "extra_info": {"tests": "t"}}]
+    assert pq.read_table(task.write_parquet(rows, tmp_path / "rows.parquet")).to_pylist() == [
+        {"a": 1, "extra_info": None},
+        {"a": 2, "extra_info": {"tests": "t"}},
+    ]

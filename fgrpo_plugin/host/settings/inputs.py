@@ -11,8 +11,8 @@ from fgrpo_plugin import tables
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
-def check_inputs(config: DictConfig, *, prompts: bool) -> None:
-    """Check the model folder and, where prompts are read, the data files that the configuration names.
+def check_model_input(config: DictConfig) -> None:
+    """Check the model folder that the configuration names.
 
     Raises:
         ValueError: names the setting, what was found and the remedy.
@@ -21,13 +21,11 @@ def check_inputs(config: DictConfig, *, prompts: bool) -> None:
     tokenizer = OmegaConf.select(config, "actor_rollout_ref.model.tokenizer_path")
     if model is not None:
         check_model(str(model), "actor_rollout_ref.model.path", tokenizer=tokenizer is None)
-    if not prompts or OmegaConf.select(config, "data.custom_cls.path") is not None:
-        return  # the user's own data set class reads what it likes
-    columns = [str(OmegaConf.select(config, "data.prompt_key", default="prompt"))]
-    for key in ("data.train_files", "data.val_files"):
-        files = OmegaConf.select(config, key)
-        for file in [files] if isinstance(files, str) else files or []:
-            check_data_file(file, columns, key)
+
+
+def is_elsewhere(path: str) -> bool:
+    """Whether verl itself fetches (``hdfs://``) or expands (``*``) this name of a file."""
+    return any(mark in path for mark in ("://", "*", "?", "["))
 
 
 def check_data_file(path: str | Path, columns: Iterable[str], setting: str) -> None:
@@ -41,7 +39,7 @@ def check_data_file(path: str | Path, columns: Iterable[str], setting: str) -> N
     Raises:
         ValueError: one sentence that names the setting, what was found and the remedy.
     """
-    if any(mark in str(path) for mark in ("://", "*", "?", "[")):
+    if is_elsewhere(str(path)):
         return
     file = Path(path).expanduser()
     if not file.is_file():
@@ -50,6 +48,8 @@ def check_data_file(path: str | Path, columns: Iterable[str], setting: str) -> N
         found = tables.columns(file)
     except ValueError as reason:
         raise ValueError(f"{setting}={path}: cannot be read ({reason}).") from reason
+    if not found:
+        raise ValueError(f"{setting}={path}: holds no rows.")
     missing = [column for column in columns if column not in found]
     if missing:
         remedy = "rename one" + (" or name it in data.prompt_key" if "prompt" in missing else ", or add it")
@@ -105,21 +105,26 @@ def load_tokenizer(model: Path, setting: str) -> Any:
     return tokenizer
 
 
-def has_default_reward(data_source: str) -> bool:
-    """Whether verl's own reward function knows this data source; where it does not, it fails in a worker."""
-    from verl.utils.reward_score import default_compute_score
+def run_tokenizer(config: DictConfig) -> Any:
+    """The tokenizer that verl will load, or None where it is not on this machine."""
+    from verl.utils.tokenizer import hf_tokenizer
 
+    model = config.actor_rollout_ref.model
+    path = OmegaConf.select(model, "tokenizer_path") or OmegaConf.select(model, "path")
+    if path is None:
+        return None
     try:
-        default_compute_score(data_source, "0", "0", {})
-    except NotImplementedError:
-        return False
-    except Exception:  # it has one, which dislikes this probe
-        return True
-    return True
-
-
-def earns_full_reward(data_source: str, response: str, ground_truth: str) -> bool:
-    """Whether verl's own reward function gives this response 1, the score of a right answer."""
-    from verl.utils.reward_score import default_compute_score
-
-    return default_compute_score(data_source, response, ground_truth) == 1
+        trusted = bool(OmegaConf.select(model, "trust_remote_code", default=False))
+        tokenizer = hf_tokenizer(str(path), trust_remote_code=trusted, local_files_only=True)
+    except Exception as error:  # of whatever kind: it is loaded again, with its error, where the run needs it
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        print(
+            f"fgrpo-plugin: the tokenizer of {path} cannot be loaded here ({reason:.120}): prompts and preference rows "
+            "are first rendered in the trainer.",
+            flush=True,
+        )
+        return None
+    template = OmegaConf.select(model, "custom_chat_template")
+    if template is not None:
+        tokenizer.chat_template = template
+    return tokenizer

@@ -12,9 +12,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.contract import APPLIED, F_GRPO, F_HAL, LOSS, REFUSED, VALIDATED
 from fgrpo_plugin.host.settings.f_divergence import nominal_coefficients
-from fgrpo_plugin.host.settings.inputs import check_inputs
+from fgrpo_plugin.host.settings.inputs import check_model_input, run_tokenizer
 from fgrpo_plugin.host.settings.layout import check_micro_batches
 from fgrpo_plugin.host.settings.preferences import check_preferences
+from fgrpo_plugin.host.settings.prompts import check_prompts
 from fgrpo_plugin.host.settings.refusals import ACTOR_SETTINGS, check_settings
 
 OURS = "fgrpo_plugin.host.worker.loss_section.FDivergencePolicyLossConfig"
@@ -38,9 +39,12 @@ def complete(config: DictConfig) -> None:
     # Under f_grpo lambda is 0: any other is refused.
     keeps_rollout = bool(OmegaConf.select(config, "data.preference.keep_rollout", default=False))
     generates = settings.constant_lam != 1 or keeps_rollout
-    check_inputs(config, prompts=generates)
+    check_model_input(config)
+    tokenizer = run_tokenizer(config)
+    if generates:
+        check_prompts(config, tokenizer)
     if settings.constant_lam != 0:
-        check_preferences(config, settings)
+        check_preferences(config, settings, tokenizer)
     else:
         check_micro_batches(config)
 

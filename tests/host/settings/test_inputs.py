@@ -3,10 +3,10 @@
 import pytest
 
 from fgrpo_plugin.host.settings.inputs import (
+    TOKENIZER_FILES,
     check_data_file,
     check_model,
-    earns_full_reward,
-    has_default_reward,
+    is_elsewhere,
     load_tokenizer,
 )
 from fgrpo_plugin.host.settings.switch import complete
@@ -22,7 +22,7 @@ def test_json_in_lines_and_as_a_list_is_read(tmp_path, text):
     with pytest.raises(ValueError, match="column answer is missing"):
         check_data_file(file, ["answer"], "DATA")
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="holds no rows"):
         check_data_file(tmp_path / "empty.jsonl", ["prompt"], "DATA")
 
 
@@ -54,6 +54,7 @@ def test_a_data_file_that_cannot_be_used_is_refused_in_one_sentence(tmp_path, na
 @pytest.mark.parametrize("path", ["hdfs://cluster/a.parquet", "/nowhere/part-*.parquet", "/nowhere/part-[01].parquet"])
 def test_what_the_host_fetches_or_expands_is_left_to_it(path):
     check_data_file(path, ["prompt"], "DATA")
+    assert is_elsewhere(path) and not is_elsewhere("/data/rows.parquet")
 
 
 def test_a_model_folder_needs_a_configuration_and_a_tokenizer(tmp_path):
@@ -86,13 +87,9 @@ def test_a_tokenizer_is_loaded_or_refused_in_one_sentence(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_the_hosts_own_reward_is_asked():
-    assert has_default_reward("openai/gsm8k") and not has_default_reward("mine")
-    assert earns_full_reward("openai/gsm8k", "#### 12", "12") and not earns_full_reward("openai/gsm8k", "#### 13", "12")
-
-
 def test_a_model_without_tokenizer_is_refused(stock_config, inputs, tmp_path):
-    (tmp_path / "model" / "tokenizer.json").unlink()
+    for name in TOKENIZER_FILES:
+        (tmp_path / "model" / name).unlink(missing_ok=True)
     with pytest.raises(ValueError, match="no tokenizer"):
         complete(stock_config(*inputs, SWITCH))
 

@@ -97,7 +97,7 @@ LAM_ONE = f"{F}.lam=1"
         (["algorithm.use_kl_in_reward=true"], "contradicts algorithm.adv_estimator=f_hal"),
         (["algorithm.adv_estimator=f_grpo"], "which algorithm.adv_estimator=f_grpo does not read"),
         (["+data.preference.batch_size=2048"], "(512 on the scarcer side); set it to 1024 or less"),
-        (["+data.preference.val_files=[ONE_SIDE]"], "data.preference.val_files hold one side alone"),
+        (["+data.preference.val_files=[ONE_SIDE]"], "rows of one side alone are left"),
     ],
 )
 def test_what_f_hal_refuses_is_named(stock_config, inputs, preferences, tmp_path, overrides, words):

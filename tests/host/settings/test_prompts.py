@@ -1,0 +1,134 @@
+"""Prompts are looked at before anything starts: what verl renders, rewards, filters and batches."""
+
+import copy
+
+import pandas as pd
+import pytest
+
+from fgrpo_plugin.host.settings.prompts import row_problem
+from fgrpo_plugin.host.settings.switch import complete
+from fgrpo_plugin.quickstart.model import build_tokenizer
+from tests.support.overrides import SWITCH
+
+USER = {"role": "user", "content": "1+1="}
+ROW = {"prompt": [USER], "data_source": "openai/gsm8k", "reward_model": {"style": "rule", "ground_truth": "2"}}
+PARTS = [{"type": "text", "text": "1+1="}]
+
+
+def render(template=None):
+    tokenizer = copy.deepcopy(build_tokenizer())
+    tokenizer.chat_template = template or tokenizer.chat_template
+    return lambda messages: tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+PARTS_TEMPLATE = (
+    "{% for m in messages %}{% if m['content'] is string %}{{ m['content'] }}"
+    "{% else %}{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{% endif %}{% endfor %}"
+)
+PRINTS_TEMPLATE = "{% for m in messages %}{{ m['content'] | string }}{% endfor %}"
+SILENT_TEMPLATE = "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "template", "problem"),
+    [
+        ([USER], None, None),
+        ("1+1=", None, "'prompt' is text; verl renders messages"),
+        ('[{"role": "user", "content": "1+1="}]', None, "'prompt' is text"),
+        ([], None, "must be a list of messages"),
+        (None, None, "must be a list of messages"),
+        (["1+1="], None, "must be a list of messages"),
+        ([{"content": "x"}], None, "a message without role or content"),
+        ([{"role": "user", "content": None}], None, "a message without role or content"),
+        ([{"role": "user", "content": PARTS}], PARTS_TEMPLATE, None),
+        ([{"role": "user", "content": PARTS}], PRINTS_TEMPLATE, "does not render the user's content as text"),
+        ([{"role": "system", "content": "Be short."}, USER], SILENT_TEMPLATE, "does not render the system's content"),
+        ([USER], "{{ raise_exception('no\nway') }}", r"the model's chat template cannot render 'prompt' \(no"),
+    ],
+)
+def test_prompts(prompt, template, problem):
+    import re
+
+    found = row_problem({"prompt": prompt}, "prompt", render(template))
+    assert (found is None) if problem is None else re.search(problem, found)
+
+
+def test_content_in_parts_fails_in_the_quick_starts_template():
+    assert "chat template" in row_problem({"prompt": [{"role": "user", "content": PARTS}]}, "prompt", render())
+    assert row_problem({"prompt": [{"role": "user", "content": PARTS}]}, "prompt", None) is None
+
+
+def run(stock_config, inputs, tmp_path, rows, *more):
+    file = tmp_path / "mine.parquet"
+    pd.DataFrame(rows).to_parquet(file)
+    small = [f"data.train_files={file}", "data.train_batch_size=4", "actor_rollout_ref.actor.ppo_mini_batch_size=4"]
+    complete(stock_config(*inputs[1:], *small, SWITCH, "trainer.n_gpus_per_node=1", *more))
+
+
+@pytest.mark.parametrize(
+    ("rows", "more", "reason"),
+    [
+        ([ROW] * 4, [], None),
+        ([ROW] * 4, ["data.train_max_samples=3"], "data.train_files: 3 rows are less than a batch of 4"),
+        ([ROW] * 3, [], "data.train_files: 3 rows are less than a batch of 4, so no step would be made"),
+        ([ROW] * 3, ["data.gen_batch_size=2"], None),
+        (
+            [ROW] * 3 + [{**ROW, "data_source": "x"}],
+            [],
+            r"mine\.parquet: row 3: verl has no reward for data_source='x'",
+        ),
+        ([{**ROW, "data_source": "x"}] * 4, ["reward.reward_manager.source=importlib"], None),
+        ([{"prompt": [USER]}] * 4, [], r"row 0: 'data_source' is missing"),
+        ([{"prompt": "1+1="}] * 4, [], r"row 0: 'prompt' is text"),
+        ([{**ROW, "prompt": [{**USER, "content": "1" * 90}]}] * 4, ["data.max_prompt_length=64"], None),
+        (
+            [{**ROW, "prompt": [{**USER, "content": "1" * 90}]}] * 4,
+            ["data.max_prompt_length=64", "data.filter_overlong_prompts=true"],
+            "0 of 4 prompts have at most data.max_prompt_length=64 tokens, .* less than a batch of 4",
+        ),
+        (
+            [ROW] * 3 + [{**ROW, "prompt": [{**USER, "content": "1" * 90}]}],
+            ["data.max_prompt_length=64", "data.filter_overlong_prompts=true"],
+            "3 of 4 prompts have at most",
+        ),
+        (
+            [ROW] * 4 + [{**ROW, "prompt": [{**USER, "content": "1" * 90}]}],
+            ["data.max_prompt_length=64", "data.filter_overlong_prompts=true"],
+            None,
+        ),
+    ],
+)
+def test_runs(stock_config, inputs, tmp_path, rows, more, reason, capsys):
+    if reason is None:
+        run(stock_config, inputs, tmp_path, rows, *more)
+        cut = "4 of 4 prompts are longer than data.max_prompt_length=64; verl cuts their beginning off"
+        assert (cut in capsys.readouterr().out) == (more == ["data.max_prompt_length=64"])
+    else:
+        with pytest.raises(ValueError, match=reason):
+            run(stock_config, inputs, tmp_path, rows, *more)
+
+
+def test_the_reward_function_is_checked_and_spares_verls_rules(stock_config, inputs, tmp_path):
+    (tmp_path / "mine.py").write_text("def compute_score(solution_str, ground_truth): return 0")
+    named = f"reward.custom_reward_function.path={tmp_path / 'mine.py'}"
+    own = [{**ROW, "data_source": "mine", "reward_model": {"ground_truth": 2}}] * 4
+    with pytest.raises(ValueError, match="cannot be called as verl calls it"):
+        run(stock_config, inputs, tmp_path, own, named)
+    (tmp_path / "mine.py").write_text("def compute_score(**kwargs): return 0")
+    run(stock_config, inputs, tmp_path, own, named)
+
+
+def test_validation_files_and_rows_with_images_are_looked_at_too(stock_config, inputs, tmp_path):
+    held_out = tmp_path / "val.parquet"
+    pd.DataFrame([{**ROW, "data_source": "x"}]).to_parquet(held_out)
+    with pytest.raises(ValueError, match=r"data\.val_files=.*val\.parquet: row 0: verl has no reward"):
+        run(stock_config, inputs, tmp_path, [ROW] * 4, f"data.val_files={held_out}")
+    seen = [{**ROW, "prompt": [{"role": "user", "content": PARTS}], "images": ["a.png"]}] * 4
+    run(stock_config, inputs, tmp_path, seen)
+    with pytest.raises(ValueError, match="chat template"):
+        run(stock_config, inputs, tmp_path, [{**row, "images": None} for row in seen])
+
+
+def test_a_data_set_class_of_the_users_own_reads_what_it_likes(stock_config, inputs, tmp_path):
+    own = ["data.custom_cls.path=pkg://mine", "data.custom_cls.name=Mine"]
+    run(stock_config, inputs, tmp_path, [{"anything": 1}], *own)
