@@ -8,7 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fgrpo_plugin.preference.messages import BadRow, Message, Notes, conditions_answer, is_transcript, texts
+from fgrpo_plugin.preference.messages import (
+    BadRow,
+    Message,
+    Notes,
+    conditions_answer,
+    is_transcript,
+    texts,
+    whole_characters,
+)
 from fgrpo_plugin.preference.readers import (
     CHOICES,
     CONVERSATIONS,
@@ -242,6 +250,7 @@ def _with_system(prompt: list[Message], column: str, value: Any) -> list[Message
         return prompt
     if not isinstance(value, str):
         raise BadRow(f"'{column}' is a system message that is not text", value)
+    whole_characters(column, value)
     systems = [message["content"] for message in prompt if message["role"] == "system"]
     if systems and systems != [value]:
         raise BadRow(f"'{column}' and the prompt have different system messages")
@@ -273,7 +282,7 @@ def _name(column: str, value: Any) -> str | None:
     if value is None or value == "":
         return None
     if isinstance(value, str | int) and not isinstance(value, bool):
-        return str(value)
+        return whole_characters(column, str(value))
     raise BadRow(f"'{column}' must be text or a whole number", value)
 
 

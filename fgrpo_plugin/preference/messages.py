@@ -315,6 +315,15 @@ def checked_text(column: str, text: str) -> str:
     """
     if text.lstrip().startswith(("[{", '{"')) and _is_json_of_messages(text):
         raise BadRow(f"'{column}' is messages written as text; store them as a list", text)
+    return whole_characters(column, text)
+
+
+def whole_characters(column: str, text: str) -> str:
+    """The text itself.
+
+    Raises:
+        BadRow: it holds half a character, as JSON may write it, which no tokenizer and no file takes.
+    """
     if _HALF_A_CHARACTER.search(text):
         raise BadRow(f"'{column}' holds a surrogate, half of a character", text)
     return text

@@ -22,7 +22,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fgrpo_plugin.preference.messages import BadRow, Message, Notes, answered, is_list, prompt_of, texts
+from fgrpo_plugin.preference.messages import (
+    BadRow,
+    Message,
+    Notes,
+    answered,
+    is_list,
+    prompt_of,
+    texts,
+    whole_characters,
+)
 
 Sides = tuple[list[Message], list[tuple[str, bool]]]
 Values = Mapping[str, Any]
@@ -121,7 +130,8 @@ def _canonical(names: Sequence[str], example: Values, notes: Notes) -> Sides:
     prompt, response, label = names[:3]
     if not isinstance(example[response], str):
         raise BadRow(f"'{response}' is not text", example[response])
-    return prompt_of(prompt, example[prompt], notes), [(example[response], label_of(label, example[label]))]
+    answer = whole_characters(response, example[response])
+    return prompt_of(prompt, example[prompt], notes), [(answer, label_of(label, example[label]))]
 
 
 def _unpaired(names: Sequence[str], example: Values, notes: Notes) -> Sides:
