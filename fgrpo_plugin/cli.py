@@ -130,7 +130,7 @@ def check(
     max_response_length: Annotated[int | None, typer.Option(help="Tokens, as the run has them.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the rows that are shown.")] = 0,
 ) -> None:
-    """Say what is in preference data: format, sides, lengths, duplicates; exit code 1 if they cannot all be used."""
+    """Say what is in preference data: format, sides, lengths, duplicates; exit code 1 if a run would refuse them."""
     from rich.console import Console
 
     from fgrpo_plugin.preference.files import read_preferences
@@ -150,8 +150,8 @@ def check(
         elif named := [name for name, value in given.items() if value]:
             raise ValueError(f"{named[0]} is of a model's tokenizer; name the model with --model.")
         found = read_preferences(files, split=split, config=config, columns=_columns(column), on_bad_row="skip")
-        print_report(found, Console(), measured=measured, seed=seed)
-    if found.skipped or len({row.desirable for row in found.rows}) < 2:
+        usable = print_report(found, Console(), measured=measured, seed=seed)
+    if not usable:
         raise typer.Exit(1)
 
 

@@ -43,7 +43,7 @@ class Measured:
         return cls(tokenizer, Encoder(tokenizer, settings.template, end.token), settings, end.problem)
 
 
-def print_report(found: PreferenceData, console: Console, *, measured: Measured | None = None, seed: int = 0) -> None:
+def print_report(found: PreferenceData, console: Console, *, measured: Measured | None = None, seed: int = 0) -> bool:
     """Counts, sides, lengths, duplicates, template problems, and ten random rows.
 
     Args:
@@ -52,6 +52,9 @@ def print_report(found: PreferenceData, console: Console, *, measured: Measured 
         console: where it goes.
         measured: with the model's tokenizer; without it lengths are in characters and the template is not looked at.
         seed: of the random rows.
+
+    Returns:
+        Whether a run takes all of them at its defaults.
     """
     encoded = _encode(found, measured) if measured is not None else None
     # Text, not markup: users' rows and paths hold brackets and colons of their own.
@@ -60,7 +63,8 @@ def print_report(found: PreferenceData, console: Console, *, measured: Measured 
         console.print(Text(f"{file}: format {name}{columns}"))
     console.print(_counts(found))
     console.print(_lengths(found, encoded))
-    for line in _template_lines(found, measured):
+    templated = _templated(found, measured)
+    for line in [*templated, *_template_lines(found, measured)]:
         console.print(Text(line, style="yellow"))
     if measured is not None and encoded is not None:
         for line in _too_long(encoded, measured.settings):
@@ -72,6 +76,7 @@ def print_report(found: PreferenceData, console: Console, *, measured: Measured 
     if len(sides) == 1:
         console.print(Text("one side alone: training needs D+ and D- rows", style="red"))
     console.print(_examples(found, seed))
+    return not templated and not found.skipped and len(sides) == 2
 
 
 def _encode(found: PreferenceData, measured: Measured) -> list[TokenRow]:
@@ -87,17 +92,21 @@ def _encode(found: PreferenceData, measured: Measured) -> list[TokenRow]:
     return rows
 
 
-def _template_lines(found: PreferenceData, measured: Measured | None) -> list[str]:
-    lines = []
+def _templated(found: PreferenceData, measured: Measured | None) -> list[str]:
     special = special_pattern(measured.tokenizer) if measured is not None else None
     marked = [(row.source, mark) for row in found.rows if (mark := templated_mark(row, special)) is not None]
-    if marked:
-        source, mark = marked[0]
-        lines.append(
-            f"templated: {len(marked)} of {len(found.rows)} rows hold marks of a chat template or special tokens, and "
-            f"would go through the template once more (first: {source}: {mark!r}); a run refuses them unless "
-            "data.preference.on_templated is skip or keep"
-        )
+    if not marked:
+        return []
+    source, mark = marked[0]
+    return [
+        f"templated: {len(marked)} of {len(found.rows)} rows hold marks of a chat template or special tokens, and "
+        f"would go through the template once more (first: {source}: {mark!r}); a run refuses them unless "
+        "data.preference.on_templated is skip or keep"
+    ]
+
+
+def _template_lines(found: PreferenceData, measured: Measured | None) -> list[str]:
+    lines = []
     turns = [row.source for row in found.rows if "\n\nAssistant:" in row.prompt[-1][1]]
     if turns:
         what = "a prompt that holds turns 'Human:' and 'Assistant:' as text is one message of the user to the template"

@@ -93,7 +93,7 @@ def test_the_rows_that_are_shown_follow_from_the_seed_and_are_cut(tmp_path):
 
 
 def test_brackets_of_users_are_shown_as_they_are(tmp_path):
-    prompt, answer = "x [/INST] :smile: [bold]", "a[b] = [i for i in x]"
+    prompt, answer = "x [/bold] :smile: [bold]", "a[b] = [i for i in x]"
     rows = [{"prompt": prompt, "chosen": answer, "rejected": "[red]", "system": "[s]", "[odd]": 1}]
     result = CliRunner().invoke(app, ["prefs", "check", lines(tmp_path / "a.jsonl", rows)], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
@@ -114,6 +114,7 @@ def test_text_in_a_chat_template_is_named_without_and_with_a_model(tmp_path):
     file = lines(tmp_path / "a.jsonl", rows)
     for settings in ({}, {"tokenizer": build_tokenizer()}):
         _, text = report(file, **settings)
+        assert CliRunner().invoke(app, ["prefs", "check", file]).exit_code == 1  # a run refuses them
         assert "templated: 2 of 12 rows hold marks" in text and "row 5: '[INST]'" in text
     own = [{"prompt": "p", "chosen": "a<|reserved_4|>", "rejected": "b"}]
     file = lines(tmp_path / "b.jsonl", own)

@@ -74,7 +74,9 @@ def row_problem(row: Mapping[str, Any], prompt_key: str, render: Render | None) 
         text = render(prompt)
     except Exception as error:  # of whatever kind the template raises
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        return f"the model's chat template cannot render {prompt_key!r} ({reason:.120})"
+        parts = any(not isinstance(message["content"], str) for message in prompt)
+        remedy = "; its content is a list of parts: write it as text" if parts else ""
+        return f"the model's chat template cannot render {prompt_key!r} ({reason:.120}){remedy}"
     for message in prompt:
         content = message["content"]
         written_out = not isinstance(content, str) and repr(content)[:20] in text

@@ -54,7 +54,8 @@ def test_prompts(prompt, template, problem):
 
 
 def test_content_in_parts_fails_in_the_quick_starts_template():
-    assert "chat template" in row_problem({"prompt": [{"role": "user", "content": PARTS}]}, "prompt", render())
+    found = row_problem({"prompt": [{"role": "user", "content": PARTS}]}, "prompt", render())
+    assert "chat template cannot render" in found and "a list of parts: write it as text" in found
     assert row_problem({"prompt": [{"role": "user", "content": PARTS}]}, "prompt", None) is None
 
 
