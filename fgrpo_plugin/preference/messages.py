@@ -19,118 +19,22 @@ _BEGINS_WITH_TURN = re.compile(r"\s*Human:")
 _HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 # Words of a column's or key's name that tell that the answer depends on it, and last words that tell that it does not.
-_CONDITIONS = frozenset(
-    [
-        "system",
-        "sys",
-        "persona",
-        "character",
-        "tool",
-        "tools",
-        "function",
-        "functions",
-        "api",
-        "apis",
-        "context",
-        "contexts",
-        "history",
-        "conversation",
-        "conversations",
-        "message",
-        "messages",
-        "dialog",
-        "dialogue",
-        "dialogues",
-        "turn",
-        "turns",
-        "step",
-        "steps",
-        "prefix",
-        "prefill",
-        "partial",
-        "initial",
-        "previous",
-        "earlier",
-        "reasoning",
-        "thinking",
-        "thought",
-        "thoughts",
-        "cot",
-        "scratchpad",
-        "passage",
-        "passages",
-        "document",
-        "documents",
-        "doc",
-        "docs",
-        "article",
-        "background",
-        "knowledge",
-        "evidence",
-        "retrieved",
-        "image",
-        "images",
-        "video",
-        "videos",
-        "audio",
-        "audios",
-        "picture",
-        "pictures",
-        "attachment",
-        "attachments",
-        "input",
-        "inputs",
-        "instruction",
-        "instructions",
-        "question",
-        "query",
-        "preamble",
-        "demonstrations",
-        "shots",
-        "exemplars",
-        "prompt",
-    ]
-)
-_ABOUT = frozenset(
-    [
-        "id",
-        "ids",
-        "uid",
-        "uuid",
-        "hash",
-        "score",
-        "scores",
-        "count",
-        "num",
-        "number",
-        "len",
-        "length",
-        "type",
-        "source",
-        "sources",
-        "name",
-        "names",
-        "category",
-        "domain",
-        "model",
-        "models",
-        "date",
-        "time",
-        "timestamp",
-        "url",
-        "version",
-        "index",
-        "idx",
-        "lang",
-        "language",
-        "format",
-        "tokens",
-        "label",
-        "labels",
-        "rating",
-        "ratings",
-    ]
-)
+# fmt: off
+_CONDITIONS = {
+    "system", "sys", "persona", "character", "tool", "tools", "function", "functions", "api", "apis", "context",
+    "contexts", "history", "conversation", "conversations", "message", "messages", "dialog", "dialogue", "dialogues",
+    "turn", "turns", "step", "steps", "prefix", "prefill", "partial", "initial", "previous", "earlier", "reasoning",
+    "thinking", "thought", "thoughts", "cot", "scratchpad", "passage", "passages", "document", "documents", "doc", "docs",
+    "article", "background", "knowledge", "evidence", "retrieved", "image", "images", "video", "videos", "audio",
+    "audios", "picture", "pictures", "attachment", "attachments", "input", "inputs", "instruction", "instructions",
+    "question", "query", "preamble", "demonstrations", "shots", "exemplars", "prompt",
+}
+_ABOUT = {
+    "id", "ids", "uid", "uuid", "hash", "score", "scores", "count", "num", "number", "len", "length", "type", "source",
+    "sources", "name", "names", "category", "domain", "model", "models", "date", "time", "timestamp", "url", "version",
+    "index", "idx", "lang", "language", "format", "tokens", "label", "labels", "rating", "ratings",
+}
+# fmt: on
 
 
 class BadRow(ValueError):
@@ -302,7 +206,7 @@ def transcript(column: str, text: str) -> list[Message]:
     if parts[0].strip() or len(parts) < 3:
         raise BadRow(f"'{column}' is text without the turns 'Human:' and 'Assistant:', so its prompt has no end")
     return [
-        {"role": _SPEAKERS[speaker], "content": part.strip()}
+        {"role": _SPEAKERS[speaker], "content": checked_text(column, part.strip())}
         for speaker, part in zip(parts[1::2], parts[2::2], strict=True)
     ]
 
