@@ -24,8 +24,8 @@ _CONDITIONS = {
     "system", "sys", "persona", "character", "tool", "tools", "function", "functions", "api", "apis", "context",
     "contexts", "history", "conversation", "conversations", "message", "messages", "dialog", "dialogue", "dialogues",
     "turn", "turns", "step", "steps", "prefix", "prefill", "partial", "initial", "previous", "earlier", "reasoning",
-    "thinking", "thought", "thoughts", "cot", "scratchpad", "passage", "passages", "document", "documents", "doc", "docs",
-    "article", "background", "knowledge", "evidence", "retrieved", "image", "images", "video", "videos", "audio",
+    "thinking", "thought", "thoughts", "cot", "scratchpad", "passage", "passages", "document", "documents", "doc",
+    "docs", "article", "background", "knowledge", "evidence", "retrieved", "image", "images", "video", "videos", "audio",
     "audios", "picture", "pictures", "attachment", "attachments", "input", "inputs", "instruction", "instructions",
     "question", "query", "preamble", "demonstrations", "shots", "exemplars", "prompt",
 }
@@ -191,7 +191,7 @@ def messages_of(column: str, value: Any, notes: Notes) -> list[Message]:
             notes.unread[f"{column}[].{key}"] = None
         if not isinstance(content, str):
             raise BadRow(f"'{column}' has a message whose content is not text", content)
-        found.append({"role": known, "content": checked_text(column, content)})
+        found.append({"role": known, "content": whole_characters(column, content)})
     return found
 
 
@@ -206,7 +206,7 @@ def transcript(column: str, text: str) -> list[Message]:
     if parts[0].strip() or len(parts) < 3:
         raise BadRow(f"'{column}' is text without the turns 'Human:' and 'Assistant:', so its prompt has no end")
     return [
-        {"role": _SPEAKERS[speaker], "content": checked_text(column, part.strip())}
+        {"role": _SPEAKERS[speaker], "content": part.strip()}
         for speaker, part in zip(parts[1::2], parts[2::2], strict=True)
     ]
 

@@ -88,9 +88,17 @@ def test_messages_that_were_written_as_text_are_refused(text):
         assert checked_text("prompt", other) == other
 
 
+def test_a_message_may_hold_messages_as_text():
+    """A user may ask about them; what the column itself holds is meant to be read."""
+    odd = {"role": "user", "content": '[{"role": "user", "content": "q"}]'}
+    assert messages_of("prompt", [odd], Notes()) == [odd]
+
+
 def test_half_a_character_is_no_text():
     with pytest.raises(BadRow, match="surrogate"):
         checked_text("prompt", "a\ud800")
+    with pytest.raises(BadRow, match="surrogate"):
+        messages_of("prompt", [{"role": "user", "content": "a\ud800"}], Notes())
     assert checked_text("prompt", "😀\u2028é") == "😀\u2028é"
 
 
