@@ -22,12 +22,13 @@ _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 # fmt: off
 _CONDITIONS = {
     "system", "sys", "persona", "character", "tool", "tools", "function", "functions", "api", "apis", "context",
-    "contexts", "history", "conversation", "conversations", "message", "messages", "dialog", "dialogue", "dialogues",
-    "turn", "turns", "step", "steps", "prefix", "prefill", "partial", "initial", "previous", "earlier", "reasoning",
-    "thinking", "thought", "thoughts", "cot", "scratchpad", "passage", "passages", "document", "documents", "doc",
-    "docs", "article", "background", "knowledge", "evidence", "retrieved", "image", "images", "video", "videos", "audio",
-    "audios", "picture", "pictures", "attachment", "attachments", "input", "inputs", "instruction", "instructions",
-    "question", "query", "preamble", "demonstrations", "shots", "exemplars", "prompt",
+    "contexts", "history", "conversation", "conversations", "message", "messages", "dialog", "dialogue",
+    "dialogues", "turn", "turns", "step", "steps", "prefix", "prefill", "partial", "initial", "previous", "earlier",
+    "reasoning", "thinking", "thought", "thoughts", "cot", "scratchpad", "passage", "passages", "document",
+    "documents", "doc", "docs", "article", "background", "knowledge", "evidence", "retrieved", "image", "images",
+    "video", "videos", "audio", "audios", "picture", "pictures", "attachment", "attachments", "input", "inputs",
+    "instruction", "instructions", "question", "query", "preamble", "demonstrations", "shots", "exemplars",
+    "prompt",
 }
 _ABOUT = {
     "id", "ids", "uid", "uuid", "hash", "score", "scores", "count", "num", "number", "len", "length", "type", "source",
