@@ -184,9 +184,11 @@ def _prepare(
 
 def _column(names: tuple[str, ...], example: dict[str, Any], place: str, name: str) -> str:
     """Which of the names the set has here."""
-    for candidate in names:
-        if all(part in example for part in candidate.split("+")):
-            return candidate
+    found = [candidate for candidate in names if all(part in example for part in candidate.split("+"))]
+    if len(found) > 1:
+        raise ValueError(f"{place}: the columns {' and '.join(found)} could both be meant; leave one of them out.")
+    if found:
+        return found[0]
     wanted = " or ".join(candidate.replace("+", ", ") for candidate in names)
     raise ValueError(
         f"{place}: column {wanted} of {name} is missing (found: {', '.join(example)}); rename one, or name another set."

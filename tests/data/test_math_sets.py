@@ -100,6 +100,9 @@ def test_a_set_is_read_in_each_of_the_columns_in_which_it_is_published(tmp_path)
     source = _write(tmp_path / "m.jsonl", [{"question": "7 + 7?", "chain": "...", "result": "14", "equation": "x"}])
     (found,) = prepare("mawps", tmp_path, source=source, split="validation")
     assert found.rows == 1 and found.file.name == "validation.parquet"
+    both = _write(tmp_path / "both.jsonl", [{"question": "7 + 7?", "input": "8 + 8?", "result": "14"}])
+    with pytest.raises(ValueError, match="the columns input and question could both be meant"):
+        prepare("mawps", tmp_path, source=both)
     with pytest.raises(ValueError, match=r"column input or question of mawps is missing \(found: x, target\)"):
         prepare("mawps", tmp_path, source=_write(tmp_path / "x.jsonl", [{"x": "7 + 7?", "target": 14}]))
 

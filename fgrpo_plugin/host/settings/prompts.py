@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fgrpo_plugin import tables
+from fgrpo_plugin.folders import identity
 from fgrpo_plugin.host.settings.inputs import check_data_file, is_elsewhere
 from fgrpo_plugin.host.settings.rewards import check_reward_function, reads_rows, reward_problem, uses_custom_reward
 
@@ -30,16 +31,16 @@ def check_prompts(config: DictConfig, tokenizer: Any) -> None:
     check_reward_function(config)
     if OmegaConf.select(config, "data.custom_cls.path") is not None:
         return  # the user's own data set class reads what it likes
+    _say_what_is_not_held_out(config)
     render = _renderer(config, tokenizer)
     for key in ("data.train_files", "data.val_files"):
-        files = OmegaConf.select(config, key)
-        files = [files] if isinstance(files, str) else list(files or [])
+        files = _files(config, key)
         trained = key == "data.train_files"
         batch = (OmegaConf.select(config, "data.gen_batch_size") or config.data.train_batch_size) if trained else 1
         looked_at: list[list[Mapping[str, Any]]] = []
         for file in files:
-            looked_at += _check_file(config, str(file), key, render, most=max(ROWS_LOOKED_AT, batch) - len(looked_at))
-        if not files or any(is_elsewhere(str(file)) for file in files):
+            looked_at += _check_file(config, file, key, render, most=max(ROWS_LOOKED_AT, batch) - len(looked_at))
+        if not files or any(is_elsewhere(file) for file in files):
             continue
         most = OmegaConf.select(config, "data.train_max_samples", default=-1) if trained else -1
         count = min(len(looked_at), most) if most and most > 0 else len(looked_at)
@@ -50,6 +51,22 @@ def check_prompts(config: DictConfig, tokenizer: Any) -> None:
             )
         if render is not None:
             _check_lengths(config, key, looked_at, render, tokenizer, batch)
+
+
+def _files(config: DictConfig, key: str) -> list[str]:
+    files = OmegaConf.select(config, key)
+    return [files] if isinstance(files, str) else [str(file) for file in files or []]
+
+
+def _say_what_is_not_held_out(config: DictConfig) -> None:
+    """Many a first run validates on what it trains on: that is said, not refused."""
+    trained = {name for file in _files(config, "data.train_files") for name in identity(file, "train")}
+    for file in _files(config, "data.val_files"):
+        if identity(file, "train") & trained:
+            print(
+                f"fgrpo-plugin: data.val_files={file} is trained on too: validation tells nothing of held-out prompts.",
+                flush=True,
+            )
 
 
 def row_problem(row: Mapping[str, Any], prompt_key: str, render: Render | None) -> str | None:

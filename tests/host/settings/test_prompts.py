@@ -133,3 +133,11 @@ def test_validation_files_and_rows_with_images_are_looked_at_too(stock_config, i
 def test_a_data_set_class_of_the_users_own_reads_what_it_likes(stock_config, inputs, tmp_path):
     own = ["data.custom_cls.path=pkg://mine", "data.custom_cls.name=Mine"]
     run(stock_config, inputs, tmp_path, [{"anything": 1}], *own)
+
+
+def test_validation_on_what_is_trained_on_is_said(stock_config, inputs, tmp_path, capsys):
+    said = "rows.parquet is trained on too: validation tells nothing of held-out prompts"
+    complete(stock_config(*inputs, SWITCH))
+    assert said in capsys.readouterr().out
+    run(stock_config, inputs, tmp_path, [ROW] * 4)
+    assert "is trained on too" not in capsys.readouterr().out
