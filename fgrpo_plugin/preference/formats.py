@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fgrpo_plugin.preference.column_advice import SETTING, either, nothing_fits, setting_of
 from fgrpo_plugin.preference.messages import (
     BadRow,
     Message,
@@ -27,45 +28,11 @@ from fgrpo_plugin.preference.readers import (
     SCORES,
     SYSTEM,
     Format,
-    number_of,
 )
 
 Columns = Mapping[str, str | Sequence[str] | None]
-SETTING = "data.preference.columns"
 _ALIKE = (RESPONSE, LABEL, RESPONSES, SCORES, SYSTEM)
 _CHOICES = (*_ALIKE, CHOICES, CONVERSATIONS)
-# Names under which a column that is missing often stands; the first that is there is proposed.
-_LIKELY = {
-    "prompt": [
-        "question",
-        "instruction",
-        "query",
-        "problem",
-        "input",
-        "inputs",
-        "context",
-        "text",
-        "user",
-        "post",
-        "title",
-    ],
-    "chosen": [
-        "chosen_response",
-        "preferred",
-        "preferred_response",
-        "accepted",
-        "better",
-        "positive",
-        "winner",
-        "answer",
-        "good",
-    ],
-    "rejected": ["rejected_response", "dispreferred", "non_preferred", "worse", "negative", "loser", "bad"],
-    "completion": ["answer", "output", "text", "response_text", "generation", "content"],
-    "label": ["is_preferred", "is_desirable", "preferred", "liked", "thumbs_up", "feedback"],
-    "responses": ["answers", "outputs", "candidates"],
-    "scores": ["rewards", "rating", "score", "ranks"],
-}
 
 
 @dataclass(frozen=True)
@@ -174,7 +141,7 @@ def detect(columns: Sequence[str], where: str, mapping: Columns | None = None, f
     seen = [name for name in columns if name not in left_out | passed_over]
     for group in _ALIKE:
         if len(both := [name for name in group if name in seen]) > 1:
-            raise ValueError(_either(where, both, columns))
+            raise ValueError(either(where, both, columns))
     fitting = [format for format in FORMATS if _fits(format, seen)]
     if first is not None and isinstance(first.get("chosen"), str) and not is_transcript(first["chosen"]):
         fitting = [format for format in fitting if format.name != "paired_transcripts"]
@@ -182,19 +149,19 @@ def detect(columns: Sequence[str], where: str, mapping: Columns | None = None, f
     # What reads more of the columns is meant: a prompt of its own beside two answers, the canonical columns.
     fitting = [format for format in fitting if not any(used[format] < used[other] for other in fitting)]
     if not fitting:
-        raise ValueError(_nothing_fits(where, seen, columns, first or {}))
+        raise ValueError(nothing_fits(where, seen, columns, first or {}))
     found = ", ".join(columns)
     if len(fitting) > 1:
         fit = " and ".join(format.name for format in fitting)
         only = sorted(used[fitting[-1]] - used[fitting[0]])
         raise ValueError(
             f"{where}: the columns {found} fit {fit}; leave out those that are not meant, for example "
-            f"{_setting(dict.fromkeys(only, 'null'))}."
+            f"{setting_of(dict.fromkeys(only, 'null'))}."
         )
     (format,) = fitting
     for names in format.columns:
         if len(both := [name for name in names if name in seen]) > 1:
-            raise ValueError(_either(where, both, columns))
+            raise ValueError(either(where, both, columns))
     chosen = tuple(next(name for name in names if name in seen) for names in format.columns)
     system = next((name for name in SYSTEM if name in seen), None)
     if format.name == "canonical":
@@ -268,7 +235,7 @@ def _check_conditions(
             if _plain(text) not in read:
                 raise BadRow(
                     f"the column '{column}' conditions the answers and is not read; write its text into the prompt, or "
-                    f"leave it out on purpose: {_setting({column: 'null'})}",
+                    f"leave it out on purpose: {setting_of({column: 'null'})}",
                     example.get(column),
                 )
 
@@ -288,63 +255,3 @@ def _name(column: str, value: Any) -> str | None:
 
 def _fits(format: Format, columns: Sequence[str]) -> bool:
     return all(set(names) & set(columns) for names in format.columns) and not set(format.without) & set(columns)
-
-
-def _either(where: str, both: Sequence[str], columns: Sequence[str]) -> str:
-    return (
-        f"{where}: the columns {' and '.join(both)} could both be meant (found: {', '.join(columns)}); choose one: "
-        f"{_setting({both[0]: both[1]})} reads {both[1]}, {_setting({both[0]: both[0]})} reads {both[0]}."
-    )
-
-
-def _nothing_fits(where: str, seen: Sequence[str], columns: Sequence[str], first: Mapping[str, Any]) -> str:
-    """The format that lacks least, the columns that it lacks, and where they may stand."""
-    found = ", ".join(columns) or "none"
-    scored = "write one row for each prompt: prompt, responses (a list), scores (a list"
-    if "message_tree_id" in seen:
-        return f"{where}: trees of messages (columns {found}) are not read; {scored}, minus the rank of each reply)."
-
-    def lacking(format: Format) -> list[str]:
-        return [names[0] for names in format.columns if not set(names) & set(seen)]
-
-    candidates = [format for format in FORMATS if not set(format.without) & set(seen) and lacking(format)]
-    nearest = min(candidates, key=lambda format: (len(lacking(format)) / len(format.columns), len(format.columns)))
-    lacks = lacking(nearest)
-    needs = ", ".join("/".join(names) for names in nearest.columns)
-    text = f"{where}: no preference format has the columns {found}"
-    if len(lacks) == len(nearest.columns):
-        shown = [format for format in FORMATS if format.name in ("paired", "paired_transcripts", "unpaired", "scored")]
-        known = "; ".join(f"{f.name}: {', '.join('/'.join(names) for names in f.columns)}" for f in shown)
-        name = _setting({"prompt": "...", "chosen": "...", "rejected": "..."})
-        return f"{text}; rename them, or name them with {name} (among others are read {known})."
-    ratings = [name for name in seen if number_of(first.get(name)) is not None]
-    if nearest.name == "unpaired" and lacks == ["label"] and ratings:
-        return (
-            f"{text}: no label says which responses are preferred, and ratings ({', '.join(ratings)}) of single "
-            f"responses have no mean to stand above; {scored}, of one of the ratings)."
-        )
-    proposed = {name: _likely(name, seen, nearest) or "..." for name in lacks}
-    return f"{text}: {nearest.name} ({needs}) lacks {' and '.join(lacks)}; name it with {_setting(proposed)}."
-
-
-def _likely(name: str, columns: Sequence[str], format: Format) -> str | None:
-    taken = {column for names in format.columns for column in names}
-    known = _LIKELY.get(name, [])
-    free = [column for column in columns if column not in taken]
-    for word in (name, *known):
-        for column in free:
-            if column.lower() == word or word in column.lower().split("_"):
-                return column
-    return None
-
-
-def _setting(columns: Mapping[str, Any]) -> str:
-    shown = ", ".join(f"{name}: {_shown(given)}" for name, given in columns.items())
-    options = " ".join(f"--column {name}={_shown(given, '+')}" for name, given in columns.items())
-    return f"{SETTING}={{{shown}}}, {options}"
-
-
-def _shown(given: Any, joint: str = ", ") -> str:
-    if isinstance(given, str):
-        return given
-    return joint.join(given) if joint == "+" else f"[{joint.join(given)}]"

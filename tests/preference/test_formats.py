@@ -88,6 +88,10 @@ def test_the_column_that_is_chosen_is_read_and_the_other_one_is_said_not_to_be()
         (["prompt", "answer", "label"], ["lacks completion", "{completion: answer}"]),
         (["prompt", "answers", "scores"], ["lacks responses", "{responses: answers}"]),
         (["prompt", "chosen"], ["paired (prompt, chosen, rejected) lacks rejected"]),
+        (
+            ["source", "instruction", "chosen_response", "rejected_response", "chosen_avg_rating"],
+            ["{prompt: instruction, chosen: chosen_response, rejected: rejected_response}"],
+        ),
         (["message_tree_id", "prompt"], ["trees of messages", "prompt, responses (a list), scores"]),
         (
             ["prompt", "chosen", "rejected", "completion", "label"],
