@@ -89,14 +89,17 @@ def renamed(example: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
     moved: dict[str, Any] = {}
     used: set[str] = set()
     for name, given in columns.items():
-        if given is None:
+        if given is None or (_is_choice(name, given) and given in example):
             continue
         parts = [given] if isinstance(given, str) else list(given)
-        values = [_at(example, part) for part in parts]
         used |= set(parts)
         if len(parts) == 1:
-            moved[name] = values[0]
-        elif all(value is None or isinstance(value, str) for value in values):
+            moved[name] = _at(example, parts[0])
+            continue
+        values = [example.get(part) if "." not in part else _at(example, part) for part in parts]
+        if not any(part in example or "." in part for part in parts):
+            raise BadRow(f"{SETTING}: there is no column {' or '.join(map(repr, parts))}")
+        if all(value is None or isinstance(value, str) for value in values):
             moved[name] = "\n".join(value for value in values if value and value.strip())
         else:
             raise BadRow(f"{SETTING}: {name} is joined of columns that are not all text")
@@ -107,6 +110,11 @@ def renamed(example: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
         if name not in used
     }
     return {**kept, **moved}
+
+
+def _is_choice(name: str, given: Any) -> bool:
+    """Whether both are names of one thing, so that one of them is chosen and nothing is moved."""
+    return isinstance(given, str) and any(name in group and given in group for group in _CHOICES)
 
 
 def _at(example: Mapping[str, Any], place: str) -> Any:
@@ -136,7 +144,7 @@ def detect(columns: Sequence[str], where: str, mapping: Columns | None = None, f
     mapping = mapping or {}
     left_out = {name for name, given in mapping.items() if given is None}
     left_out |= {name for name in columns if name.endswith(" (of the file)")}
-    chosen_for = {name for name, given in mapping.items() if given is not None}
+    chosen_for = {given if _is_choice(name, given) else name for name, given in mapping.items() if given is not None}
     passed_over = {name for group in _CHOICES if chosen_for & set(group) for name in group} - chosen_for
     seen = [name for name in columns if name not in left_out | passed_over]
     for group in _ALIKE:
@@ -167,7 +175,7 @@ def detect(columns: Sequence[str], where: str, mapping: Columns | None = None, f
     if format.name == "canonical":
         system = None
     ignored = tuple(name for name in columns if name not in chosen and name != system)
-    conditions = tuple(name for name in ignored if name not in left_out and conditions_answer(name))
+    conditions = tuple(name for name in ignored if name not in left_out | passed_over and conditions_answer(name))
     return Layout(format, chosen, system, ignored, conditions)
 
 

@@ -58,12 +58,14 @@ def test_two_columns_that_could_both_be_meant_are_refused_until_one_is_chosen(ex
     # The remedy helps where the two are names of one thing; two prompts need one of them left out.
     one, other = read(example, {second: None}), read(example, {first: None})
     assert one and other
+    if first not in ("question", "conversations", "prompt"):  # names of one thing: either is chosen
+        assert read(example, {first: first}) == one and read(example, {first: second}) == other
 
 
 def test_the_column_that_is_chosen_is_read_and_the_other_one_is_said_not_to_be():
     example = {"prompt": "p", "response": "a", "desirable": True, "label": 0}
     for columns, side, unread in (
-        ({"label": "desirable"}, True, "label (of the file)"),
+        ({"label": "desirable"}, True, "label"),
         ({"label": "label"}, False, "desirable"),
     ):
         renamed_example = renamed(example, columns)
@@ -125,8 +127,24 @@ def test_columns_that_are_named_are_moved_joined_taken_out_of_objects_and_left_o
     assert renamed(example, {"prompt": "question", "more": None})["more"] == "m"  # left out of reading alone
     with pytest.raises(BadRow, match=r"there is no column 'in\.x'"):
         renamed(example, {"prompt": "in.x"})
+    later = {"question": "q", "chosen": "x", "rejected": "y"}  # a row without one of the columns
+    assert read(later, {"prompt": ["question", "more"]})[0].prompt == (("user", "q"),)
+    with pytest.raises(BadRow, match="there is no column 'more' or 'other'"):
+        renamed(later, {"prompt": ["more", "other"]})
     with pytest.raises(BadRow, match="prompt is joined of columns that are not all text"):
         renamed(example, {"prompt": ["question", "in"]})
+
+
+def test_a_column_that_another_one_takes_the_name_of_is_not_read():
+    example = {"prompt": "old", "question": "new", "chosen": "a", "rejected": "b"}
+    assert read(example, {"prompt": "question"})[0].prompt == (("user", "new"),)
+
+
+def test_what_fits_two_formats_of_different_columns_is_refused_though_one_has_more():
+    example = {"conversations": [USER], "chosen": "4", "rejected": "5", "label": True}
+    with pytest.raises(ValueError, match="fit paired_conversations and unpaired_conversations"):
+        read(example)
+    assert len(read(example, {"label": None})) == 2
 
 
 def test_a_system_column_is_the_first_message():
@@ -139,6 +157,9 @@ def test_a_system_column_is_the_first_message():
     assert len(read({**example, "prompt": prompt, "system": "Be short."})[0].prompt) == 2
     with pytest.raises(BadRow, match="different system messages"):
         read({**example, "prompt": prompt, "system": "Be long."})
+    two = [*prompt[:1], {"role": "system", "content": "Be long."}, USER]
+    with pytest.raises(BadRow, match="different system messages"):
+        read({**example, "prompt": two, "system": "Be short."})
     with pytest.raises(BadRow, match="a system message that is not text"):
         read({**example, "system": ["x"]})
 
@@ -164,6 +185,13 @@ def test_what_conditions_the_answers_is_never_dropped(column, value):
     assert read(example, {column: None})[0].prompt == (("user", "p"),)  # on purpose
     for nothing in (None, "", [], {}):
         assert read({**example, column: nothing})
+
+
+def test_a_column_that_differs_from_what_is_read_by_more_than_spaces_is_not_dropped():
+    example = {"prompt": "Sort this list", "chosen": "a", "rejected": "b"}
+    assert read({**example, "instruction": " Sort  this\nlist "})
+    with pytest.raises(BadRow, match="'instruction' conditions"):
+        read({**example, "instruction": "SORT this list"})
 
 
 def test_a_column_that_repeats_what_is_read_or_tells_about_it_drops_nothing():

@@ -65,6 +65,10 @@ def test_the_prompt_that_an_answer_is_to():
     assert of(None, [USER, ANSWER]) == ([USER], "a")
     with pytest.raises(BadRow, match="a conversation that does not hold the prompt"):
         of([SYSTEM, USER], [USER, ANSWER])  # the system message would be dropped, or put where it was not
+    with pytest.raises(BadRow, match="a conversation that does not hold the prompt"):
+        of([USER], [ANSWER, {**ANSWER, "content": "b"}, ANSWER])  # two answers without a turn between them
+    spaced = [{**USER, "content": " q\n"}, ANSWER]
+    assert of([USER], spaced) == (spaced[:1], "a")  # the same but for spaces around it
     with pytest.raises(BadRow, match="holds no prompt before its last answer"):
         of(None, [USER, ANSWER, ANSWER])
     with pytest.raises(BadRow, match="without the turns"):
@@ -76,8 +80,12 @@ def test_turns_of_text():
     assert transcript("c", "\n\nHuman: q\n\nmore\n\nAssistant: a\n")[0]["content"] == "q\n\nmore"
     assert prompt_of("c", "\n\nHuman: q", Notes()) == [USER]
     assert prompt_of("c", "Ask Human: what?", Notes()) == [{"role": "user", "content": "Ask Human: what?"}]
-    with pytest.raises(BadRow, match="without the turns"):
-        transcript("c", "just text")
+    for text in ("just text", "Once.\n\nHuman: q\n\nAssistant: a", "\n\nAssistant"):
+        with pytest.raises(BadRow, match="without the turns"):
+            transcript("c", text)
+    three = "\n\nHuman: q\n\nAssistant: a\n\nHuman: r"
+    expected = [USER, ANSWER, {"role": "user", "content": "r"}]
+    assert prompt_of("c", three, Notes()) == prompt_of("c", f"{three}\n\nAssistant: ", Notes()) == expected
 
 
 @pytest.mark.parametrize("text", ['[{"role": "user", "content": "q"}]', '{"from": "human", "value": "q"}'])

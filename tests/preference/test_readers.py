@@ -124,6 +124,9 @@ def test_every_format_has_an_example_and_every_column_can_be_named():
         ("response_1", "response_2", "preference_strength", 3, "second"),
         ("response_1", "response_2", "preference_strength", "-1", "first"),
         ("response_1", "response_2", "preference_strength", 0, None),
+        ("response_1", "response_2", "preference_strength", 0.5, "second"),
+        ("response_a", "response_b", "winner", "tied", None),
+        ("response_a", "response_b", "winner", "Neither.", None),
         ("response1", "response2", "preferred", "response2", "second"),
         ("response_A", "response_B", "preferred", "A", "first"),
         ("response_a", "response_b", "winner", "model_a", "first"),
@@ -146,6 +149,10 @@ def test_which_of_two_responses_is_the_better_one(first, second, column, value, 
 def test_a_choice_that_names_neither_is_a_bad_row(value, reason):
     with pytest.raises(BadRow, match=reason):
         read({"prompt": "p", "response_0": "a", "response_1": "b", "preference": value})
+    with pytest.raises(BadRow, match="names neither"):
+        read({"prompt": "p", "response_a": "a", "response_b": "b", "preference": "grab"})
+    with pytest.raises(BadRow, match="names neither"):
+        read({"prompt": "p", "human_ref_A": "a", "human_ref_B": "b", "labels": 2})
 
 
 def test_transcripts_as_text():
@@ -173,6 +180,19 @@ def test_a_better_rank_is_a_smaller_number():
     ]
 
 
+def test_a_higher_rating_is_better_and_a_small_difference_is_one():
+    answers = [{"answer": "good", "rating": 100.5}, {"answer": "bad", "rating": "100"}]
+    rows = read({"prompt": "p", "answers": answers})
+    assert [(row.response, row.desirable) for row in rows] == [("good", True), ("bad", False)]
+    assert len(read({"prompt": "p", "responses": ["a", "b"], "scores": [1e6, 1e6 + 1]})) == 2
+
+
+def test_of_single_answers_the_same_text_may_stand_on_both_sides():
+    """prefs check counts them; in a pair they are refused."""
+    rows = read({"prompt": "p", "responses": ["a", "a"], "scores": [1, 2]})
+    assert [row.desirable for row in rows] == [False, True]
+
+
 def test_what_an_answer_holds_beside_text_and_score_is_noted_or_refused():
     def example(**more):
         return {"prompt": "p", "answers": [{"text": "a", "score": 1, **more}, {"text": "b", "score": 2}]}
@@ -180,13 +200,16 @@ def test_what_an_answer_holds_beside_text_and_score_is_noted_or_refused():
     notes = Notes()
     read(example(model="m", annotations={"x": "5"}, empty=None), notes)
     assert list(notes.unread) == ["answers[].model", "answers[].annotations"]
-    with pytest.raises(BadRow, match="'custom_system_prompt', which conditions it"):
-        read(example(custom_system_prompt="Be rude."))
+    for key in ("custom_system_prompt", "system", "prompt", "messages", "tools", "reasoning"):
+        with pytest.raises(BadRow, match=f"'{key}', which conditions it"):
+            read(example(**{key: "Be rude."}))
     assert read(example(custom_system_prompt="Be rude."), Notes(["custom_system_prompt"]))
     with pytest.raises(BadRow, match="has both overall_score and score"):
         read(example(overall_score=3))
     with pytest.raises(BadRow, match="lacks one of response, answer"):
         read({"prompt": "p", "answers": [{"score": 1}, {"text": "b", "score": 2}]})
+    with pytest.raises(BadRow, match="lacks one of overall_score, score, rating, rank"):
+        read({"prompt": "p", "answers": [{"text": "a", "fine-grained_score": 1}, {"text": "b", "score": 2}]})
 
 
 def test_tools_of_a_preferred_output_are_refused_unless_left_out_on_purpose():
