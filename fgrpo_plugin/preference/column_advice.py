@@ -1,9 +1,11 @@
 """What to say of columns that fit no format, or several: what is missing, where it may stand, and the setting."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fgrpo_plugin.preference.readers import FORMATS, Format, number_of
+from fgrpo_plugin.preference.messages import tells_about
+from fgrpo_plugin.preference.readers import FORMATS, QUESTIONS, Format, number_of
 
 SETTING = "data.preference.columns"
 # Names under which a column that is missing often stands; the first that is there is proposed.
@@ -42,6 +44,12 @@ _LIKELY = {
 
 def either(where: str, both: Sequence[str], columns: Sequence[str]) -> str:
     """That two columns could both be meant."""
+    if set(both) <= set(QUESTIONS):
+        joined = setting_of({"prompt": list(both)})
+        return (
+            f"{where}: the columns {' and '.join(both)} could both be the prompt (found: {', '.join(columns)}); join "
+            f"them, {joined}, or leave one out, {setting_of({both[1]: 'null'})}."
+        )
     return (
         f"{where}: the columns {' and '.join(both)} could both be meant (found: {', '.join(columns)}); choose one: "
         f"{setting_of({both[0]: both[1]})} reads {both[1]}, {setting_of({both[0]: both[0]})} reads {both[0]}."
@@ -92,8 +100,10 @@ def proposed_columns(format: Format, columns: Sequence[str]) -> dict[str, str | 
         if set(names) & set(columns):
             continue
         words = [names[0], *_LIKELY.get(names[0], [])]
-        matches = (column for word in words for column in free if word in (column.lower(), *column.lower().split("_")))
-        found[names[0]] = next(matches, None)
+        texts = [column for column in free if not tells_about(column)]
+        matches = [column for word in words for column in texts if column.lower() == word]
+        matches += [column for word in words for column in texts if word in re.split(r"[\W_]", column.lower())]
+        found[names[0]] = next(iter(matches), None)
         free = [column for column in free if column != found[names[0]]]
     return found
 

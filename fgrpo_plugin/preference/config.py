@@ -6,7 +6,7 @@ from typing import Any
 
 from fgrpo_plugin.folders import identity
 from fgrpo_plugin.preference.files import ON_BAD_ROW
-from fgrpo_plugin.preference.readers import READABLE
+from fgrpo_plugin.preference.readers import RANKS, READABLE, SCORES
 from fgrpo_plugin.preference.tokens import ON_TEMPLATED, ON_TOO_LONG
 from fgrpo_plugin.setting_checks import require_one_of
 
@@ -92,6 +92,11 @@ def checked_columns(columns: Any) -> dict[str, Any]:
             given is not None and not all(isinstance(part, str) and part for part in (given if several else [given]))
         ):
             raise ValueError(f"columns={columns!r}: {name} must be a column, a list of columns, or null.")
+        ranks = [part for part in (given if several else [given]) if str(part).lower().split("_")[-1] in RANKS]
+        if ranks and name in set(SCORES) - set(RANKS):
+            raise ValueError(
+                f"columns={columns!r}: the smallest of ranks is the best; name them {{ranks: {ranks[0]}}}."
+            )
         if given is not None and name not in READABLE:
             raise ValueError(f"columns={columns!r}: no format reads {name!r}; known are {', '.join(READABLE)}.")
     return dict(columns or {})

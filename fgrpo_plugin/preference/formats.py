@@ -23,6 +23,7 @@ from fgrpo_plugin.preference.readers import (
     CONVERSATIONS,
     FORMATS,
     LABEL,
+    QUESTIONS,
     RESPONSE,
     RESPONSES,
     SCORES,
@@ -69,6 +70,7 @@ class Layout:
         system: the column that holds a system message, or None.
         ignored: columns that are not read.
         conditions: those of them whose text would condition the answers.
+        prompt: the file's columns of which the prompt is made; none where conversations hold it.
     """
 
     format: Format
@@ -76,6 +78,7 @@ class Layout:
     system: str | None
     ignored: tuple[str, ...]
     conditions: tuple[str, ...]
+    prompt: tuple[str, ...]
 
 
 def renamed(example: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
@@ -114,7 +117,7 @@ def renamed(example: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
 
 def _is_choice(name: str, given: Any) -> bool:
     """Whether both are names of one thing, so that one of them is chosen and nothing is moved."""
-    return isinstance(given, str) and any(name in group and given in group for group in _CHOICES)
+    return isinstance(given, str) and any(name in group and given in group for group in (*_ALIKE, CONVERSATIONS))
 
 
 def _at(example: Mapping[str, Any], place: str) -> Any:
@@ -143,10 +146,10 @@ def detect(columns: Sequence[str], where: str, mapping: Columns | None = None, f
     """
     mapping = mapping or {}
     left_out = {name for name, given in mapping.items() if given is None}
-    left_out |= {name for name in columns if name.endswith(" (of the file)")}
     chosen_for = {given if _is_choice(name, given) else name for name, given in mapping.items() if given is not None}
     passed_over = {name for group in _CHOICES if chosen_for & set(group) for name in group} - chosen_for
-    seen = [name for name in columns if name not in left_out | passed_over]
+    displaced = {name for name in columns if name.endswith(" (of the file)")}
+    seen = [name for name in columns if name not in left_out | passed_over | displaced]
     for group in _ALIKE:
         if len(both := [name for name in group if name in seen]) > 1:
             raise ValueError(either(where, both, columns))
@@ -175,8 +178,12 @@ def detect(columns: Sequence[str], where: str, mapping: Columns | None = None, f
     if format.name == "canonical":
         system = None
     ignored = tuple(name for name in columns if name not in chosen and name != system)
-    conditions = tuple(name for name in ignored if name not in left_out | passed_over and conditions_answer(name))
-    return Layout(format, chosen, system, ignored, conditions)
+    conditions = tuple(
+        name for name in ignored if name not in left_out | passed_over | displaced and conditions_answer(name)
+    )
+    asked = mapping.get(chosen[0]) or chosen[0] if set(QUESTIONS) & set(format.columns[0]) else ()
+    prompt = (asked,) if isinstance(asked, str) else tuple(asked)
+    return Layout(format, chosen, system, ignored, conditions, prompt)
 
 
 def rows_of(
@@ -241,11 +248,20 @@ def _check_conditions(
             if read is None:
                 read = _plain("\n".join([message["content"] for message in prompt] + [answer for answer, _ in sides]))
             if _plain(text) not in read:
-                raise BadRow(
-                    f"the column '{column}' conditions the answers and is not read; write its text into the prompt, or "
-                    f"leave it out on purpose: {setting_of({column: 'null'})}",
-                    example.get(column),
-                )
+                raise BadRow(_not_read(column, example.get(column), layout.prompt), example.get(column))
+
+
+def _not_read(column: str, value: Any, prompt: tuple[str, ...]) -> str:
+    join = ""
+    if isinstance(value, str) and prompt:
+        first = not {"prefix", "partial", "initial", "step", "steps", "input", "inputs"} & set(
+            column.lower().split("_")
+        )
+        join = f" ({setting_of({'prompt': [column, *prompt] if first else [*prompt, column]})})"
+    return (
+        f"the column '{column}' conditions the answers and is not read; write it into the prompt{join}, or leave it "
+        f"out on purpose ({setting_of({column: 'null'})})"
+    )
 
 
 def _plain(text: str) -> str:

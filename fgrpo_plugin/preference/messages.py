@@ -5,6 +5,7 @@ Messages are `role` and `content`, or `from` and `value`; text is one message of
 noted as not read; what would condition the answer is refused.
 """
 
+import ast
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ Message = dict[str, str]
 ROLES = ("system", "user", "assistant", "tool")
 OTHER_ROLES = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant"}
 _TURN = re.compile(r"(?:\r?\n){2}(Human|Assistant):")
+_TURN_ON_A_LINE = re.compile(r"(?:^|\r?\n)(Human|Assistant):")
+_ANSWERS_TURN = re.compile(r"\s*Assistant:\s*")
 _BEGINS_WITH_TURN = re.compile(r"\s*Human:")
 _HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
@@ -27,8 +30,8 @@ _CONDITIONS = {
     "reasoning", "thinking", "thought", "thoughts", "cot", "scratchpad", "passage", "passages", "document",
     "documents", "doc", "docs", "article", "background", "knowledge", "evidence", "retrieved", "image", "images",
     "video", "videos", "audio", "audios", "picture", "pictures", "attachment", "attachments", "input", "inputs",
-    "instruction", "instructions", "question", "query", "preamble", "demonstrations", "shots", "exemplars",
-    "prompt",
+    "instruction", "instructions", "question", "query", "schema", "table", "tables", "kwargs", "preamble",
+    "demonstrations", "shots", "exemplars", "prompt",
 }
 _ABOUT = {
     "id", "ids", "uid", "uuid", "hash", "score", "scores", "count", "num", "number", "len", "length", "type", "source",
@@ -71,8 +74,17 @@ class Notes:
 
 def conditions_answer(name: str) -> bool:
     """Whether text under this name would condition an answer, as far as a name tells."""
-    words = re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower())
-    return bool(words) and words[-1] not in _ABOUT and not _CONDITIONS.isdisjoint(words)
+    return not tells_about(name) and not _CONDITIONS.isdisjoint(_words(name))
+
+
+def tells_about(name: str) -> bool:
+    """Whether a name is of something that is told of a text (its id, model, score, ...), not of a text."""
+    words = _words(name)
+    return not words or words[-1] in _ABOUT
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower())
 
 
 def texts(value: Any) -> list[str]:
@@ -80,7 +92,7 @@ def texts(value: Any) -> list[str]:
     if value is None or isinstance(value, bool | int | float):
         return []
     if isinstance(value, str):
-        return [value] if value.strip() else []
+        return [] if value.strip().lower() in ("", "[]", "{}", "null", "none") else [value]
     if isinstance(value, Mapping):
         return [text for key, part in value.items() if key not in ("role", "from") for text in texts(part)]
     if isinstance(value, bytes) or not hasattr(value, "__iter__"):
@@ -142,12 +154,14 @@ def answered(prompt: list[Message] | None, column: str, value: Any, notes: Notes
     Raises:
         BadRow: it is none of these.
     """
-    if is_transcript(value) and len(_TURN.findall(value)) > 0:
+    if is_transcript(value) and "\nAssistant:" in value:
         messages = transcript(column, value)
     elif isinstance(value, str):
         if prompt is None:
             raise BadRow(f"'{column}' is text without the turns 'Human:' and 'Assistant:', so its prompt has no end")
-        return prompt, checked_text(column, value)
+        text = checked_text(column, value)
+        said = _ANSWERS_TURN.match(text)
+        return prompt, text[said.end() :].strip() if said else text
     else:
         messages = messages_of(column, value, notes)
     *before, last = messages
@@ -202,8 +216,9 @@ def transcript(column: str, text: str) -> list[Message]:
     Raises:
         BadRow: it has no turns.
     """
-    text = checked_text(column, text)
-    parts = _TURN.split("\n\n" + text.lstrip())
+    text = checked_text(column, text).lstrip()
+    # Empty lines part turns; some files have them without, and then a turn on every such line.
+    parts = (_TURN if _TURN.search(text) else _TURN_ON_A_LINE).split("\n\n" + text)
     if parts[0].strip() or len(parts) < 3:
         raise BadRow(f"'{column}' is text without the turns 'Human:' and 'Assistant:', so its prompt has no end")
     return [
@@ -218,7 +233,7 @@ def checked_text(column: str, text: str) -> str:
     Raises:
         BadRow: it is a list of messages written as JSON, or holds half a character.
     """
-    if text.lstrip().startswith(("[{", '{"')) and _is_json_of_messages(text):
+    if text.strip()[:1] in ("[", "{") and text.strip()[-1:] in ("]", "}") and _is_messages_as_text(text.strip()):
         raise BadRow(f"'{column}' is messages written as text; store them as a list", text)
     return whole_characters(column, text)
 
@@ -234,13 +249,21 @@ def whole_characters(column: str, text: str) -> str:
     return text
 
 
-def _is_json_of_messages(text: str) -> bool:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
+def _is_messages_as_text(text: str) -> bool:
+    """Whether it is messages as JSON or Python writes them."""
+    value: Any = None
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            value = parse(text)
+            break
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
     value = [value] if isinstance(value, dict) else value
-    return bool(value) and all(isinstance(part, dict) and ({"role", "from"} & set(part)) for part in value)
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(part, dict) and ({"role", "from"} & set(part)) for part in value)
+    )
 
 
 def _one_of(message: Mapping[str, Any], names: tuple[str, str], column: str) -> Any:

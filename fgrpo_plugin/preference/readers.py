@@ -6,13 +6,14 @@
 | paired | `prompt`, `chosen`, `rejected`: text, messages, whole conversations, or lists of several answers |
 | paired_transcripts | `chosen`, `rejected`: conversations that differ in the last answer, or HH-RLHF's text |
 | paired_conversations | `conversations` or `messages`, `chosen`, `rejected` (LLaMA-Factory) |
+| rejected_conversation | `messages` that end with the better answer, and `rejected_response` (ms-swift) |
 | preferred_output | `input` with `messages`, `preferred_output`, `non_preferred_output` (OpenAI) |
 | response_j_k | `question` or `prompt`, `response_j`, `response_k`; j is the better one (stack-exchange-paired) |
 | two_responses | a prompt, `response_0` and `response_1` (or 1/2, a/b, ...), and a column that names the better one |
 | two_conversations | `conversation_a`, `conversation_b`, and a column that names the better one (Chatbot Arena) |
 | unpaired | `prompt`, `completion` or `response`, and `label` or `desirable` (true, false, 1, 0) |
 | unpaired_conversations | the same without `prompt`: conversations in `completion`, `messages` or `conversations` |
-| scored | `prompt`, `responses` or `completions`, `scores`: above the mean is desirable, below it is not |
+| scored | `prompt`, `responses` or `completions`, `scores` (or `ranks`): above the mean is desirable, below it is not |
 | rated | `prompt` or `instruction`, and a list of answers that have a score, a rating or a rank each |
 """
 
@@ -27,6 +28,7 @@ from fgrpo_plugin.preference.messages import (
     Message,
     Notes,
     answered,
+    conditions_answer,
     is_list,
     prompt_of,
     texts,
@@ -35,6 +37,9 @@ from fgrpo_plugin.preference.messages import (
 
 Sides = tuple[list[Message], list[tuple[str, bool]]]
 Values = Mapping[str, Any]
+
+
+_ANSWER_WORDS = "(?:model|response|answer|output|assistant|completion|conversation|option|text|candidate)"
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,13 @@ def _paired(names: Sequence[str], example: Values, notes: Notes) -> Sides:
 
 def _paired_transcripts(names: Sequence[str], example: Values, notes: Notes) -> Sides:
     return _two_sides(None, names, example, notes)
+
+
+def _rejected_conversation(names: Sequence[str], example: Values, notes: Notes) -> Sides:
+    conversation, rejected = names
+    prompt, chosen = answered(None, conversation, example[conversation], notes)
+    asked, worse = answered(prompt, rejected, example[rejected], notes)
+    return _shared_prompt([(prompt, chosen, True), (asked, worse, False)], names)
 
 
 def _preferred_output(names: Sequence[str], example: Values, notes: Notes) -> Sides:
@@ -99,7 +111,7 @@ def _shared_prompt(found: list[tuple[list[Message], str, bool]], names: Sequence
 def _two_responses(names: Sequence[str], example: Values, notes: Notes) -> Sides:
     *asked, first, second, choice = names
     prompt = prompt_of(asked[0], example[asked[0]], notes) if asked else None  # else the conversations hold it
-    better = _choice(choice, example[choice], first, second)
+    better = _choice(choice, example, first, second)
     both = _two_sides(prompt, (first, second) if better != second else (second, first), example, notes)
     if better is None:
         notes.ties += 1
@@ -107,22 +119,38 @@ def _two_responses(names: Sequence[str], example: Values, notes: Notes) -> Sides
     return both
 
 
-def _choice(column: str, value: Any, first: str, second: str) -> str | None:
-    """Which of two columns the value names, None for a tie."""
-    if isinstance(value, str) and re.match(r"(tie\b|tied|both|neither|$)", value.strip().lower()):
-        return None
-    number = number_of(value)
-    if column in SIGNED and number is not None:  # below 0: the first one, by so much
-        return None if number == 0 else first if number < 0 else second
-    if column == "labels" and number in (0, 1):  # SHP: 1 where A is preferred
-        return first if number else second
-    said = str(int(number)) if number is not None and number == int(number) else str(value).strip().lower()
-    for name in (first, second):
-        end = re.split(r"[_\W]", re.sub(r"(\d+)$", r"_\1", name.lower()))[-1]
-        if said in (name.lower(), end) or said.endswith(f"_{end}"):
-            return name
+def _choice(column: str, example: Values, first: str, second: str) -> str | None:
+    """Which of two columns a column names, None for a tie."""
+    value = example[column]
     if value is None:
         raise BadRow(f"'{column}' is missing")
+    said = str(value).strip().lower()
+    if re.match(r"(tie\b|tied|both|neither|$)", said):
+        return None
+    number = number_of(value)
+    ends = {name: re.split(r"[_\W]", re.sub(r"(\d+)$", r"_\1", name.lower()))[-1] for name in (first, second)}
+    if column == "preference_strength" or (column, first) == ("overall_preference", "response1"):
+        if number is None:
+            raise BadRow(f"'{column}' is not a number", value)
+        return None if number == 0 else first if number < 0 else second  # below 0: the first one, by so much
+    if column == "overall_preference":
+        raise BadRow(
+            f"'{column}' may be a strength, below 0 for '{first}', or name a response; say which it is with "
+            f"{{preference_strength: {column}}} or {{preferred: {column}}}",
+            value,
+        )
+    if (column, first) == ("labels", "human_ref_A") and number in (0, 1):  # SHP: 1 where A is preferred
+        return first if number else second
+    models = {name: example.get(f"model_{end}") for name, end in ends.items()}
+    if value in models.values():  # the name of the model that won
+        won = [name for name, model in models.items() if model == value]
+        if len(won) == 1:
+            return won[0]
+        raise BadRow(f"'{column}' is the model of both responses", value)
+    said = str(int(number)) if number is not None and number == int(number) else said
+    for name, end in ends.items():
+        if said in (name.lower(), end) or re.fullmatch(rf"{_ANSWER_WORDS}[ _-]?{re.escape(end)}", said):
+            return name
     raise BadRow(f"'{column}' names neither '{first}' nor '{second}'", value)
 
 
@@ -151,7 +179,8 @@ def _scored(names: Sequence[str], example: Values, notes: Notes) -> Sides:
     answers, numbers = example[responses], example[scores]
     if not is_list(answers) or not is_list(numbers) or len(answers) != len(numbers):
         raise BadRow(f"'{responses}' and '{scores}' must be lists of the same length")
-    found = [(answer, _score(scores, number)) for answer, number in zip(answers, numbers, strict=True)]
+    sign = -1 if scores in RANKS else 1
+    found = [(answer, sign * _score(scores, number)) for answer, number in zip(answers, numbers, strict=True)]
     return _about_the_mean(prompt_of(prompt, example[prompt], notes), responses, found, notes)
 
 
@@ -166,7 +195,7 @@ def _rated(names: Sequence[str], example: Values, notes: Notes) -> Sides:
         for key, rest in entry.items():
             if key in (text, score) or not texts(rest):
                 continue
-            if key in CONDITION_KEYS and key not in notes.accepted:
+            if conditions_answer(key) and key not in notes.accepted:
                 raise BadRow(f"'{answers}' has an answer with {key!r}, which conditions it and is not read")
             notes.unread[f"{answers}[].{key}"] = None
         number = _score(f"{answers}[].{score}", entry[score])
@@ -233,14 +262,23 @@ def _score(column: str, value: Any) -> float:
 RESPONSE = ("completion", "response")
 LABEL = ("label", "desirable", "kto_tag")
 RESPONSES = ("responses", "completions", "generations")
-SCORES = ("scores", "ratings")
+SCORES = ("scores", "ratings", "ranks", "rank", "ranking")
+RANKS = ("ranks", "rank", "ranking")  # the smallest is the best
 SYSTEM = ("system", "system_prompt")
 CONVERSATIONS = ("conversations", "messages")
 ANSWER_KEYS = ("response", "answer", "text", "content", "completion")
-SCORE_KEYS = ("overall_score", "score", "rating", "rank")
-CONDITION_KEYS = ("custom_system_prompt", "system", "system_prompt", "prompt", "messages", "tools", "reasoning")
-SIGNED = ("overall_preference", "preference_strength")
-CHOICES = (*SIGNED, "better_response_id", "safer_response_id", "preferred", "preference", "winner", "labels")
+SCORE_KEYS = ("overall_score", "score", "pm_score", "rating", "rank")
+CHOICES = (
+    "preferred",
+    "preference",
+    "preference_strength",
+    "overall_preference",
+    "better_response_id",
+    "safer_response_id",
+    "winner",
+    "labels",
+    "label",
+)
 QUESTIONS = ("prompt", "question", "instruction", "context", "history", "input")
 TWO_RESPONSES = (
     ("response_0", "response_1"),
@@ -260,12 +298,19 @@ FORMATS = (
     Format("paired_conversations", (CONVERSATIONS, *_SIDES), _paired, paired=True, without=("prompt",)),
     Format("paired_transcripts", _SIDES, _paired_transcripts, paired=True),
     Format(
+        "rejected_conversation",
+        (CONVERSATIONS, ("rejected_response", "rejected_messages")),
+        _rejected_conversation,
+        paired=True,
+        without=("prompt", "chosen"),
+    ),
+    Format(
         "preferred_output",
         (("input",), ("preferred_output",), ("non_preferred_output",)),
         _preferred_output,
         paired=True,
     ),
-    Format("response_j_k", (("question", "prompt"), ("response_j",), ("response_k",)), _paired, paired=True),
+    Format("response_j_k", (("prompt", "question"), ("response_j",), ("response_k",)), _paired, paired=True),
     *(
         Format("two_responses", (QUESTIONS, (first,), (second,), CHOICES), _two_responses, paired=True)
         for first, second in TWO_RESPONSES

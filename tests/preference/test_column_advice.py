@@ -20,6 +20,23 @@ def test_a_column_is_proposed_once():
     assert proposed_columns(PAIRED, ["prompt", "chosen", "Rejected_Response"])["rejected"] == "Rejected_Response"
 
 
+def test_what_is_told_of_a_text_is_not_proposed_for_it_and_a_whole_name_comes_first():
+    columns = [
+        "prompt_id",
+        "chosen_model",
+        "chosen_response",
+        "rejected_score",
+        "rejected_answer",
+        "labelling_prompt",
+        "input",
+    ]
+    assert proposed_columns(PAIRED, columns) == {
+        "prompt": "input",
+        "chosen": "chosen_response",
+        "rejected": "rejected_answer",
+    }
+
+
 def test_the_setting_and_the_option_say_the_same():
     said = setting_of({"prompt": ["a", "b"], "tools": "null"})
     assert said == "data.preference.columns={prompt: [a, b], tools: null}, --column prompt=a+b --column tools=null"

@@ -34,6 +34,10 @@ def test_what_is_at_the_edge_of_a_range_is_allowed():
         ({"files": ["a"], "columns": {"prompt": 1}}, "prompt must be a column, a list of columns, or null"),
         ({"files": ["a"], "columns": {"prompt": ["a", 1]}}, "prompt must be a column, a list of columns, or null"),
         ({"files": ["a"], "columns": {"prompt": []}}, "prompt must be a column, a list of columns, or null"),
+        (
+            {"files": ["a"], "columns": {"scores": "model_ranks"}},
+            r"the smallest of ranks is the best; name them \{ranks: model",
+        ),
         ({"files": ["a"], "columns": {"promt": "question"}}, "no format reads 'promt'; known are prompt, "),
     ],
 )

@@ -51,14 +51,19 @@ def test_a_canonical_response_is_taken_as_it_is_though_it_looks_like_turns():
     ],
 )
 def test_two_columns_that_could_both_be_meant_are_refused_until_one_is_chosen(example):
-    with pytest.raises(ValueError, match="could both be meant") as refused:
+    with pytest.raises(ValueError, match=r"could both be (meant|the prompt)") as refused:
         read(example)
     first, _, second = str(refused.value).split("the columns ")[1].split(" could")[0].split(" ")
-    assert f"data.preference.columns={{{first}: {second}}}, --column {first}={second}" in str(refused.value)
+    prompts = "the prompt" in str(refused.value)
+    proposed = f"{{prompt: [{first}, {second}]}}" if prompts else f"{{{first}: {second}}}, --column {first}={second}"
+    assert f"data.preference.columns={proposed}" in str(refused.value)
     # The remedy helps where the two are names of one thing; two prompts need one of them left out.
     one, other = read(example, {second: None}), read(example, {first: None})
     assert one and other
-    if first not in ("question", "conversations", "prompt"):  # names of one thing: either is chosen
+    if prompts:
+        texts = [rows[0].prompt[-1][1] for rows in (one, other, read(example, {"prompt": [first, second]}))]
+        assert texts[2] == f"{texts[0]}\n{texts[1]}"
+    elif first != "conversations":  # names of one thing: either is chosen
         assert read(example, {first: first}) == one and read(example, {first: second}) == other
 
 

@@ -73,6 +73,8 @@ def test_the_prompt_that_an_answer_is_to():
         of(None, [USER, ANSWER, ANSWER])
     with pytest.raises(BadRow, match="without the turns"):
         of(None, "a")
+    assert of([USER], "Assistant: a\n") == ([USER], "a")
+    assert of([USER], "The Assistant: a") == ([USER], "The Assistant: a")
 
 
 def test_turns_of_text():
@@ -88,11 +90,19 @@ def test_turns_of_text():
     assert prompt_of("c", three, Notes()) == prompt_of("c", f"{three}\n\nAssistant: ", Notes()) == expected
 
 
-@pytest.mark.parametrize("text", ['[{"role": "user", "content": "q"}]', '{"from": "human", "value": "q"}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"role": "user", "content": "q"}]',
+        '{"from": "human", "value": "q"}',
+        ' [ {"role": "user"}]\n',
+        "[{'role': 'user', 'content': None}]",
+    ],
+)
 def test_messages_that_were_written_as_text_are_refused(text):
     with pytest.raises(BadRow, match="messages written as text; store them as a list"):
         checked_text("prompt", text)
-    for other in ('{"a": 1}', "[{x}]", "[1]", "[" * 100000, '[{"a": 1}]'):
+    for other in ("[{'a': f(1)}]", '{"a": 1}', "[{x}]", "[1]", "[" * 100000, '[{"a": 1}]'):
         assert checked_text("prompt", other) == other
 
 
@@ -112,11 +122,21 @@ def test_half_a_character_is_no_text():
 
 def test_texts_are_found_however_deep():
     assert texts({"a": ["x", {"b": " ", "c": "y", "role": "user"}], "d": 1, "e": None, "f": True}) == ["x", "y"]
+    assert texts(["[]", " {} ", "null", "None", "nil"]) == ["nil"]  # empty things that were written as text
     assert texts(b"\x00") == ["b'\\x00'"] and texts([]) == [] and texts(1.5) == []
 
 
 def test_names_that_condition_answers():
-    for name in ("tools", "chat_history", "systemPrompt", "initial_reason_steps", "input", "few-shot exemplars"):
+    for name in (
+        "tools",
+        "chat_history",
+        "systemPrompt",
+        "initial_reason_steps",
+        "input",
+        "few-shot exemplars",
+        "schema",
+        "chat_template_kwargs",
+    ):
         assert conditions_answer(name), name
     for name in (
         "id",

@@ -40,6 +40,29 @@ EXAMPLES = {
         {"conversations": [SHARE], "chosen": {"from": "gpt", "value": "4"}, "rejected": {"from": "gpt", "value": "5"}},
     ),
     "messages and two answers": ("paired_conversations", {"messages": [USER], "chosen": "4", "rejected": "5"}),
+    "ms-swift": ("rejected_conversation", {"messages": [USER, GOOD], "rejected_response": "5"}),
+    "ms-swift, messages": ("rejected_conversation", {"messages": [USER, GOOD], "rejected_messages": [USER, BAD]}),
+    "answers with their speaker": (
+        "paired",
+        {"prompt": "\n\nHuman: 2+2?", "chosen": "Assistant: 4", "rejected": "\n\nAssistant: 5"},
+    ),
+    "turns on single lines": (
+        "paired_transcripts",
+        {"chosen": "Human: 2+2?\nAssistant: 4", "rejected": "Human: 2+2?\nAssistant: 5"},
+    ),
+    "ranks": ("scored", {"prompt": "2+2?", "responses": ["4", "5"], "ranks": [1, 2]}),
+    "two responses, label": ("two_responses", {"instruction": "2+2?", "output_1": "5", "output_2": "4", "label": 2}),
+    "two responses, name of the model": (
+        "two_responses",
+        {
+            "prompt": "2+2?",
+            "model_a": "llama_b",
+            "model_b": "gpt_a",
+            "response_a": "4",
+            "response_b": "5",
+            "winner": "llama_b",
+        },
+    ),
     "preferred output": (
         "preferred_output",
         {
@@ -125,6 +148,9 @@ def test_every_format_has_an_example_and_every_column_can_be_named():
         ("response_1", "response_2", "preference_strength", "-1", "first"),
         ("response_1", "response_2", "preference_strength", 0, None),
         ("response_1", "response_2", "preference_strength", 0.5, "second"),
+        ("response1", "response2", "overall_preference", 1, "second"),
+        ("response_0", "response_1", "labels", 1, "second"),
+        ("response_a", "response_b", "winner", "Option B", "second"),
         ("response_a", "response_b", "winner", "tied", None),
         ("response_a", "response_b", "winner", "Neither.", None),
         ("response1", "response2", "preferred", "response2", "second"),
@@ -151,6 +177,18 @@ def test_a_choice_that_names_neither_is_a_bad_row(value, reason):
         read({"prompt": "p", "response_0": "a", "response_1": "b", "preference": value})
     with pytest.raises(BadRow, match="names neither"):
         read({"prompt": "p", "response_a": "a", "response_b": "b", "preference": "grab"})
+    for winner in ("claude_b", "model_c"):
+        with pytest.raises(BadRow, match="names neither"):
+            read({"prompt": "p", "response_a": "a", "response_b": "b", "winner": winner})
+    with pytest.raises(BadRow, match="the model of both responses"):
+        models = {"model_a": "m", "model_b": "m"}
+        read({"prompt": "p", "response_a": "a", "response_b": "b", "winner": "m", **models})
+    with pytest.raises(BadRow, match="'preference_strength' is not a number"):
+        read({"prompt": "p", "response_1": "a", "response_2": "b", "preference_strength": "A"})
+    with pytest.raises(
+        BadRow, match=r"\{preference_strength: overall_preference\} or \{preferred: overall_preference\}"
+    ):
+        read({"prompt": "p", "response_1": "a", "response_2": "b", "overall_preference": 1})
     with pytest.raises(BadRow, match="names neither"):
         read({"prompt": "p", "human_ref_A": "a", "human_ref_B": "b", "labels": 2})
 
@@ -200,7 +238,7 @@ def test_what_an_answer_holds_beside_text_and_score_is_noted_or_refused():
     notes = Notes()
     read(example(model="m", annotations={"x": "5"}, empty=None), notes)
     assert list(notes.unread) == ["answers[].model", "answers[].annotations"]
-    for key in ("custom_system_prompt", "system", "prompt", "messages", "tools", "reasoning"):
+    for key in ("custom_system_prompt", "system", "prompt", "messages", "tools", "reasoning", "context"):
         with pytest.raises(BadRow, match=f"'{key}', which conditions it"):
             read(example(**{key: "Be rude."}))
     assert read(example(custom_system_prompt="Be rude."), Notes(["custom_system_prompt"]))
@@ -208,7 +246,7 @@ def test_what_an_answer_holds_beside_text_and_score_is_noted_or_refused():
         read(example(overall_score=3))
     with pytest.raises(BadRow, match="lacks one of response, answer"):
         read({"prompt": "p", "answers": [{"score": 1}, {"text": "b", "score": 2}]})
-    with pytest.raises(BadRow, match="lacks one of overall_score, score, rating, rank"):
+    with pytest.raises(BadRow, match="lacks one of overall_score, score, pm_score, rating, rank"):
         read({"prompt": "p", "answers": [{"text": "a", "fine-grained_score": 1}, {"text": "b", "score": 2}]})
 
 
