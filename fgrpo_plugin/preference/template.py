@@ -67,7 +67,7 @@ def answer_end(tokenizer: Any, template: Mapping[str, Any] | None = None, stops:
         if token in known:
             return AnswerEnd(token)
     if not written:
-        return AnswerEnd(known[-1])
+        return AnswerEnd(known[0] if tokenizer.eos_token_id is None else tokenizer.eos_token_id)
     where = ", ".join(repr(special.get(token, token)) for token in known)
     return AnswerEnd(
         written[0],

@@ -63,6 +63,7 @@ def test_whatever_rows_depend_on_makes_them_anew(file, tmp_path, made):
             {"settings": RowSettings(63, 8, {})},
             {"settings": RowSettings(64, 7, {})},
             {"settings": RowSettings(64, 8, {"x": 1})},
+            {"settings": RowSettings(64, 8, {"x": 2})},
             {"settings": RowSettings(64, 8, {}, (3,))},
             {"on_bad_row": "skip"},
             {"on_too_long": "drop"},
@@ -91,6 +92,14 @@ def test_a_file_that_changes_is_read_again_though_size_and_time_stay(file, tmp_p
         read_preferences([file]).rows[0], build_tokenizer()
     )
     assert len(made) == 2
+
+
+def test_the_same_content_under_another_name_is_named_so(file, tmp_path, made):
+    import shutil
+
+    load(file, tmp_path / "cache")
+    other = shutil.copy(file, tmp_path / "b.jsonl")
+    assert load(other, tmp_path / "cache").rows[0].source == f"{other}: row 0" and len(made) == 2
 
 
 def test_damaged_rows_are_made_anew_and_a_folder_that_cannot_be_written_is_no_error(file, tmp_path, made):
@@ -168,6 +177,9 @@ def test_one_side_alone_is_refused_with_what_was_left_out(tmp_path):
         ValueError, match=r"(?s)data\.preference\.files .*rows of one side alone are left.*too long: 2 dropped"
     ):
         load(file, tmp_path / "cache", on_too_long="drop")
+    alone = lines(tmp_path / "alone.jsonl", [{"prompt": "p", "completion": "9", "label": True}])
+    with pytest.raises(ValueError, match="rows of one side alone are left"):
+        load(alone, tmp_path / "cache")
     with pytest.raises(ValueError, match=r"data\.preference\.val_files"):
         wanted = PreferenceConfig(files=["x"], val_files=[file], on_too_long="drop")
         load_rows(wanted, True, build_tokenizer(), SETTINGS, tmp_path / "cache")

@@ -274,7 +274,7 @@ def test_tools_of_a_preferred_output_are_refused_unless_left_out_on_purpose():
         ({"prompt": [{"role": "bear", "content": "x"}], "chosen": "a", "rejected": "b"}, "has the role 'bear'"),
         ({"prompt": [{"role": "user", "content": ["x"]}], "chosen": "a", "rejected": "b"}, "content is not text"),
         ({"prompt": "other", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "does not hold the prompt"),
-        ({"chosen": "\n\nHuman: a", "rejected": "\n\nHuman: a"}, "'chosen' does not end with an answer"),
+        ({"chosen": "\n\nHuman: a", "rejected": "\n\nHuman: a"}, "'chosen' is text without the turns"),
         ({"chosen": [USER, GOOD], "rejected": [{**USER, "content": "x"}, BAD]}, "differ before their last answers"),
         ({"chosen": [GOOD], "rejected": [BAD]}, "'chosen' holds no prompt"),
         ({"prompt": "p", "completion": "a", "label": "yes"}, "'label' is a label other than true, false, 1 and 0"),

@@ -33,7 +33,7 @@ def ids(tokenizer, *texts):
         ("Qwen instruct", CHATML, "<|im_end|>", ["<|im_end|>", "<|endoftext|>"], "<|im_end|>"),
         ("Gemma: eos is not the end of a turn", CHATML, "<|endoftext|>", ["<|endoftext|>", "<|im_end|>"], "<|im_end|>"),
         ("Phi-3: two ends", CHATML.replace("im_end", "end"), "<|endoftext|>", ["<|endoftext|>", "<|end|>"], "<|end|>"),
-        ("GLM: the next turn", OPEN_ENDED, "<|endoftext|>", ["<|endoftext|>", "<|user|>"], "<|user|>"),
+        ("GLM: the next turn", OPEN_ENDED, "<|endoftext|>", ["<|user|>", "<|endoftext|>"], "<|user|>"),
         (
             "nothing behind an answer",
             OPEN_ENDED.replace("'<|' + m['role'] + '|>'", "''"),

@@ -111,6 +111,9 @@ def test_text_in_a_chat_template_is_refused_skipped_or_kept(prompt, response, ma
         len(found.rows) == 1 and sum(found.skipped.values()) == 1 and set(found.first_skipped.values()) == {"f: row 0"}
     )
     assert len(encode(rows, tokenizer, on_templated="keep", **limits).rows) == 2
+    earlier = LabelledResponse((("system", prompt), ("user", "q")), "a", True, None, "")
+    if mark not in ("### Response:", "ASSISTANT:") and mark in prompt:  # those open a turn at the end alone
+        assert templated_mark(earlier) == mark
     assert templated_mark(rows[1]) == mark and templated_mark(rows[0]) is None
 
 
