@@ -98,7 +98,7 @@ def test_the_same_content_under_another_name_is_named_so(file, tmp_path, made):
     import shutil
 
     load(file, tmp_path / "cache")
-    other = shutil.copy(file, tmp_path / "b.jsonl")
+    other = str(shutil.copy(file, tmp_path / "b.jsonl"))
     assert load(other, tmp_path / "cache").rows[0].source == f"{other}: row 0" and len(made) == 2
 
 

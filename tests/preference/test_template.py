@@ -38,7 +38,7 @@ def ids(tokenizer, *texts):
             "nothing behind an answer",
             OPEN_ENDED.replace("'<|' + m['role'] + '|>'", "''"),
             "<|endoftext|>",
-            [],
+            ["<|user|>"],
             "<|endoftext|>",
         ),
     ],
