@@ -15,7 +15,8 @@ SPLITS = {
     **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), "validation"),
 }
 """Words of file names -> the split that they name."""
-_SHARD = re.compile(r".+[-_.]\d+[-_.]of[-_.]\d+")
+_SHARD = re.compile(r"(.+?)[-_.]\d+[-_.]of[-_.]\d+")
+_SIDE_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 
 def files_of(
@@ -44,7 +45,7 @@ def files_of(
         return [source]
     if config is not None and (path / config).is_dir():
         path = path / config
-    files = _data_files(path) or _data_files(path / "data")
+    files = _chosen_shards(_data_files(path) or _data_files(path / "data"), split, split_setting)
     if not files:
         parts = sorted(part.name for part in path.iterdir() if part.is_dir() and _data_files(part))
         if parts:
@@ -58,15 +59,29 @@ def files_of(
         groups.setdefault(split_of(file), []).append(file)
     if len(groups) > 1:
         named = ", ".join(sorted(name or "a file that names none" for name in groups))
-        if None in groups or not all(_SHARD.match(file.name) for file in files):
-            raise ValueError(
-                f"the folder holds several splits ({named}), of which some may be meant for validation; name the files"
-            )
-        wanted = SPLITS.get(split.lower(), split)
-        if wanted not in groups:
-            raise ValueError(f"it has the splits {named}, not {split!r}; set {split_setting}")
-        files = groups[wanted]
+        raise ValueError(
+            f"the folder holds several splits ({named}), of which some may be meant for validation; name the files"
+        )
+    if SPLITS.get(split.lower()) == "train" and groups.keys() & {"test", "validation"}:
+        raise ValueError(
+            f"its files are named {next(iter(groups))}, not {split!r}; name the files, or set {split_setting}"
+        )
     return [str(file) for file in files]
+
+
+def _chosen_shards(files: list[Path], split: str, split_setting: str) -> list[Path]:
+    """Of shards of several splits, `train_prefs-00000-of-00001.parquet`, those of the one; other files as they are."""
+    names = {file: found[1] for file in files if (found := _SHARD.match(file.name))}
+    if len(names) < len(files) or len(set(names.values())) < 2:
+        return files
+    wanted = [name for name in set(names.values()) if name == split] or [
+        name for name in set(names.values()) if SPLITS.get(name.lower()) == SPLITS.get(split.lower(), split)
+    ]
+    if len(wanted) != 1:
+        raise ValueError(
+            f"it has the splits {', '.join(sorted(set(names.values())))}, not {split!r}; set {split_setting}"
+        )
+    return [file for file in files if names[file] == wanted[0]]
 
 
 def split_of(file: Path) -> str | None:
@@ -102,7 +117,7 @@ def looks_like_a_path(source: str) -> bool:
 
 
 def is_saved(path: Path) -> bool:
-    return has_splits(path) or (path / "dataset_info.json").is_file()
+    return has_splits(path) or ((path / "dataset_info.json").is_file() and (path / "state.json").is_file())
 
 
 def kind_ending(file: Path) -> str:
@@ -115,4 +130,5 @@ def kind_ending(file: Path) -> str:
 def _data_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(file for file in folder.iterdir() if kind_ending(file) in ENDINGS and not file.name.startswith("."))
+    found = (file for file in folder.iterdir() if kind_ending(file) in ENDINGS)
+    return sorted(file for file in found if not file.name.startswith(".") and file.name not in _SIDE_FILES)

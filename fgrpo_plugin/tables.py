@@ -116,6 +116,8 @@ def _file_table(file: Path) -> Table:
 
         parquet = pq.ParquetFile(file)
         table.columns = parquet.schema_arrow.names
+        if twice := sorted({name for name in table.columns if table.columns.count(name) > 1}):
+            raise ValueError(f"it has two columns named {', '.join(twice)}; rename one")
         table.rows = _batches(parquet.iter_batches(batch_size=1024), table, parquet.metadata.num_rows)
     else:
         import datasets
@@ -219,9 +221,10 @@ def _decoded(line: bytes, number: int | None) -> str:
         return line.decode()
     except UnicodeDecodeError as error:
         where = "it" if number is None else f"row {number}"
+        other = "utf-16" if line.startswith((b"\xff\xfe", b"\xfe\xff")) else "latin1"
         raise ValueError(
             f"{where} is not UTF-8 (byte 0x{line[error.start]:02x}); write the file as UTF-8, for example "
-            "iconv -f latin1 -t utf-8"
+            f"iconv -f {other} -t utf-8"
         ) from None
 
 

@@ -55,6 +55,36 @@ def test_of_a_snapshot_of_the_hub_the_split_is_chosen(tmp_path):
     assert len(files_of(str(one), "train")) == 1
 
 
+def test_splits_of_a_snapshot_have_any_name(tmp_path):
+    names = ("train_prefs", "train_sft", "test_prefs")
+    touch(tmp_path, "dataset_infos.json")
+    touch(tmp_path / "data", *(f"{name}-00000-of-00001.parquet" for name in names))
+    for name in names:
+        assert files_of(str(tmp_path), name) == [str(tmp_path / "data" / f"{name}-00000-of-00001.parquet")]
+    for wanted in ("train", "nonsense"):
+        with pytest.raises(
+            ValueError, match=r"^it has the splits test_prefs, train_prefs, train_sft, not '.*'; set --split$"
+        ):
+            files_of(str(tmp_path), wanted)
+    raw = touch(tmp_path / "raw", "raw-00000-of-00001.parquet", "filtered-00000-of-00001.parquet")
+    assert len(files_of(raw, "filtered")) == 1
+    with pytest.raises(ValueError, match="it has the splits filtered, raw, not 'train'"):
+        files_of(raw)
+
+
+@pytest.mark.parametrize("name", ["test-00000-of-00001.parquet", "test.jsonl", "x_val.jsonl"])
+def test_a_folder_of_held_out_files_is_not_trained_on(name, tmp_path):
+    folder = touch(tmp_path, name)
+    with pytest.raises(ValueError, match=r"its files are named (test|validation), not 'train'; name the files"):
+        files_of(folder)
+    assert files_of(folder, "test") == [f"{folder}/{name}"]
+
+
+def test_a_folder_that_describes_its_files_is_no_saved_dataset(tmp_path):
+    folder = touch(tmp_path, "dataset_info.json", "prefs.json")
+    assert files_of(folder) == [f"{folder}/prefs.json"]
+
+
 def test_folders_in_a_folder_are_configurations(tmp_path):
     for name in ("harmless", "helpful"):
         touch(tmp_path / name, "train.jsonl.gz")

@@ -81,6 +81,18 @@ def test_a_byte_order_mark_is_no_text_and_another_encoding_is_named(tmp_path):
         load(file)
 
 
+def test_utf_16_and_columns_of_one_name_are_named(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "a.jsonl").write_text('{"a": 1}', encoding="utf-16")
+    with pytest.raises(ValueError, match=r"row 0 is not UTF-8 .* iconv -f utf-16 -t utf-8"):
+        load(tmp_path / "a.jsonl")
+    pq.write_table(pa.table([["a"], ["b"], ["c"]], names=["chosen", "chosen", "x"]), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"^it has two columns named chosen; rename one$"):
+        load(tmp_path / "a.parquet")
+
+
 def test_the_digest_is_of_the_content(tmp_path):
     import os
 

@@ -40,8 +40,9 @@ class PreferenceData:
 
     def skip(self, reason: BadRow, where: str) -> None:
         """Count an example that cannot be used."""
-        self.skipped[str(reason)] += 1
-        self.first_skipped.setdefault(str(reason), where if reason.sample is None else f"{where}: {reason.sample}")
+        text = printable(str(reason))
+        self.skipped[text] += 1
+        self.first_skipped.setdefault(text, where if reason.sample is None else f"{where}: {reason.sample}")
 
     def left_out(self) -> list[str]:
         """A line for everything that is not among the rows."""
@@ -172,7 +173,7 @@ def _rows(
     notes = Notes([name for name, given in columns.items() if given is None])
     known: dict[str, None] = {}
     layout: Layout | None = None
-    sizes: Counter[str] = Counter()
+    halves: dict[str, tuple[bool, int, int] | None] = {}
     number = -1
     examples = iter(table.rows)
     while True:
@@ -187,7 +188,10 @@ def _rows(
         try:
             example = renamed(example, columns)
         except BadRow as reason:
-            raise ValueError(f"{where}: {reason}; found are the columns {', '.join(example)}.") from None
+            if layout is None or on_bad_row == "error":
+                raise ValueError(f"{where}: {reason}; found are the columns {', '.join(example)}.") from None
+            found.skip(reason, where)
+            continue
         if layout is None or not example.keys() <= known.keys():
             known |= dict.fromkeys(example)
             now = detect(list(known), source, columns, example)
@@ -201,7 +205,7 @@ def _rows(
         try:
             rows = rows_of(example, layout, where, notes)
             if layout.format.name == "canonical":
-                _check_pairs(rows, sizes)
+                _check_pairs(rows, halves)
         except BadRow as reason:
             if on_bad_row == "error":
                 shown = f"{where}: {reason}" + (f": {reason.sample}" if reason.sample else "")
@@ -215,18 +219,31 @@ def _rows(
         raise ValueError(f"{source}: holds no rows.")
     found.examples += number + 1
     found.formats[source] = layout.format.name
-    found.ignored[source] = [*layout.ignored, *notes.unread]
+    found.ignored[source] = [printable(name) for name in (*layout.ignored, *notes.unread)]
     found.at_mean += notes.at_mean
     found.ties += notes.ties
 
 
-def _check_pairs(rows: Sequence[LabelledResponse], sizes: Counter[str]) -> None:
-    """A pair of the canonical format is two rows."""
+def _check_pairs(rows: Sequence[LabelledResponse], halves: dict[str, tuple[bool, int, int] | None]) -> None:
+    """A pair of the canonical format is two rows: two different answers to one prompt, one on each side."""
     for row in rows:
-        if row.pair is not None:
-            if sizes[row.pair] == 2:
-                raise BadRow("its pair has two rows already; give each pair a name of its own", row.pair)
-            sizes[row.pair] += 1
+        if row.pair is None:
+            continue
+        mine = (row.desirable, hash(row.prompt), hash(row.response))
+        if row.pair not in halves:
+            halves[row.pair] = mine
+            continue
+        other = halves[row.pair]
+        if other is None:
+            raise BadRow("its pair has two rows already; give each pair a name of its own", row.pair)
+        if other[0] == mine[0] or other[1] != mine[1] or other[2] == mine[2]:
+            raise BadRow("its pair is not of two different answers to one prompt, one on each side", row.pair)
+        halves[row.pair] = None
+
+
+def printable(text: str) -> str:
+    """Text in which half a character is written out, so that it can be printed."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _reasons(found: PreferenceData) -> str:

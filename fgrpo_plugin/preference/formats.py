@@ -32,6 +32,7 @@ from fgrpo_plugin.preference.readers import (
 )
 
 Columns = Mapping[str, str | Sequence[str] | None]
+LONG_ENOUGH = 40  # characters: a shorter text may stand in a prompt by chance
 _ALIKE = (RESPONSE, LABEL, RESPONSES, SCORES, SYSTEM)
 _CHOICES = (*_ALIKE, CHOICES, CONVERSATIONS)
 
@@ -154,7 +155,12 @@ def detect(columns: Sequence[str], where: str, mapping: Columns | None = None, f
         if len(both := [name for name in group if name in seen]) > 1:
             raise ValueError(either(where, both, columns))
     fitting = [format for format in FORMATS if _fits(format, seen)]
-    if first is not None and isinstance(first.get("chosen"), str) and not is_transcript(first["chosen"]):
+    if (
+        first is not None
+        and isinstance(first.get("chosen"), str)
+        and first["chosen"].strip()
+        and not is_transcript(first["chosen"])
+    ):
         fitting = [format for format in fitting if format.name != "paired_transcripts"]
     used = {format: {name for names in format.columns for name in names if name in seen} for format in fitting}
     # What reads more of the columns is meant: a prompt of its own beside two answers, the canonical columns.
@@ -234,7 +240,7 @@ def _with_system(prompt: list[Message], column: str, value: Any) -> list[Message
         raise BadRow(f"'{column}' is a system message that is not text", value)
     whole_characters(column, value)
     systems = [message["content"] for message in prompt if message["role"] == "system"]
-    if systems and systems != [value]:
+    if systems and [text.strip() for text in systems] != [value.strip()]:
         raise BadRow(f"'{column}' and the prompt have different system messages")
     return prompt if systems else [{"role": "system", "content": value}, *prompt]
 
@@ -242,12 +248,14 @@ def _with_system(prompt: list[Message], column: str, value: Any) -> list[Message
 def _check_conditions(
     example: Mapping[str, Any], layout: Layout, prompt: list[Message], sides: list[tuple[str, bool]]
 ) -> None:
-    read: str | None = None
+    read: set[str] | None = None
     for column in layout.conditions:
-        for text in texts(example.get(column)):
+        for text in map(_plain, texts(example.get(column))):
             if read is None:
-                read = _plain("\n".join([message["content"] for message in prompt] + [answer for answer, _ in sides]))
-            if _plain(text) not in read:
+                asked = [message["content"] for message in prompt]
+                read = {_plain(part) for part in (*asked, *(answer for answer, _ in sides))}
+                whole = _plain("\n".join(asked))
+            if text not in read and not (len(text) >= LONG_ENOUGH and text in whole):
                 raise BadRow(_not_read(column, example.get(column), layout.prompt), example.get(column))
 
 

@@ -15,6 +15,8 @@ Message = dict[str, str]
 
 ROLES = ("system", "user", "assistant", "tool")
 OTHER_ROLES = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant"}
+OTHER_ROLES |= {"developer": "system"}
+_ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value", "text")
 _TURN = re.compile(r"(?:\r?\n){2}(Human|Assistant):")
 _TURN_ON_A_LINE = re.compile(r"(?:^|\r?\n)(Human|Assistant):")
 _ANSWERS_TURN = re.compile(r"\s*Assistant:\s*")
@@ -31,11 +33,14 @@ _CONDITIONS = {
     "documents", "doc", "docs", "article", "background", "knowledge", "evidence", "retrieved", "image", "images",
     "video", "videos", "audio", "audios", "picture", "pictures", "attachment", "attachments", "input", "inputs",
     "instruction", "instructions", "question", "query", "schema", "table", "tables", "kwargs", "preamble",
-    "demonstrations", "shots", "exemplars", "prompt",
+    "demonstrations", "shots", "exemplars", "prompt", "options", "option", "choices", "paragraph", "story",
+    "premise", "facts", "snippets", "chunks", "search", "quotes", "hint", "hints", "example", "examples", "few",
+    "demonstration", "trajectory", "observation", "memory", "chat", "conv", "profile", "scenario", "constraints",
+    "constraint", "guidelines", "constitution", "sysprompt", "systemprompt", "img", "think",
 }
 _ABOUT = {
     "id", "ids", "uid", "uuid", "hash", "score", "scores", "count", "num", "number", "len", "length", "type", "source",
-    "sources", "name", "names", "category", "domain", "model", "models", "date", "time", "timestamp", "url", "version",
+    "sources", "name", "category", "domain", "model", "models", "date", "time", "timestamp", "version",
     "index", "idx", "lang", "language", "format", "tokens", "label", "labels", "rating", "ratings",
 }
 # fmt: on
@@ -194,15 +199,20 @@ def messages_of(column: str, value: Any, notes: Notes) -> list[Message]:
         raise BadRow(f"'{column}' is empty")
     found = []
     for message in value:
-        role, content = (_one_of(message, names, column) for names in (("role", "from"), ("content", "value")))
-        known = OTHER_ROLES.get(role, role) if isinstance(role, str) else role
+        role, content = (_one_of(message, names, column) for names in (_ROLE_KEYS, _CONTENT_KEYS))
+        named = role.lower() if isinstance(role, str) else role
+        known = OTHER_ROLES.get(named, named) if isinstance(named, str) else None
         if known not in ROLES:
-            raise BadRow(f"'{column}' has the role {role!r:.40}; known are {', '.join((*ROLES, *OTHER_ROLES))}")
+            raise BadRow(f"'{column}' has a role other than {', '.join((*ROLES, *OTHER_ROLES))}", role)
         for key, rest in message.items():
-            if key in ("role", "from", "content", "value") or not texts(rest):
+            if key in (*_ROLE_KEYS, *_CONTENT_KEYS) or not texts(rest):
                 continue
             if conditions_answer(key) and key not in notes.accepted:
-                raise BadRow(f"'{column}' has a message with {key!r}, which conditions answers and is not read")
+                raise BadRow(
+                    f"'{column}' has a message with {key!r}, which conditions answers and is not read; leave it out on "
+                    f"purpose with data.preference.columns={{{key}: null}}, --column {key}=null",
+                    rest,
+                )
             notes.unread[f"{column}[].{key}"] = None
         if not isinstance(content, str):
             raise BadRow(f"'{column}' has a message whose content is not text", content)
@@ -266,7 +276,7 @@ def _is_messages_as_text(text: str) -> bool:
     )
 
 
-def _one_of(message: Mapping[str, Any], names: tuple[str, str], column: str) -> Any:
+def _one_of(message: Mapping[str, Any], names: tuple[str, ...], column: str) -> Any:
     given = [name for name in names if message.get(name) is not None]
     if len(given) > 1:
         raise BadRow(f"'{column}' has a message with both '{given[0]}' and '{given[1]}'")

@@ -21,6 +21,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from fgrpo_plugin.preference.messages import (
@@ -84,7 +85,11 @@ def _preferred_output(names: Sequence[str], example: Values, notes: Notes) -> Si
     for key, value in given.items():
         if key != "messages" and texts(value):
             if key not in notes.accepted:
-                raise BadRow(f"'{names[0]}' has {key!r}, which conditions answers and is not read")
+                raise BadRow(
+                    f"'{names[0]}' has {key!r}, which conditions answers and is not read; leave it out on purpose with "
+                    f"data.preference.columns={{{key}: null}}, --column {key}=null",
+                    value,
+                )
             notes.unread[f"{names[0]}.{key}"] = None
     return _two_sides(prompt_of(f"{names[0]}.messages", given.get("messages"), notes), names[1:], example, notes)
 
@@ -102,10 +107,14 @@ def _two_sides(prompt: list[Message] | None, names: Sequence[str], example: Valu
 
 def _shared_prompt(found: list[tuple[list[Message], str, bool]], names: Sequence[str]) -> Sides:
     prompt = found[0][0]
-    if any(other != prompt for other, _, _ in found):
+    if any(_stripped(other) != _stripped(prompt) for other, _, _ in found):
         columns = " and ".join(f"'{name}'" for name in names)
         raise BadRow(f"{columns} differ before their last answers, so they share no prompt")
     return prompt, [(answer, desirable) for _, answer, desirable in found]
+
+
+def _stripped(messages: list[Message]) -> list[tuple[str, str]]:
+    return [(message["role"], message["content"].strip()) for message in messages]
 
 
 def _two_responses(names: Sequence[str], example: Values, notes: Notes) -> Sides:
@@ -196,7 +205,11 @@ def _rated(names: Sequence[str], example: Values, notes: Notes) -> Sides:
             if key in (text, score) or not texts(rest):
                 continue
             if conditions_answer(key) and key not in notes.accepted:
-                raise BadRow(f"'{answers}' has an answer with {key!r}, which conditions it and is not read")
+                raise BadRow(
+                    f"'{answers}' has an answer with {key!r}, which conditions it and is not read; leave it out on "
+                    f"purpose with data.preference.columns={{{key}: null}}, --column {key}=null",
+                    rest,
+                )
             notes.unread[f"{answers}[].{key}"] = None
         number = _score(f"{answers}[].{score}", entry[score])
         found.append((entry[text], -number if score == "rank" else number))
@@ -215,7 +228,7 @@ def _about_the_mean(prompt: list[Message], column: str, found: list[tuple[Any, f
     scores = [score for _, score in found]
     if max(scores, default=0) == min(scores, default=0):
         raise BadRow("all scores are equal, so that none is above or below their mean")
-    mean = math.fsum(scores) / len(scores)
+    mean = math.fsum(score / len(scores) for score in scores)
     rounding = 1e-12 * max(abs(score) for score in scores)
     sides = [
         (*answered(prompt, column, answer, notes), score > mean)
@@ -232,7 +245,7 @@ def label_of(column: str, value: Any) -> bool:
     Raises:
         BadRow: it is neither true nor false.
     """
-    said = str(value).strip().lower() if isinstance(value, str | bool | int | float) else None
+    said = str(value).strip().lower() if isinstance(value, str | bool | int | float | Decimal) else None
     if said in ("true", "1", "1.0"):
         return True
     if said in ("false", "0", "0.0"):
@@ -242,7 +255,7 @@ def label_of(column: str, value: Any) -> bool:
 
 def number_of(value: Any) -> float | None:
     """A finite number, also where it is written as text, or None."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
         return None
     try:
         number = float(value)
@@ -262,7 +275,7 @@ def _score(column: str, value: Any) -> float:
 RESPONSE = ("completion", "response")
 LABEL = ("label", "desirable", "kto_tag")
 RESPONSES = ("responses", "completions", "generations")
-SCORES = ("scores", "ratings", "ranks", "rank", "ranking")
+SCORES = ("scores", "ratings", "rewards", "ranks", "rank", "ranking")
 RANKS = ("ranks", "rank", "ranking")  # the smallest is the best
 SYSTEM = ("system", "system_prompt")
 CONVERSATIONS = ("conversations", "messages")

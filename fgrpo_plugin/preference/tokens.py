@@ -21,9 +21,8 @@ ON_TEMPLATED = ("error", "skip", "keep")
 ROWS_AT_ONCE = 1024
 # What chat templates put around turns, of whatever model; HTML's <s> is left to the tokenizer that has it.
 _MARKS = re.compile(
-    r"<\|(?:im_start|im_end|im_sep|start_header_id|end_header_id|eot_id|begin_of_text|end_of_text|endoftext|eot|end)\|>"
-    r"|<\|(?:user|assistant|system|observation|start_of_role|end_of_role|START_OF_TURN_TOKEN|END_OF_TURN_TOKEN)\|>"
-    r"|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>|\[gMASK\]"
+    r"<\|[A-Za-z][A-Za-z_ ]{1,30}\|>|<(?:start|end)_of_turn>|\[/?(?:INST|SYSTEM_PROMPT)\]|<</?SYS>>|\[gMASK\]"
+    r"|(?:^|\n)### ?(?:Human|Assistant|Instruction|Response):"
     "|<\uff5c(?:User|Assistant|begin\u2581of\u2581sentence|end\u2581of\u2581sentence)\uff5c>"
 )
 # Where a prompt is the whole text that goes to a model, the answer's turn is open at its end.
@@ -136,7 +135,7 @@ def templated_mark(row: LabelledResponse, special: re.Pattern[str] | None = None
     for text in (*(content for _, content in row.prompt), row.response):
         for pattern in (_MARKS, special):
             if pattern is not None and (found := pattern.search(text)):
-                return found.group()
+                return found.group().strip()
     found = _OPEN_TURN.search(row.prompt[-1][1])
     return found.group().strip() if found else None
 

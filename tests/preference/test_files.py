@@ -153,7 +153,7 @@ def test_brackets_of_users_are_shown_as_they_are(tmp_path):
     file, output = lines(tmp_path / "b.jsonl", odd), str(tmp_path / "b.parquet")
     command = ["prefs", "convert", file, "--on-bad-row", "skip", "--output", output]
     result = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
-    assert result.exit_code == 0 and "has the role '[/bot]'" in result.output
+    assert result.exit_code == 0 and "row 1: '[/bot]'" in result.output
 
 
 def test_columns_that_are_not_read_are_named_by_file(tmp_path):
@@ -203,6 +203,42 @@ def test_a_pair_of_the_canonical_format_is_two_rows(tmp_path):
         ValueError, match=r"row 2: its pair has two rows already; give each pair a name of its own: '7'"
     ):
         read_preferences([lines(tmp_path / "b.jsonl", rows)])
+
+
+@pytest.mark.parametrize(
+    "change", [{"desirable": True}, {"response": "a"}, {"prompt": [{"role": "user", "content": "other"}]}]
+)
+def test_a_pair_of_the_canonical_format_is_two_answers_to_one_prompt(change, tmp_path):
+    row = {"prompt": [{"role": "user", "content": "q"}], "pair": "p", "source": "s"}
+    rows = [{**row, "response": "a", "desirable": True}, {**row, "response": "b", "desirable": False, **change}]
+    with pytest.raises(ValueError, match="row 1: its pair is not of two different answers to one prompt, one on each"):
+        read_preferences([lines(tmp_path / "a.jsonl", rows)])
+
+
+def test_a_column_that_one_row_lacks_costs_that_row_alone(tmp_path):
+    rows = [{"question": "q", **ANSWERS}, {"other": "q", **ANSWERS}, {"question": "r", **ANSWERS}]
+    file = lines(tmp_path / "a.jsonl", rows)
+    columns = {"prompt": "question"}
+    with pytest.raises(ValueError, match=r"row 1: data.preference.columns: there is no column 'question'"):
+        read_preferences([file], columns=columns)
+    found = read_preferences([file], columns=columns, on_bad_row="skip")
+    assert len(found.rows) == 4 and sum(found.skipped.values()) == 1
+    with pytest.raises(ValueError, match=r"row 0: .* there is no column 'nope'; found are the columns question"):
+        read_preferences([file], columns={"prompt": "nope"}, on_bad_row="skip")
+
+
+def test_an_empty_first_row_does_not_decide_the_format(tmp_path):
+    turns = {side: f"\n\nHuman: q\n\nAssistant: {side}" for side in ("chosen", "rejected")}
+    found = read_preferences([lines(tmp_path / "a.jsonl", [{"chosen": "", "rejected": ""}, turns])], on_bad_row="skip")
+    assert len(found.rows) == 2 and set(found.formats.values()) == {"paired_transcripts"}
+
+
+def test_half_a_character_in_a_name_is_printed_as_it_is_written(tmp_path):
+    file = lines(tmp_path / "a.jsonl", [{"prompt": "p", **ANSWERS, "\ud800k": "x"}])
+    output = str(tmp_path / "out.parquet")
+    for command in (["check", file], ["convert", file, "--output", output]):
+        result = CliRunner().invoke(app, ["prefs", *command], env={"COLUMNS": "300"})
+        assert result.exit_code in (0, 1) and "\\ud800k" in result.output, result.output
 
 
 def test_text_stays_the_text_that_it_is(tmp_path):

@@ -181,15 +181,32 @@ def test_a_system_column_is_the_first_message():
         ("images", [b"\x89PNG"]),
         ("reasoning", "because"),
         ("input", "the table"),
+        ("table", "a b"),
+        ("image_url", "https://x"),
+        ("persona", "p"),
+        ("hint", "think of a"),
     ],
 )
 def test_what_conditions_the_answers_is_never_dropped(column, value):
     example = {"prompt": "p", "chosen": "a", "rejected": "b", column: value}
+    if value == "p":
+        value = example[column] = "another"
     with pytest.raises(BadRow, match=f"the column '{column}' conditions the answers and is not read.*{column}: null"):
         read(example)
     assert read(example, {column: None})[0].prompt == (("user", "p"),)  # on purpose
     for nothing in (None, "", [], {}):
         assert read({**example, column: nothing})
+
+
+def test_text_that_stands_in_a_prompt_by_chance_or_in_an_answer_is_not_read():
+    example = {"prompt": "Tell of a pirate ship", "chosen": "Paris is the capital", "rejected": "b"}
+    for column, value in (("persona", "pirate"), ("context", "the capital")):
+        with pytest.raises(BadRow, match=f"'{column}' conditions"):
+            read({**example, column: value})
+    passage = "A long passage that stands in the prompt as a whole, and so is read."
+    assert read({**example, "prompt": f"{passage}\nWhat is it?", "passage": passage})
+    with pytest.raises(BadRow, match="'passage' conditions"):
+        read({**example, "chosen": f"{passage} Yes.", "passage": passage})
 
 
 def test_a_column_that_differs_from_what_is_read_by_more_than_spaces_is_not_dropped():

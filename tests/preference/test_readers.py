@@ -1,5 +1,7 @@
 """What every format becomes, written out by hand, and every way in which a row can be unusable."""
 
+from decimal import Decimal
+
 import pytest
 
 from fgrpo_plugin.preference.formats import BadRow, Notes, detect, rows_of
@@ -50,6 +52,15 @@ EXAMPLES = {
         "paired_transcripts",
         {"chosen": "Human: 2+2?\nAssistant: 4", "rejected": "Human: 2+2?\nAssistant: 5"},
     ),
+    "messages with text": (
+        "paired",
+        {"prompt": {"role": "human", "text": "2+2?"}, "chosen": {"role": "GPT", "text": "4"}, "rejected": "5"},
+    ),
+    "prompts that differ in the spaces at their ends": (
+        "paired_transcripts",
+        {"chosen": [USER, GOOD], "rejected": [{**USER, "content": "2+2? "}, BAD]},
+    ),
+    "rewards": ("scored", {"prompt": "2+2?", "responses": ["4", "5"], "rewards": [Decimal("1.5"), -1]}),
     "ranks": ("scored", {"prompt": "2+2?", "responses": ["4", "5"], "ranks": [1, 2]}),
     "two responses, label": ("two_responses", {"instruction": "2+2?", "output_1": "5", "output_2": "4", "label": 2}),
     "two responses, name of the model": (
@@ -225,6 +236,11 @@ def test_a_higher_rating_is_better_and_a_small_difference_is_one():
     assert len(read({"prompt": "p", "responses": ["a", "b"], "scores": [1e6, 1e6 + 1]})) == 2
 
 
+def test_scores_of_any_size_have_a_mean():
+    rows = read({"prompt": "p", "responses": list("abc"), "scores": [1e308, 1.7e308, 1.7e308]})
+    assert [row.desirable for row in rows] == [False, True, True]
+
+
 def test_of_single_answers_the_same_text_may_stand_on_both_sides():
     """prefs check counts them; in a pair they are refused."""
     rows = read({"prompt": "p", "responses": ["a", "a"], "scores": [1, 2]})
@@ -271,7 +287,10 @@ def test_tools_of_a_preferred_output_are_refused_unless_left_out_on_purpose():
         ({"prompt": [USER, GOOD], "chosen": "a", "rejected": "b"}, "the prompt ends with an answer"),
         ({"prompt": f"{OPEN}Sure, ", "chosen": "a", "rejected": "b"}, "'prompt' ends with the beginning of an answer"),
         ({"prompt": [USER], "chosen": [USER], "rejected": [BAD]}, "'chosen' does not end with an answer"),
-        ({"prompt": [{"role": "bear", "content": "x"}], "chosen": "a", "rejected": "b"}, "has the role 'bear'"),
+        (
+            {"prompt": [{"role": "bear", "content": "x"}], "chosen": "a", "rejected": "b"},
+            "has a role other than system, user",
+        ),
         ({"prompt": [{"role": "user", "content": ["x"]}], "chosen": "a", "rejected": "b"}, "content is not text"),
         ({"prompt": "other", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "does not hold the prompt"),
         ({"chosen": "\n\nHuman: a", "rejected": "\n\nHuman: a"}, "'chosen' is text without the turns"),

@@ -96,7 +96,11 @@ def test_a_row_ends_with_the_token_that_is_asked_for(tokenizer):
         ("<s>[INST] <<SYS>> Be short <</SYS>> hi [/INST]", "a", "[INST]"),
         ("<start_of_turn>user\nhi", "a", "<start_of_turn>"),
         ("<|start_header_id|>user<|end_header_id|>", "a", "<|start_header_id|>"),
-        ("### Instruction:\nhi\n\n### Response:\n", "a", "### Response:"),
+        ("### Instruction:\nhi\n\n### Response:\n", "a", "### Instruction:"),
+        ("Q: hi\n### Response:\n", "a", "### Response:"),
+        ("### Human: hi", "a", "### Human:"),
+        ("<|im_user|>hi<|eom_id|>", "a", "<|im_user|>"),
+        ("hi", "[SYSTEM_PROMPT]", "[SYSTEM_PROMPT]"),
         ("USER: hi ASSISTANT:", "a", "ASSISTANT:"),
     ],
 )
@@ -112,7 +116,7 @@ def test_text_in_a_chat_template_is_refused_skipped_or_kept(prompt, response, ma
     )
     assert len(encode(rows, tokenizer, on_templated="keep", **limits).rows) == 2
     earlier = LabelledResponse((("system", prompt), ("user", "q")), "a", True, None, "")
-    if mark not in ("### Response:", "ASSISTANT:") and mark in prompt:  # those open a turn at the end alone
+    if mark != "ASSISTANT:" and mark in prompt:  # those open a turn at the end alone
         assert templated_mark(earlier) == mark
     assert templated_mark(rows[1]) == mark and templated_mark(rows[0]) is None
 
@@ -125,7 +129,7 @@ def test_a_models_own_special_tokens_count_where_its_tokenizer_is_known(tokenize
     html = row(response="<s>old</s> new")
     assert templated_mark(html) is None and templated_mark(html, special_pattern(tokenizer)) is None
     assert templated_mark(html, special_pattern(own)) == "</s>"
-    plain = row("a [list] of <tags> | pipes", "if a < b: [x] </p>")
+    plain = row("a [list] of <tags> | pipes <|> a", "if a < b: [x] </p> | <| |> ### Note: x")
     assert templated_mark(plain, special_pattern(own)) is None
 
 
