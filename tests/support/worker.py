@@ -97,7 +97,9 @@ def make_model(
     )
     transformers.AutoModelForCausalLM.from_config(shape).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    pd.DataFrame({"prompt": [[{"role": "user", "content": "1+1="}]]}).to_parquet(f"{folder}/rows.parquet")
+    row = {"prompt": [{"role": "user", "content": "1+1="}], "data_source": "openai/gsm8k"}
+    rows = [{**row, "reward_model": {"style": "rule", "ground_truth": "2"}}] * 1024  # a batch of verl's default size
+    pd.DataFrame(rows).to_parquet(f"{folder}/rows.parquet")
     preferences = pd.DataFrame([{"prompt": "1+1=", "chosen": "2", "rejected": "3"}] * pairs)
     preferences.to_json(f"{folder}/pairs.jsonl", orient="records", lines=True)
 
