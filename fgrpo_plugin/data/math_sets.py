@@ -19,6 +19,9 @@ _BOXED = r"Please reason step by step, and put your final answer within \boxed{}
 _HASHES = 'Reason step by step, then give the final answer after "####".'
 
 
+_NUMBER = re.compile(r"(-?)\$?(\d{1,3}(?:,\d{3})+|\d*)(\.\d+)?%?\.?(?<=[\d%.])")
+
+
 @dataclass(frozen=True)
 class MathSet:
     """Where a set is published, in which columns, and how verl scores it.
@@ -45,10 +48,19 @@ class MathSet:
 
     def ground_truth(self, answer: Any) -> str:
         """The bare final answer, as verl compares it: a number that is whole is written without decimals."""
+        if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+            return ""
         text = str(answer).strip()
         if self.instruction == _HASHES:
-            found = re.search(r"(\S+)" if self.numeric else r"####\s*(\S+)", text)
-            text = found[1].replace(",", "").strip("$.") if found else ""
+            found = text if self.numeric else next(iter(re.findall(r"####([^\n]*)", text)), "")
+            number = _NUMBER.fullmatch(found.strip())
+            if number is None:
+                return ""
+            text = f"{number[1]}{number[2].replace(',', '') or '0'}{number[3] or ''}"
+        elif isinstance(answer, float) and not _NUMBER.fullmatch(
+            text
+        ):  # nan, or so large or small that it has an exponent
+            return ""
         else:
             text = text.strip("$").strip()
         return re.sub(r"^(-?\d+)\.0+$", r"\1", text)
@@ -155,9 +167,8 @@ def _prepare(
             _column(known.answer, example, place, name),
         )
         parts, answer = [example.get(part) for part in columns[0]], example.get(columns[1])
-        question = " ".join(_sentence(part) for part in parts[:-1] if isinstance(part, str))
-        last = parts[-1] if isinstance(parts[-1], str) else ""
-        question = f"{question} {last}".strip()
+        texts = [part for part in parts if isinstance(part, str) and part.strip()]
+        question = " ".join([*map(_sentence, texts[:-1]), *texts[-1:]]).strip() if len(texts) == len(parts) else ""
         truth = known.ground_truth(answer) if answer is not None else ""
         problem = _problem(known, columns, question, truth, earns_full_reward)
         if problem:

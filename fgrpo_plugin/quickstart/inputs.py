@@ -1,5 +1,6 @@
 """What a run is started on: model, prompts and preferences of its task, or ``DATA=file``, the user's own prompts."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,9 +95,11 @@ def prepare_user_data(path: Path, model: Path | None, overrides: Sequence[str] =
     """
     check_data_file(path, COLUMNS, "DATA")
     rows = _read(path)
+    tokenizer = _tokenizer(model)
+    render = functools.partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
     custom = any("custom_reward_function.path" in override for override in overrides)
     for number, row in enumerate(rows):
-        problem = row_problem(row, "prompt", None) or reward_problem(row, custom=custom)
+        problem = row_problem(row, "prompt", render) or reward_problem(row, custom=custom)
         if problem is not None:
             raise ValueError(f"DATA={path}: row {number}: {problem}.")
     try:
@@ -110,7 +113,7 @@ def prepare_user_data(path: Path, model: Path | None, overrides: Sequence[str] =
     train = [
         row for number, row in enumerate(rows) if number % HELDOUT_ONE_IN or number // HELDOUT_ONE_IN >= HELDOUT_MOST
     ]
-    prompt_tokens = _longest_prompt(rows, model)
+    prompt_tokens = _longest_prompt(rows, tokenizer, tiny=model is None)
     batch = min(BATCH, len(train))
     micro_batch = GROUP * max(part for part in range(1, MICRO_BATCH // GROUP + 1) if batch % part == 0)
     return UserData(
@@ -134,16 +137,18 @@ def _read(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"DATA={path}: cannot be read ({reason}); correct that row.") from None
 
 
-def _longest_prompt(rows: Sequence[Mapping[str, Any]], model: Path | None) -> int:
+def _tokenizer(model: Path | None) -> Any:
     if model is None:
         from fgrpo_plugin.quickstart.model import build_tokenizer
 
-        tokenizer: Any = build_tokenizer()
-    else:
-        tokenizer = load_tokenizer(model, "MODEL")
+        return build_tokenizer()
+    return load_tokenizer(model, "MODEL")
+
+
+def _longest_prompt(rows: Sequence[Mapping[str, Any]], tokenizer: Any, *, tiny: bool) -> int:
     texts = [tokenizer.apply_chat_template(r["prompt"], tokenize=False, add_generation_prompt=True) for r in rows]
     longest = max(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
-    if model is None and longest + RESPONSE_TOKENS > tokenizer.model_max_length:
+    if tiny and longest + RESPONSE_TOKENS > tokenizer.model_max_length:
         raise ValueError(
             f"DATA: the longest prompt has {longest} bytes, too many for the tiny model (512 with the answer); "
             "shorten it or name a model of your own in MODEL."

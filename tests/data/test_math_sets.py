@@ -145,14 +145,57 @@ def test_rows_that_could_earn_no_reward_are_left_out_and_counted(tmp_path):
         {"question": "And?", "answer": "no final answer"},
         {"question": " ", "answer": "#### 1"},
         {"question": "What?", "answer": "#### seven"},
+        {"question": "What?", "answer": "#### 1 1/2"},
     ]
     (found,) = prepare("gsm8k", tmp_path, source=_write(tmp_path / "rows.jsonl", rows), split="test")
     assert found.rows == 2 and found.file.name == "test.parquet"
-    assert found.first_left_out == {
-        "answer holds no final answer": 2,
-        "question is no text": 3,
-        "the host's reward does not recognise the right answer": 4,
-    }
+    assert found.first_left_out == {"answer holds no final answer": 2, "question is no text": 3}
+    assert found.left_out == {"answer holds no final answer": 3, "question is no text": 1}
+
+
+def test_a_reward_that_does_not_recognise_the_answer_leaves_the_row_out(tmp_path):
+    source = _write(tmp_path / "rows.jsonl", ROWS["gsm8k"])
+    (found,) = prepare_set(
+        "gsm8k", tmp_path, earns_full_reward=lambda source, response, truth: truth != "4.5", source=source, split="test"
+    )
+    assert found.rows == 1 and found.left_out == {"the host's reward does not recognise the right answer": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "truth"),
+    [
+        ("svamp", ".5", "0.5"),
+        ("svamp", "$.50", "0.50"),
+        ("svamp", "-1,500.0", "-1500"),
+        ("svamp", "12%", "12"),
+        ("svamp", 12, "12"),
+        ("svamp", "1 1/2", ""),
+        ("svamp", "12 000", ""),
+        ("svamp", "1,5", ""),
+        ("svamp", "3 or 4", ""),
+        ("svamp", "3 hours 20 minutes", ""),
+        ("svamp", True, ""),
+        ("gsm8k", "so\n#### $1,234.", "1234"),
+        ("gsm8k", "#### .5", "0.5"),
+        ("gsm8k", "#### 1 1/2", ""),
+        ("limr", float("nan"), ""),
+        ("limr", 1e20, ""),
+        ("limr", ["12"], ""),
+        ("limr", "$\\frac{1}{2}$", "\\frac{1}{2}"),
+    ],
+)
+def test_a_ground_truth_is_the_whole_answer_or_none(name, answer, truth):
+    assert MATH_SETS[name].ground_truth(answer) == truth
+
+
+def test_a_problem_of_which_a_part_is_missing_is_left_out(tmp_path):
+    rows = [
+        *ROWS["svamp"],
+        {"Body": None, "Question": "And?", "Answer": 1.0},
+        {"Body": "It is.", "Question": None, "Answer": 1.0},
+    ]
+    (found,) = prepare("svamp", tmp_path, source=_write(tmp_path / "rows.jsonl", rows))
+    assert found.rows == 3 and found.left_out == {"Body, Question is no text": 2}
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,10 @@ ROW = {
         ([*[ROW] * 7, {**ROW, "prompt": "1+1="}], "row 7: 'prompt' is text"),
         ([*[ROW] * 7, {**ROW, "reward_model": {"style": "rule"}}], "row 7: 'reward_model' must be an object"),
         ([*[ROW] * 7, {k: v for k, v in ROW.items() if k != "prompt"}], "row 7: 'prompt' must be a list of messages"),
+        (
+            [*[ROW] * 7, {**ROW, "prompt": [{"role": "user", "content": ["a"]}]}],
+            "row 7: the model's chat template cannot",
+        ),
         ([*[ROW] * 7, {**ROW, "reward_model": {"ground_truth": 2}}], "row 7: reward_model.ground_truth is a int"),
         (
             [*[{**ROW, "extra_info": {"i": 1}}] * 7, {**ROW, "extra_info": {"i": "x"}}],

@@ -1,7 +1,7 @@
 """Checks of a run's prompts, on some of their rows, of what would fail once the models are loaded."""
 
-from collections.abc import Callable, Iterable, Mapping
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,13 @@ from omegaconf import DictConfig, OmegaConf
 from fgrpo_plugin import tables
 from fgrpo_plugin.folders import identity
 from fgrpo_plugin.host.settings.inputs import check_data_file, is_elsewhere
-from fgrpo_plugin.host.settings.rewards import check_reward_function, reads_rows, reward_problem, uses_custom_reward
+from fgrpo_plugin.host.settings.rewards import (
+    check_reward_function,
+    check_reward_manager,
+    reads_rows,
+    reward_problem,
+    uses_custom_reward,
+)
 
 ROWS_LOOKED_AT = 512
 _MEDIA = ("image_key", "video_key", "audio_key")
@@ -28,6 +34,7 @@ def check_prompts(config: DictConfig, tokenizer: Any) -> None:
     Raises:
         ValueError: names the setting, the row and the remedy.
     """
+    check_reward_manager(config)
     check_reward_function(config)
     if OmegaConf.select(config, "data.custom_cls.path") is not None:
         return  # the user's own data set class reads what it likes
@@ -36,21 +43,12 @@ def check_prompts(config: DictConfig, tokenizer: Any) -> None:
     for key in ("data.train_files", "data.val_files"):
         files = _files(config, key)
         trained = key == "data.train_files"
-        batch = (OmegaConf.select(config, "data.gen_batch_size") or config.data.train_batch_size) if trained else 1
-        looked_at: list[list[Mapping[str, Any]]] = []
-        for file in files:
-            looked_at += _check_file(config, file, key, render, most=max(ROWS_LOOKED_AT, batch) - len(looked_at))
-        if not files or any(is_elsewhere(file) for file in files):
+        if trained and not files:
+            raise ValueError("data.train_files names no file; set it.")
+        found = [_check_file(config, file, key, render, len(files)) for file in files]
+        if not trained or any(is_elsewhere(file) for file in files):
             continue
-        most = OmegaConf.select(config, "data.train_max_samples", default=-1) if trained else -1
-        count = min(len(looked_at), most) if most and most > 0 else len(looked_at)
-        if count < batch:
-            raise ValueError(
-                f"{key}: {count} rows are less than a batch of {batch}, so no step would be made; lower "
-                "data.train_batch_size, or give more."
-            )
-        if render is not None:
-            _check_lengths(config, key, looked_at, render, tokenizer, batch)
+        _check_count(config, key, found, render, tokenizer)
 
 
 def _files(config: DictConfig, key: str) -> list[str]:
@@ -83,7 +81,9 @@ def row_problem(row: Mapping[str, Any], prompt_key: str, render: Render | None) 
     if not isinstance(prompt, list) or not prompt or not all(isinstance(message, Mapping) for message in prompt):
         return f"{prompt_key!r} must be a list of messages with role and content, not {prompt!r:.60}"
     for message in prompt:
-        if not isinstance(message.get("role"), str) or message.get("content") is None:
+        if not isinstance(message.get("role"), str) or (
+            message.get("content") is None and not message.get("tool_calls")
+        ):
             return f"{prompt_key!r} has a message without role or content: {dict(message)!r:.80}"
     if render is None:
         return None
@@ -91,47 +91,63 @@ def row_problem(row: Mapping[str, Any], prompt_key: str, render: Render | None) 
         text = render(prompt)
     except Exception as error:  # of whatever kind the template raises
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        parts = any(not isinstance(message["content"], str) for message in prompt)
+        parts = any(isinstance(message.get("content"), list) for message in prompt)
         remedy = "; its content is a list of parts: write it as text" if parts else ""
         return f"the model's chat template cannot render {prompt_key!r} ({reason:.120}){remedy}"
+    plain = _plain(text)
     for message in prompt:
-        content = message["content"]
-        written_out = not isinstance(content, str) and repr(content)[:20] in text
-        if written_out or not all(part in text for part in _contents(content)):
+        content = message.get("content")
+        if message["role"] in ("assistant", "tool") or content is None:
+            continue  # templates change these on purpose: earlier reasoning is left out, results are written as JSON
+        written_out = not isinstance(content, str | int | float) and repr(content)[:20] in text
+        if written_out or not all(_plain(part) in plain for part in _contents(content)):
             return (
                 f"the model's chat template does not render the {message['role']}'s content as text "
-                f"({content!r:.60}); write it as text"
+                f"({content!r:.60}); write it as text, or take another template"
             )
     return None
 
 
-def _contents(content: Any) -> set[str]:
-    if isinstance(content, str):
-        return {content.strip()}
+def _plain(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _contents(content: Any) -> list[str]:
+    if isinstance(content, str | int | float):
+        return [str(content)]
     parts = content if isinstance(content, list) else [content]
-    return {str(part["text"]).strip() for part in parts if isinstance(part, Mapping) and part.get("text")}
+    return [str(part["text"]) for part in parts if isinstance(part, Mapping) and part.get("text")]
 
 
 def _check_file(
-    config: DictConfig, file: str, key: str, render: Render | None, most: int
-) -> list[list[Mapping[str, Any]]]:
-    """Look at rows of a file; their prompts."""
+    config: DictConfig, file: str, key: str, render: Render | None, files: int
+) -> Iterator[list[Mapping[str, Any]]]:
+    """Look at the first rows of a file; its prompts, to be read on where more of them are asked for."""
     prompt_key = str(OmegaConf.select(config, "data.prompt_key", default="prompt"))
     check_data_file(file, [prompt_key], key)
     if is_elsewhere(file):
-        return []
-    custom, rewarded = uses_custom_reward(config), reads_rows(config)
+        return iter(())
+    trained = key == "data.train_files"
+    read = OmegaConf.select(config, f"data.{'train' if trained else 'val'}_max_samples", default=-1)
+    shuffled = OmegaConf.select(config, "data.shuffle", default=True)
+    most = max(ROWS_LOOKED_AT // files, 32)
+    most = min(most, read) if read > 0 and not shuffled else most
+    tested = OmegaConf.select(config, "trainer.test_freq", default=-1) > 0
+    validates = tested or bool(OmegaConf.select(config, "trainer.val_before_train"))
+    custom, rewarded = uses_custom_reward(config), reads_rows(config) and (trained or validates)
     media = [str(OmegaConf.select(config, f"data.{name}")) for name in _MEDIA]
-    prompts = []
-    for number, row in enumerate(islice(_rows(file, key), max(most, 1))):
-        has_media = any(row.get(name) for name in media)
-        if number < ROWS_LOOKED_AT:
-            problem = row_problem(row, prompt_key, None if has_media else render)
-            problem = problem or (reward_problem(row, custom=custom) if rewarded else None)
-            if problem is not None:
-                raise ValueError(f"{key}={file}: row {number}: {problem}.")
-        prompts.append([] if has_media else row[prompt_key])
-    return prompts
+
+    def has_media(row: Mapping[str, Any]) -> bool:
+        return any(row.get(name) for name in media)
+
+    rows = iter(_rows(file, key))
+    looked_at = list(islice(rows, most))
+    for number, row in enumerate(looked_at):
+        problem = row_problem(row, prompt_key, None if has_media(row) else render)
+        problem = problem or (reward_problem(row, custom=custom) if rewarded else None)
+        if problem is not None:
+            raise ValueError(f"{key}={file}: row {number}: {problem}.")
+    return ([] if has_media(row) else row.get(prompt_key) or [] for row in chain(looked_at, rows))
 
 
 def _rows(file: str, key: str) -> Iterable[dict[str, Any]]:
@@ -141,39 +157,63 @@ def _rows(file: str, key: str) -> Iterable[dict[str, Any]]:
         raise ValueError(f"{key}={file}: cannot be read ({reason}).") from reason
 
 
-def _check_lengths(
+def _check_count(
     config: DictConfig,
     key: str,
-    prompts: list[list[Mapping[str, Any]]],
-    render: Render,
+    files: list[Iterator[list[Mapping[str, Any]]]],
+    render: Render | None,
     tokenizer: Any,
-    batch: int,
 ) -> None:
-    longest = config.data.max_prompt_length
-    known = [prompt for prompt in prompts[:ROWS_LOOKED_AT] if prompt]
-    if not known:
-        return
-    ids = tokenizer([render(prompt) for prompt in known], add_special_tokens=False, verbose=False)["input_ids"]
-    longer = sum(len(row) > longest for row in ids)
-    kept = len(known) - longer
-    if longer and OmegaConf.select(config, "data.filter_overlong_prompts"):
-        whole = len(known) == len(prompts) < ROWS_LOOKED_AT
-        if kept == 0 or (whole and kept < batch):
-            raise ValueError(
-                f"{key}: {kept} of {len(known)} prompts have at most data.max_prompt_length={longest} tokens, which "
-                f"data.filter_overlong_prompts keeps, less than a batch of {batch}; raise data.max_prompt_length."
+    """Read on until there is a batch of prompts, short enough where they are filtered; say that others are cut."""
+    batch, longest = config.data.train_batch_size, config.data.max_prompt_length
+    filtered = bool(OmegaConf.select(config, "data.filter_overlong_prompts"))
+    sampled = OmegaConf.select(config, "data.train_max_samples", default=-1)
+    prompts = chain.from_iterable(files)
+    count, kept = 0, 0
+    while kept < batch or count == 0:
+        some = list(islice(prompts, max(ROWS_LOOKED_AT, batch)))
+        if not some:
+            break
+        fitting = _fitting(some, longest, render, tokenizer)
+        if fitting < len(some) and not filtered and count == 0:
+            print(
+                f"fgrpo-plugin: {key}: {len(some) - fitting} of {len(some)} prompts are longer than "
+                f"data.max_prompt_length={longest}; verl cuts their beginning off. Raise it, or set "
+                "data.filter_overlong_prompts=true.",
+                flush=True,
             )
-    elif longer:
-        print(
-            f"fgrpo-plugin: {key}: {longer} of {len(known)} prompts are longer than data.max_prompt_length={longest}; "
-            "verl cuts their beginning off. Raise it, or set data.filter_overlong_prompts=true.",
-            flush=True,
+        count += len(some)
+        kept += fitting if filtered else len(some)
+    if kept < batch and kept < count:
+        raise ValueError(
+            f"{key}: {kept} of {count} prompts have at most data.max_prompt_length={longest} tokens, which "
+            f"data.filter_overlong_prompts keeps, less than a batch of {batch}; raise data.max_prompt_length."
+        )
+    count = min(kept, sampled) if sampled and sampled > 0 else kept
+    if count < batch:
+        raise ValueError(
+            f"{key}: {count} rows are less than a batch of {batch}, so no step would be made; lower "
+            "data.train_batch_size, or give more."
         )
 
 
+def _fitting(prompts: list[list[Mapping[str, Any]]], longest: int, render: Render | None, tokenizer: Any) -> int:
+    """How many are short enough; those with images and the like are taken to be."""
+    known = [prompt for prompt in prompts if prompt]
+    if render is None or not known:
+        return len(prompts)
+    ids = tokenizer([render(prompt) for prompt in known], add_special_tokens=False, verbose=False)["input_ids"]
+    return len(prompts) - sum(len(row) > longest for row in ids)
+
+
 def _renderer(config: DictConfig, tokenizer: Any) -> Render | None:
-    if tokenizer is None or tokenizer.chat_template is None:
+    if tokenizer is None:
         return None
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            "actor_rollout_ref.model.path: its tokenizer has no chat template, so that no prompt can be rendered; save "
+            "one with it, or set actor_rollout_ref.model.custom_chat_template."
+        )
     given = OmegaConf.select(config, "data.apply_chat_template_kwargs")
     arguments = {**(OmegaConf.to_container(given) if given else {}), "add_generation_prompt": True, "tokenize": False}  # type: ignore[dict-item]
     return lambda messages: tokenizer.apply_chat_template(messages, **arguments)

@@ -42,6 +42,10 @@ SILENT_TEMPLATE = "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['cont
         ([{"role": "user", "content": None}], None, "a message without role or content"),
         ([{"role": "user", "content": PARTS}], PARTS_TEMPLATE, None),
         ([{"role": "user", "content": PARTS}], PRINTS_TEMPLATE, "does not render the user's content as text"),
+        ([USER, {"role": "assistant", "content": None, "tool_calls": [1]}, USER], SILENT_TEMPLATE, None),
+        ([USER, {"role": "assistant", "content": "<think>x</think>2"}, USER], SILENT_TEMPLATE, None),
+        ([{"role": "user", "content": "a\n\n b"}], "{{ messages[0]['content'].split() | join(' ') }}", None),
+        ([{"role": "user", "content": 12}], PRINTS_TEMPLATE, None),
         ([{"role": "system", "content": "Be short."}, USER], SILENT_TEMPLATE, "does not render the system's content"),
         ([USER], "{{ raise_exception('no\nway') }}", r"the model's chat template cannot render 'prompt' \(no"),
     ],
@@ -66,13 +70,30 @@ def run(stock_config, inputs, tmp_path, rows, *more):
     complete(stock_config(*inputs[1:], *small, SWITCH, "trainer.n_gpus_per_node=1", *more))
 
 
+LONG = {**ROW, "prompt": [{**USER, "content": "1" * 90}]}
+FILTERED = ["data.max_prompt_length=64", "data.filter_overlong_prompts=true"]
+BAD = {**ROW, "data_source": "x"}
+
+
 @pytest.mark.parametrize(
     ("rows", "more", "reason"),
     [
+        ([LONG] * 600 + [ROW] * 4, FILTERED, None),  # the first rows do not decide
+        ([LONG] * 600 + [ROW] * 3, FILTERED, "3 of 603 prompts have at most"),
+        ([ROW] * 4 + [BAD], ["data.train_max_samples=4", "data.shuffle=false"], None),  # never read
+        (
+            [ROW] * 4,
+            ["reward.reward_manager.name=nope"],
+            "reward.reward_manager.name=nope is not known; choose among dapo",
+        ),
+        ([BAD] * 4, ["actor_rollout_ref.rollout.agent.agent_loop_config_path=mine.yaml"], None),  # scores itself
+        ([{**ROW, "extra_info": "x"}] * 4, [], "row 0: 'extra_info' must be an object, not 'x'"),
+        ([ROW] * 4, ["data.train_files=[]"], "data.train_files names no file"),
         ([ROW] * 4, [], None),
         ([ROW] * 4, ["data.train_max_samples=3"], "data.train_files: 3 rows are less than a batch of 4"),
         ([ROW] * 3, [], "data.train_files: 3 rows are less than a batch of 4, so no step would be made"),
-        ([ROW] * 3, ["data.gen_batch_size=2"], None),
+        ([ROW] * 3, ["data.gen_batch_size=2"], "data.train_files: 3 rows are less than a batch of 4"),
+        ([ROW] * 8, ["data.gen_batch_size=12"], None),
         (
             [ROW] * 3 + [{**ROW, "data_source": "x"}],
             [],
@@ -128,6 +149,32 @@ def test_validation_files_and_rows_with_images_are_looked_at_too(stock_config, i
     run(stock_config, inputs, tmp_path, seen)
     with pytest.raises(ValueError, match="chat template"):
         run(stock_config, inputs, tmp_path, [{**row, "images": None} for row in seen])
+
+
+def test_rows_that_are_never_validated_on_are_not_refused(stock_config, inputs, tmp_path):
+    held_out = tmp_path / "val.parquet"
+    pd.DataFrame([BAD]).to_parquet(held_out)
+    never = [f"data.val_files={held_out}", "trainer.val_before_train=false", "trainer.test_freq=-1"]
+    run(stock_config, inputs, tmp_path, [ROW] * 4, *never)
+    with pytest.raises(ValueError, match="no reward"):
+        run(stock_config, inputs, tmp_path, [ROW] * 4, *never[:2], "trainer.test_freq=5")
+
+
+def test_every_file_is_looked_at(stock_config, inputs, tmp_path):
+    pd.DataFrame([ROW] * 600).to_parquet(tmp_path / "first.parquet")
+    pd.DataFrame([ROW] * 20 + [BAD]).to_parquet(tmp_path / "second.parquet")
+    files = f"data.train_files=[{tmp_path / 'first.parquet'},{tmp_path / 'second.parquet'}]"
+    with pytest.raises(ValueError, match=r"second\.parquet: row 20: verl has no reward"):
+        run(stock_config, inputs, tmp_path, [ROW] * 4, files)
+
+
+def test_a_model_without_a_chat_template_is_refused(stock_config, inputs, tmp_path):
+    bare = copy.deepcopy(build_tokenizer())
+    bare.chat_template = None
+    (tmp_path / "model" / "chat_template.jinja").unlink(missing_ok=True)
+    bare.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="its tokenizer has no chat template, so that no prompt can be rendered"):
+        run(stock_config, inputs, tmp_path, [ROW] * 4)
 
 
 def test_a_data_set_class_of_the_users_own_reads_what_it_likes(stock_config, inputs, tmp_path):

@@ -11,6 +11,7 @@ from fgrpo_plugin.host.settings.rewards import (
 )
 
 ROW = {"data_source": "openai/gsm8k", "reward_model": {"style": "rule", "ground_truth": "12"}}
+HEAD_TWO = "def compute_score(solution_str, ground_truth): return 0"
 HEAD = "def compute_score(data_source, solution_str, ground_truth, extra_info=None"
 
 
@@ -24,7 +25,14 @@ def test_verls_own_reward_is_asked():
     [
         ({}, False, None),
         ({"data_source": None}, False, "'data_source' is missing"),
-        ({"data_source": 3}, True, "'data_source' is missing"),
+        ({"data_source": 3}, True, None),
+        ({"data_source": 3}, False, "'data_source' is missing"),
+        ({"extra_info": [1]}, True, r"'extra_info' must be an object, not \[1\]"),
+        ({"extra_info": None}, False, None),
+        ({"data_source": "hiyouga/geometry3k"}, False, "needs a package that is missing"),
+        ({"data_source": "searchR1_nq", "reward_model": {"ground_truth": ["x"]}}, False, "an object with 'target'"),
+        ({"data_source": "numina_olympiads", "reward_model": {"ground_truth": 12}}, False, None),
+        ({"data_source": "apps", "reward_model": {"ground_truth": "{}"}}, False, None),
         ({"reward_model": None}, True, "'reward_model' must be an object with 'ground_truth'"),
         ({"reward_model": {"style": "rule"}}, True, "'reward_model' must be an object with 'ground_truth'"),
         ({"data_source": "mine"}, False, "no reward for data_source='mine'; give your own in reward.custom_reward"),
@@ -58,6 +66,21 @@ def test_a_whole_number_as_ground_truth_scores_zero_for_a_right_answer():
         (f"{HEAD}): return 1.0", "compute_score", None),
         (f"async {HEAD}, **kwargs): return 1.0", "compute_score", None),
         ("def f(**kwargs): return 1.0", "f", None),
+        (
+            f"import functools\ndef w(f):\n  @functools.wraps(f)\n  def g(**k): return 1.0\n  return g\n@w\n{HEAD_TWO}",
+            "compute_score",
+            None,
+        ),
+        (
+            "class compute_score:\n    def __init__(self, **k): pass",
+            "compute_score",
+            "compute_score is a class; write a func",
+        ),
+        (
+            "class Score:\n    async def __call__(self, **kwargs): return 1.0\ncompute_score = Score()",
+            "compute_score",
+            "asynchronous in a way that verl does not await",
+        ),
         ("class Score:\n    def __call__(self, **kwargs): return 1.0\ncompute_score = Score()", "compute_score", None),
         ("import not_there", "compute_score", r"cannot be imported \(.*not_there"),
         ("raise SystemExit('stop')", "compute_score", r"cannot be imported \(SystemExit: stop\)"),
@@ -97,7 +120,27 @@ def test_arguments_of_the_reward_function_and_modules_are_taken(stock_config, tm
     check_reward_function(stock_config())
 
 
+def test_what_verl_gives_beside_a_reward_model_and_what_the_remote_manager_refuses(stock_config, tmp_path, monkeypatch):
+    where = f"reward.custom_reward_function.path={tmp_path / 'mine.py'}"
+    (tmp_path / "mine.py").write_text(f"async {HEAD}): return 1.0")
+    with pytest.raises(ValueError, match="unexpected keyword argument 'reward_router_address'"):
+        check_reward_function(stock_config(where, "reward.reward_model.enable=true"))
+    with pytest.raises(ValueError, match=r"is async, which reward.reward_manager.name=remote refuses"):
+        check_reward_function(stock_config(where, "reward.reward_manager.name=remote"))
+    (tmp_path / "mine.py").write_text(f"import os\nos.environ['MINE_13']\n{HEAD}): return 1.0")
+    with pytest.raises(ValueError, match=r"cannot be imported \(KeyError"):
+        check_reward_function(stock_config(where))
+    check_reward_function(stock_config(where, "+ray_kwargs.ray_init.runtime_env.env_vars.MINE_13=1"))
+    old = stock_config(f"custom_reward_function.path={tmp_path / 'mine.py'}")
+    with pytest.raises(
+        ValueError, match=r"custom_reward_function\.path=.* is not read by this verl; set reward\.custom"
+    ):
+        check_reward_function(old)
+
+
 def test_a_reward_model_and_a_manager_of_the_users_own_read_what_they_like(stock_config):
     assert reads_rows(stock_config()) and reads_rows(stock_config("reward.reward_manager.name=dapo"))
     assert not reads_rows(stock_config("reward.reward_model.enable=true"))
     assert not reads_rows(stock_config("reward.reward_manager.source=importlib"))
+    own = "reward.custom_reward_function.path=mine.py"
+    assert reads_rows(stock_config("reward.reward_model.enable=true", own))
