@@ -128,11 +128,11 @@ def _check_file(
     if is_elsewhere(file):
         return iter(())
     trained = key == "data.train_files"
-    read = OmegaConf.select(config, f"data.{'train' if trained else 'val'}_max_samples", default=-1)
+    read = OmegaConf.select(config, f"data.{'train' if trained else 'val'}_max_samples") or -1
     shuffled = OmegaConf.select(config, "data.shuffle", default=True)
     most = max(ROWS_LOOKED_AT // files, 32)
     most = min(most, read) if read > 0 and not shuffled else most
-    tested = OmegaConf.select(config, "trainer.test_freq", default=-1) > 0
+    tested = (OmegaConf.select(config, "trainer.test_freq") or -1) > 0
     validates = tested or bool(OmegaConf.select(config, "trainer.val_before_train"))
     custom, rewarded = uses_custom_reward(config), reads_rows(config) and (trained or validates)
     media = [str(OmegaConf.select(config, f"data.{name}")) for name in _MEDIA]

@@ -86,6 +86,7 @@ BAD = {**ROW, "data_source": "x"}
             ["reward.reward_manager.name=nope"],
             "reward.reward_manager.name=nope is not known; choose among dapo",
         ),
+        ([ROW] * 4, ["trainer.test_freq=null", "data.train_max_samples=null", "data.val_max_samples=null"], None),
         ([BAD] * 4, ["actor_rollout_ref.rollout.agent.agent_loop_config_path=mine.yaml"], None),  # scores itself
         ([{**ROW, "extra_info": "x"}] * 4, [], "row 0: 'extra_info' must be an object, not 'x'"),
         ([ROW] * 4, ["data.train_files=[]"], "data.train_files names no file"),
