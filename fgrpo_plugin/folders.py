@@ -113,10 +113,12 @@ def has_splits(path: Path) -> bool:
 
 
 def looks_like_a_path(source: str) -> bool:
+    """Whether a name that is not there is meant as a path, not as a dataset's name."""
     return source.startswith(("/", ".", "~")) or kind_ending(Path(source)) in ENDINGS
 
 
 def is_saved(path: Path) -> bool:
+    """Whether it is a folder to which the library has saved a dataset, with or without splits."""
     return has_splits(path) or ((path / "dataset_info.json").is_file() and (path / "state.json").is_file())
 
 

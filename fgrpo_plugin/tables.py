@@ -28,13 +28,13 @@ class Table:
     Attributes:
         rows: each a dict of column -> value; a JSON row has the columns that are written in it.
         columns: where the file has a schema, else None: the rows tell.
-        digest: names the content; SHA-256 of the file, or the library's fingerprint of a named dataset.
+        digest: gives the name of the content; SHA-256 of the file, or the library's fingerprint of a named dataset.
         progress: share of it that has been read, 0 to 1.
     """
 
     rows: Iterable[dict[str, Any]]
     columns: list[str] | None
-    digest: str
+    digest: Callable[[], str]
     progress: Callable[[], float] = field(default=lambda: 0.0)
 
 
@@ -50,7 +50,7 @@ def columns(file: Path) -> list[str]:
             import pyarrow.parquet as pq
 
             return pq.read_schema(file).names
-        first = next(iter(_json_rows(file, Table((), None, ""))), {})
+        first = next(iter(_json_rows(file, Table((), None, str))), {})
         return list(first)
 
 
@@ -108,7 +108,7 @@ def _check_ending(file: Path, known: tuple[str, ...]) -> None:
 
 def _file_table(file: Path) -> Table:
     kind = ENDINGS[kind_ending(file)]
-    table = Table((), None, digest(file))
+    table = Table((), None, partial(digest, file))
     if kind == "json":
         table.rows = _json_rows(file, table)
     elif kind == "parquet":
@@ -137,7 +137,7 @@ def _dataset(source: str, path: Path, split: str, split_setting: str, config: st
                 raise ValueError(f"it has the splits {', '.join(found)}, not {split!r}; set {split_setting}")
             found = found[split]
         names = [Path(part["filename"]) for part in found.cache_files]
-        name = hashlib.sha256("".join(digest(file) for file in names).encode()).hexdigest()
+        name = partial(_digest_of_all, names)
     else:
         try:
             found = datasets.load_dataset(str(path) if path.is_dir() else source, config, split=split)
@@ -146,7 +146,7 @@ def _dataset(source: str, path: Path, split: str, split_setting: str, config: st
                 raise
             known = re.findall(r"'([^']+)'", str(error))
             raise ValueError(f"it has the configurations {', '.join(known)}; set {config_setting}") from error
-        name = found._fingerprint
+        name = partial(str, found._fingerprint)
     table = Table((), found.column_names, name)
     table.rows = _counted(found, table, len(found))
     return table
@@ -165,6 +165,10 @@ def _counted(found: Any, table: Table, count: int) -> Iterator[dict[str, Any]]:
         if number % 1000 == 0:
             table.progress = partial(_share, number, count)
         yield row
+
+
+def _digest_of_all(files: list[Path]) -> str:
+    return hashlib.sha256("".join(map(digest, files)).encode()).hexdigest()
 
 
 def _share(done: int, count: int) -> float:

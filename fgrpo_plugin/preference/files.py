@@ -130,7 +130,7 @@ def digests_of(files: Sequence[str | Path], *, split: str = "train", config: str
         ValueError: as `read_preferences`, of what is seen without reading rows.
     """
     sources = [file for source in files for file in _files_of(str(source), split, config)]
-    return {source: _load(source, split, config).digest for source in sources}
+    return {source: _load(source, split, config).digest() for source in sources}
 
 
 def write_preferences(rows: Sequence[LabelledResponse], output: Path) -> None:

@@ -8,7 +8,7 @@ noted as not read; what would condition the answer is refused.
 import ast
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Message = dict[str, str]
@@ -205,19 +205,29 @@ def messages_of(column: str, value: Any, notes: Notes) -> list[Message]:
         if known not in ROLES:
             raise BadRow(f"'{column}' has a role other than {', '.join((*ROLES, *OTHER_ROLES))}", role)
         for key, rest in message.items():
-            if key in (*_ROLE_KEYS, *_CONTENT_KEYS) or not texts(rest):
-                continue
-            if conditions_answer(key) and key not in notes.accepted:
-                raise BadRow(
-                    f"'{column}' has a message with {key!r}, which conditions answers and is not read; leave it out on "
-                    f"purpose with data.preference.columns={{{key}: null}}, --column {key}=null",
-                    rest,
-                )
-            notes.unread[f"{column}[].{key}"] = None
+            if key not in (*_ROLE_KEYS, *_CONTENT_KEYS):
+                note_key(f"{column}[]", key, rest, notes)
         if not isinstance(content, str):
             raise BadRow(f"'{column}' has a message whose content is not text", content)
         found.append({"role": known, "content": whole_characters(column, content)})
     return found
+
+
+def note_key(place: str, key: str, value: Any, notes: Notes, conditions: Callable[[str], bool] | None = None) -> None:
+    """Note a key that is not read, where it holds something.
+
+    Raises:
+        BadRow: it conditions answers, and the user has not said that it is left out on purpose.
+    """
+    if not texts(value):
+        return
+    if (conditions or conditions_answer)(key) and key not in notes.accepted:
+        raise BadRow(
+            f"'{place}' has {key!r}, which conditions answers and is not read; leave it out on purpose with "
+            f"data.preference.columns={{{key}: null}}, --column {key}=null",
+            value,
+        )
+    notes.unread[f"{place}.{key}"] = None
 
 
 def transcript(column: str, text: str) -> list[Message]:

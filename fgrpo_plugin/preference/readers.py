@@ -29,17 +29,14 @@ from fgrpo_plugin.preference.messages import (
     Message,
     Notes,
     answered,
-    conditions_answer,
     is_list,
+    note_key,
     prompt_of,
-    texts,
     whole_characters,
 )
 
 Sides = tuple[list[Message], list[tuple[str, bool]]]
 Values = Mapping[str, Any]
-
-
 _ANSWER_WORDS = "(?:model|response|answer|output|assistant|completion|conversation|option|text|candidate)"
 
 
@@ -83,14 +80,8 @@ def _preferred_output(names: Sequence[str], example: Values, notes: Notes) -> Si
     if not isinstance(given, Mapping):
         raise BadRow(f"'{names[0]}' must be an object with 'messages'", given)
     for key, value in given.items():
-        if key != "messages" and texts(value):
-            if key not in notes.accepted:
-                raise BadRow(
-                    f"'{names[0]}' has {key!r}, which conditions answers and is not read; leave it out on purpose with "
-                    f"data.preference.columns={{{key}: null}}, --column {key}=null",
-                    value,
-                )
-            notes.unread[f"{names[0]}.{key}"] = None
+        if key != "messages":  # whatever else the request held
+            note_key(names[0], key, value, notes, lambda key: True)
     return _two_sides(prompt_of(f"{names[0]}.messages", given.get("messages"), notes), names[1:], example, notes)
 
 
@@ -202,15 +193,8 @@ def _rated(names: Sequence[str], example: Values, notes: Notes) -> Sides:
     for entry in value:
         text, score = (_key(entry, keys, answers) for keys in (ANSWER_KEYS, SCORE_KEYS))
         for key, rest in entry.items():
-            if key in (text, score) or not texts(rest):
-                continue
-            if conditions_answer(key) and key not in notes.accepted:
-                raise BadRow(
-                    f"'{answers}' has an answer with {key!r}, which conditions it and is not read; leave it out on "
-                    f"purpose with data.preference.columns={{{key}: null}}, --column {key}=null",
-                    rest,
-                )
-            notes.unread[f"{answers}[].{key}"] = None
+            if key not in (text, score):
+                note_key(f"{answers}[]", key, rest, notes)
         number = _score(f"{answers}[].{score}", entry[score])
         found.append((entry[text], -number if score == "rank" else number))
     return _about_the_mean(prompt_of(prompt, example[prompt], notes), answers, found, notes)

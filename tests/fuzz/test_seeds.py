@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fgrpo_plugin.quickstart.model import build_tokenizer
-from tests.fuzz.preference_reader import Choices, content_of, rows, run
+from tests.fuzz.preference_reader import KINDS, Choices, content_of, rows, run
 
 SEEDS = sorted(path for path in (Path(__file__).parent / "seeds").iterdir() if path.is_file())
 
@@ -34,7 +34,7 @@ def test_choices_make_rows_of_every_format():
         seen |= {name for row in made for name in row}
     assert {"chosen", "pair", "answers", "kto_tag", "conversation_a"} <= seen
     ending, content, _ = content_of(bytes([129]) + draw.randbytes(60))
-    assert ending == ".jsonl" or content
+    assert ending == KINDS[129 % 3] and content
 
 
 def test_random_inputs_are_read_or_refused(tmp_path):

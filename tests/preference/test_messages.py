@@ -44,7 +44,7 @@ def test_what_a_message_holds_beside_role_and_content_is_noted_or_refused():
         ("thinking", "hm"),
         ("images", ["x.png"]),
     ):
-        with pytest.raises(BadRow, match=f"has a message with '{key}', which conditions answers"):
+        with pytest.raises(BadRow, match=rf"'prompt\[\]' has '{key}', which conditions answers.*--column {key}=null"):
             messages_of("prompt", [{**USER, key: value}], Notes())
         assert messages_of("prompt", [{**USER, key: value}], Notes([key])) == [USER]
         assert messages_of("prompt", [{**USER, key: None}], Notes()) == [USER]

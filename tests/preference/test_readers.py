@@ -255,7 +255,7 @@ def test_what_an_answer_holds_beside_text_and_score_is_noted_or_refused():
     read(example(model="m", annotations={"x": "5"}, empty=None), notes)
     assert list(notes.unread) == ["answers[].model", "answers[].annotations"]
     for key in ("custom_system_prompt", "system", "prompt", "messages", "tools", "reasoning", "context"):
-        with pytest.raises(BadRow, match=f"'{key}', which conditions it"):
+        with pytest.raises(BadRow, match=rf"'answers\[\]' has '{key}', which conditions answers.*--column {key}=null"):
             read(example(**{key: "Be rude."}))
     assert read(example(custom_system_prompt="Be rude."), Notes(["custom_system_prompt"]))
     with pytest.raises(BadRow, match="has both overall_score and score"):

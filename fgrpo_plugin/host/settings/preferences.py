@@ -91,11 +91,10 @@ def check_preferences(config: Any, settings: FDivergenceConfig, tokenizer: Any) 
 
 def _check_not_the_same(wanted: PreferenceConfig) -> None:
     """Refuse files that are trained on and held out under another name."""
-    trained = {
-        digest: file for file, digest in digests_of(wanted.files, split=wanted.split, config=wanted.config).items()
-    }
     if not wanted.val_files:
         return
+    read = digests_of(wanted.files, split=wanted.split, config=wanted.config)
+    trained = {digest: file for file, digest in read.items()}
     for file, digest in digests_of(wanted.val_files, split=wanted.val_split, config=wanted.config).items():
         if digest in trained:
             raise ValueError(

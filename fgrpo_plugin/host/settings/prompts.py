@@ -198,12 +198,18 @@ def _check_count(
 
 
 def _fitting(prompts: list[list[Mapping[str, Any]]], longest: int, render: Render | None, tokenizer: Any) -> int:
-    """How many are short enough; those with images and the like are taken to be."""
-    known = [prompt for prompt in prompts if prompt]
-    if render is None or not known:
+    """How many are short enough; those with images and the like are taken to be, those that fail are not."""
+    if render is None:
         return len(prompts)
-    ids = tokenizer([render(prompt) for prompt in known], add_special_tokens=False, verbose=False)["input_ids"]
-    return len(prompts) - sum(len(row) > longest for row in ids)
+    texts = []
+    failed = 0
+    for prompt in filter(None, prompts):
+        try:
+            texts.append(render(prompt))
+        except Exception:  # of whatever kind; verl's filter drops such a row, and the first rows were looked at
+            failed += 1
+    ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    return len(prompts) - failed - sum(len(row) > longest for row in ids)
 
 
 def _renderer(config: DictConfig, tokenizer: Any) -> Render | None:

@@ -1,10 +1,11 @@
 """Whether a run can be rewarded: verl's own rules by data source, and the user's reward function."""
 
+import contextlib
 import functools
 import inspect
 import os
+from collections.abc import Iterator, Mapping
 from typing import Any
-from unittest import mock
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -34,11 +35,6 @@ def default_reward_problem(data_source: str) -> str | None:
     except Exception:  # it has one, which dislikes this probe
         return None
     return None
-
-
-def has_default_reward(data_source: str) -> bool:
-    """Whether verl's own reward function can reward this data source; where it cannot, it fails in a worker."""
-    return default_reward_problem(data_source) is None
 
 
 def earns_full_reward(data_source: str, response: str, ground_truth: str) -> bool:
@@ -129,7 +125,7 @@ def check_reward_function(config: DictConfig) -> None:
     name = str(OmegaConf.select(config, f"{CUSTOM}.name", default="compute_score"))
     workers = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
     try:
-        with mock.patch.dict(os.environ, {str(key): str(value) for key, value in workers.items()}):
+        with _environment({str(key): str(value) for key, value in workers.items()}):
             module = load_module(path)
     except (Exception, SystemExit) as error:
         cause = error.__cause__ or error
@@ -168,3 +164,18 @@ def check_reward_function(config: DictConfig) -> None:
             f"{CUSTOM}.path={path}: {name}{parameters} cannot be called as verl calls it, by name with "
             f"{', '.join((*names, *given))} ({error}); give it these parameters, or **kwargs."
         ) from None
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """The variables that the run's workers will have, for a while."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                del os.environ[name]

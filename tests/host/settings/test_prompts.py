@@ -80,6 +80,12 @@ BAD = {**ROW, "data_source": "x"}
     [
         ([LONG] * 600 + [ROW] * 4, FILTERED, None),  # the first rows do not decide
         ([LONG] * 600 + [ROW] * 3, FILTERED, "3 of 603 prompts have at most"),
+        ([ROW] * 600 + [{**ROW, "prompt": [{"role": None, "content": None}]}], ["data.train_batch_size=601"], None),
+        (
+            [ROW] * 600 + [{**ROW, "prompt": [{"role": None, "content": None}]}],
+            ["data.train_batch_size=601", FILTERED[1]],
+            "600 of 601 prompts have at most",
+        ),
         ([ROW] * 4 + [BAD], ["data.train_max_samples=4", "data.shuffle=false"], None),  # never read
         (
             [ROW] * 4,

@@ -1,11 +1,13 @@
 """Rows and reward functions that verl's reward managers would fail on are refused before anything starts."""
 
+import os
+
 import pytest
 
 from fgrpo_plugin.host.settings.rewards import (
     check_reward_function,
+    default_reward_problem,
     earns_full_reward,
-    has_default_reward,
     reads_rows,
     reward_problem,
 )
@@ -16,7 +18,7 @@ HEAD = "def compute_score(data_source, solution_str, ground_truth, extra_info=No
 
 
 def test_verls_own_reward_is_asked():
-    assert has_default_reward("openai/gsm8k") and not has_default_reward("mine")
+    assert default_reward_problem("openai/gsm8k") is None and "no reward" in default_reward_problem("mine")
     assert earns_full_reward("openai/gsm8k", "#### 12", "12") and not earns_full_reward("openai/gsm8k", "#### 13", "12")
 
 
@@ -131,6 +133,7 @@ def test_what_verl_gives_beside_a_reward_model_and_what_the_remote_manager_refus
     with pytest.raises(ValueError, match=r"cannot be imported \(KeyError"):
         check_reward_function(stock_config(where))
     check_reward_function(stock_config(where, "+ray_kwargs.ray_init.runtime_env.env_vars.MINE_13=1"))
+    assert "MINE_13" not in os.environ  # the workers' alone
     old = stock_config(f"custom_reward_function.path={tmp_path / 'mine.py'}")
     with pytest.raises(
         ValueError, match=r"custom_reward_function\.path=.* is not read by this verl; set reward\.custom"
