@@ -18,7 +18,6 @@ from safetensors.torch import load, save
 from fgrpo_plugin.preference.tokens import TokenRow
 
 DEFAULT_FOLDER = "~/.cache/fgrpo/reference"
-_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 
 
 class ReferenceCache:
@@ -26,8 +25,8 @@ class ReferenceCache:
 
     Args:
         folder: where caches of all keys lie; made where it is missing.
-        key: everything that the log-probs depend on beside the row's tokens, as JSON holds it: the reference's
-            fingerprint, temperature, dtype, host version.
+        key: everything that the log-probs depend on beside the row's tokens, as JSON holds it; see
+            host/driver/reference_identity.py.
 
     Attributes:
         damaged: files that were found damaged and removed; their rows are computed anew.
@@ -37,7 +36,7 @@ class ReferenceCache:
         text = json.dumps(key, sort_keys=True, indent=1)
         self.folder = Path(folder).expanduser() / hashlib.sha256(text.encode()).hexdigest()[:24]
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write(self.folder / "key.json", text.encode())
+        write_whole(self.folder / "key.json", text.encode())
         self.damaged: list[Path] = []
         self._rows: dict[bytes, torch.Tensor] = {}
         for file in sorted(self.folder.glob("*.safetensors")):
@@ -61,7 +60,8 @@ class ReferenceCache:
         """
         new: dict[bytes, torch.Tensor] = {}
         for row, values in zip(rows, log_probs, strict=True):
-            values = values.detach().float().cpu()
+            # A copy: what a stage returns is a view of a whole padded pass, which it would keep alive.
+            values = values.detach().to("cpu", torch.float32, copy=True)
             if len(values) != row.response_length or not bool(torch.isfinite(values).all()):
                 raise ValueError(f"{row.source}: the reference gave {values.tolist()!r:.80} as its log-probs.")
             if row.digest not in self._rows:
@@ -75,7 +75,7 @@ class ReferenceCache:
                 "log_prob": torch.cat(list(new.values())),
             }
         )
-        _write(self.folder / f"{hashlib.sha256(content).hexdigest()}.safetensors", content)
+        write_whole(self.folder / f"{hashlib.sha256(content).hexdigest()}.safetensors", content)
         self._rows.update(new)
 
     def _read(self, file: Path) -> None:
@@ -92,61 +92,7 @@ class ReferenceCache:
         self._rows.update(zip(digests, found["log_prob"].split(found["length"].tolist()), strict=True))
 
 
-def reference_fingerprint(model: str, folder: str | Path) -> str:
-    """What identifies the reference's weights.
-
-    Args:
-        model: local folder: hash of its configuration and its weight files, which is remembered by path, size and time
-            of change; or a name on a model hub: the commit of the local snapshot.
-        folder: where the hashes are remembered.
-
-    Raises:
-        ValueError: no weights are found there.
-    """
-    path = Path(model).expanduser()
-    if not path.is_dir():
-        return _hub_commit(model)
-    files = sorted({file for pattern in _WEIGHTS for file in path.glob(pattern)})
-    if not files:
-        raise ValueError(f"actor_rollout_ref.model.path={model}: holds no weight files ({', '.join(_WEIGHTS)}).")
-    found = hashlib.sha256()
-    for file in [path / "config.json", *files]:
-        found.update(file.name.encode() + bytes.fromhex(_file_hash(file, Path(folder).expanduser() / "hashes.json")))
-    return found.hexdigest()
-
-
-def _file_hash(file: Path, remembered: Path) -> str:
-    """SHA-256 of a file's content, read once as long as path, size and time of change stay the same."""
-    status = file.stat()
-    place = f"{file.resolve()}|{status.st_size}|{status.st_mtime_ns}"
-    try:
-        known = json.loads(remembered.read_text())
-    except (OSError, ValueError):
-        known = {}
-    known = known if isinstance(known, dict) else {}
-    if place not in known:
-        with file.open("rb") as content:
-            known[place] = hashlib.file_digest(content, "sha256").hexdigest()
-        remembered.parent.mkdir(parents=True, exist_ok=True)
-        _write(remembered, json.dumps(known, indent=1).encode())
-    return known[place]
-
-
-def _hub_commit(model: str) -> str:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        snapshot = snapshot_download(model, allow_patterns=["config.json"], local_files_only=True)
-    except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise ValueError(
-            f"actor_rollout_ref.model.path={model}: neither a local folder nor in the local hub cache, so its "
-            "reference log-probs cannot be told from another model's; download it, or give its folder."
-        ) from error
-    return f"{model}@{Path(snapshot).name}"
-
-
-def _write(file: Path, content: bytes) -> None:
+def write_whole(file: Path, content: bytes) -> None:
     """Write under another name and rename, so that no reader sees a part, whoever else writes."""
     part = file.with_name(f".{uuid.uuid4().hex}")
     part.write_bytes(content)

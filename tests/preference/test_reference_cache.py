@@ -1,12 +1,11 @@
 """Reference log-probs on disk: reused where nothing has changed, never where something has, and damage is seen."""
 
 import json
-import os
 
 import pytest
 import torch
 
-from fgrpo_plugin.preference.reference_cache import ReferenceCache, reference_fingerprint
+from fgrpo_plugin.preference.reference_cache import ReferenceCache
 from fgrpo_plugin.preference.tokens import TokenRow
 
 KEY = {"reference": "abc", "temperature": 1.0}
@@ -64,36 +63,10 @@ def test_what_is_no_log_prob_of_the_row_is_refused(tmp_path):
     assert cache.get(row(5)) is None and ReferenceCache(tmp_path, KEY).get(row(5)) is None
 
 
-def test_the_fingerprint_is_of_the_weights_and_is_read_once(tmp_path):
-    model, memory = tmp_path / "model", tmp_path / "cache"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
-    weights = model / "model.safetensors"
-    weights.write_bytes(b"one")
-    os.utime(weights, ns=(1, 1))
-    first = reference_fingerprint(str(model), memory)
-    assert reference_fingerprint(str(model), memory) == first
-    weights.write_bytes(b"two")
-    os.utime(weights, ns=(1, 1))  # path, size and time as before: the remembered hash is taken
-    assert reference_fingerprint(str(model), memory) == first
-    assert reference_fingerprint(str(model), tmp_path / "other") != first
-    os.utime(weights, ns=(2, 2))
-    assert reference_fingerprint(str(model), memory) != first
-    (model / "config.json").write_text('{"rope": 2}')
-    second = reference_fingerprint(str(model), memory)
-    assert second not in (first, reference_fingerprint(str(_copy(model, tmp_path / "moved", b"six")), memory))
-
-
-def _copy(model, to, weights):
-    to.mkdir()
-    (to / "config.json").write_text((model / "config.json").read_text())
-    (to / "model.safetensors").write_bytes(weights)
-    return to
-
-
-def test_no_weights_are_an_error_with_a_name(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="holds no weight files"):
-        reference_fingerprint(str(tmp_path), tmp_path)
-    with pytest.raises(ValueError, match="nobody/nothing: neither a local folder nor in the local hub cache"):
-        reference_fingerprint("nobody/nothing", tmp_path)
+def test_what_is_kept_is_no_view_of_the_pass_that_it_came_from(tmp_path):
+    cache = ReferenceCache(tmp_path, KEY)
+    padded = torch.full((2, 4096), -1.0)
+    cache.add([row(3, 4), row(5)], [padded[0, :2], padded[1, :1]])
+    padded.zero_()
+    assert cache.get(row(3, 4)).tolist() == [-1.0, -1.0]
+    assert [cache.get(one).untyped_storage().nbytes() for one in (row(3, 4), row(5))] == [8, 4]

@@ -1,10 +1,11 @@
 """Reference log-probs, their cache and the sampler's state."""
 
+import math
+
 import pytest
 import torch
-from omegaconf import OmegaConf
 
-from fgrpo_plugin.host.driver.preference_source import PreferenceSource, cache_key
+from fgrpo_plugin.host.driver.preference_source import PreferenceSource, differences_of
 
 
 @pytest.fixture
@@ -101,18 +102,63 @@ def test_the_samplers_state_travels_in_the_hosts_checkpoint_folder(stream, tmp_p
     assert "preference rows start from the beginning" in capsys.readouterr().out
 
 
-def test_temperature_dtype_and_model_are_in_the_caches_key(config):
-    key = cache_key(config, "abc")
-    assert key["temperature"] == 1.0 and key["dtype"] == "fp32" and key["host"].startswith("verl 0.9")
-    OmegaConf.set_struct(config, False)
-    for change in (
-        "actor_rollout_ref.rollout.temperature=0.5",
-        "actor_rollout_ref.ref.fsdp_config.mixed_precision.param_dtype=bf16",
-        "actor_rollout_ref.model.override_config.rope_theta=2.0",
-        "actor_rollout_ref.ref.strategy=fsdp",
-    ):
-        name, value = change.split("=")
-        other = config.copy()
-        OmegaConf.update(other, name, value, force_add=True)
-        assert cache_key(other, "abc") != key, change
-    assert cache_key(config, "abd") != key
+def refused(source, reference, noise):
+    """Whether a second run's recheck refuses log-probs that differ from the first's by `noise`, row by row."""
+    [[drawn]] = source().draw(1, 1)
+    source().reference(drawn, reference)
+    parts = iter(noise)
+    try:
+        source().reference(drawn, lambda rows: [values + next(parts) for values in reference(rows)])
+    except ValueError as error:
+        assert "cached reference log-probs are not this reference's" in str(error)
+        return True
+    return False
+
+
+class LongReference:
+    """900 tokens a response, whatever its rows are."""
+
+    def __call__(self, rows):
+        return [-torch.arange(900.0).remainder(7) for _ in rows]
+
+
+@pytest.fixture
+def long_source(config, monkeypatch):
+    """A source whose rows have responses of 900 tokens, and whose reference computes in bfloat16."""
+    from fgrpo_plugin.preference.token_rows import TokenRow
+    from fgrpo_plugin.quickstart.model import build_tokenizer
+
+    config.actor_rollout_ref.ref.fsdp_config.mixed_precision.param_dtype = "bf16"
+
+    def source():
+        made = PreferenceSource(config, build_tokenizer())
+        rows = [TokenRow([1], [i + 2] * 900, i % 2 == 0, None, "") for i in range(4)]
+        monkeypatch.setattr(made, "draw", lambda minibatches, ranks: [[rows]])
+        return made
+
+    return source
+
+
+@pytest.mark.parametrize(
+    "shift, wrong",
+    [(0.045, True), (-0.045, True), (0.02, True), (0.0, False), (math.nan, True)],
+)
+def test_a_reference_that_is_a_little_off_in_every_token_is_refused_and_noise_is_not(long_source, shift, wrong):
+    # The noise measured in bfloat16, of either sign: a standard deviation of 0.057 nats a token.
+    noise = 0.057 * torch.randn(4, 900, generator=torch.Generator().manual_seed(0)) + shift
+    assert refused(long_source, LongReference(), noise) is wrong
+
+
+def test_one_response_that_is_off_is_refused_among_right_ones(long_source):
+    noise = torch.zeros(4, 900)
+    noise[2] = 0.02  # 18 nats in the sum of its tokens
+    assert refused(long_source, LongReference(), noise)
+
+
+def test_differences_by_hand():
+    found = differences_of([torch.tensor([0.5, -0.1]), torch.tensor([0.2, 0.2, 0.2, 0.2])])
+    assert found["largest"] == pytest.approx(0.5) and found["mean"] == pytest.approx(1.4 / 6)
+    # Sums 0.4 of two tokens and 0.8 of four; 1.2 of six together.
+    assert found["response"] == pytest.approx(0.8) and found["drift"] == pytest.approx(1.2 / 6**0.5)
+    alone = differences_of([torch.tensor([0.5, 0.1]), torch.tensor([-0.2, -0.2, -0.2, -0.2])])
+    assert alone["drift"] == pytest.approx(0.6 / 2**0.5)
