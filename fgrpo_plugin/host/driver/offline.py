@@ -24,8 +24,7 @@ class OfflineTrainer(FDivergenceTrainer):
         if self._enable_hybrid_replicas:
             super().on_step_end()  # type: ignore[misc]
 
-    def _init_dataloader(self) -> None:
-        super()._init_dataloader()
+    def _count_steps(self) -> None:
         assert self.preferences is not None
         # An epoch is one pass over the scarcer side; the host counted the steps of its prompts.
         self.steps_per_epoch = max(1, len(self.preferences.sampler) // self._rows_per_step())

@@ -26,14 +26,17 @@ from fgrpo_plugin.host.driver.rows import (
     row_numbers,
     row_sums,
 )
+from fgrpo_plugin.host.driver.run_length import unreached
 from fgrpo_plugin.host.metrics import divide_sums
 from fgrpo_plugin.host.preference_metrics import held_out_metrics
-from fgrpo_plugin.host.settings.reading import joins_preferences, read_settings
+from fgrpo_plugin.host.settings.batches import minibatches_of_update
+from fgrpo_plugin.host.settings.reading import joins_preferences, may_be_stale, read_settings
 from fgrpo_plugin.losses import implicit_reward
 from fgrpo_plugin.preference.tokens import TokenRow
 
-ROLLOUT_DIFFERENCE_WARNING = 0.05
-"""Mean |p_actor - p_rollout| above which the rollouts are probably not from the current weights."""
+ROLLOUT_DIFFERENCE_WARNING = {"fresh": 0.01, "stale": 0.05}
+"""Mean |p_actor - p_rollout| above which the rollouts are probably not from the weights that they should be from: those
+of this step, or of one or a few steps before."""
 
 
 class FDivergenceTrainer:
@@ -44,6 +47,7 @@ class FDivergenceTrainer:
     tokenizer: Any
     processor: Any
     global_steps: int
+    steps_per_epoch: int
     total_training_steps: int
     timing_raw: dict
     actor_rollout_wg: Any
@@ -66,6 +70,14 @@ class FDivergenceTrainer:
                 )
             self.preferences = PreferenceSource(self.config, self.tokenizer)
         super()._init_dataloader()  # type: ignore[misc]
+        self._count_steps()
+        if self.config.algorithm.adv_estimator in ESTIMATORS:
+            epochs = self.config.trainer.total_epochs
+            for line in unreached(self.steps_per_epoch, epochs, self.total_training_steps, self.f_divergence):
+                print(f"fgrpo-plugin: WARNING: {line}.", flush=True)
+
+    def _count_steps(self) -> None:
+        """Set the steps of an epoch and of the run, where verl's count of prompts does not."""
 
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()  # type: ignore[misc]
@@ -106,11 +118,14 @@ class FDivergenceTrainer:
         uids = np.array(data.pop("uid").tolist(), dtype=object)
 
         actor = self.config.actor_rollout_ref.actor
-        minibatch = minibatch_of_row(
-            rows=len(batch),
-            rows_per_minibatch=actor.ppo_mini_batch_size * self.config.actor_rollout_ref.rollout.n,
-            dp_size=self._dp_size(),
-        )
+        rows_per_minibatch = actor.ppo_mini_batch_size * self.config.actor_rollout_ref.rollout.n
+        if len(batch) > minibatches_of_update(self.config) * rows_per_minibatch:
+            raise ValueError(
+                f"a batch of {len(batch)} rows is more than data.train_batch_size x actor_rollout_ref.rollout.n: some "
+                "prompt asks for more responses than rollout.n (__rollout_n__), which would add optimiser steps; lower "
+                "it, or raise rollout.n."
+            )
+        minibatch = minibatch_of_row(len(batch), rows_per_minibatch, self._dp_size())
         numbers, reported = row_numbers(
             rewards=row_sums(data["rm_scores"]).float(),
             uids=uids,
@@ -135,9 +150,9 @@ class FDivergenceTrainer:
         compare = actor.ppo_epochs == 1 and bool(self.config.algorithm.rollout_correction.bypass_mode)
         metrics.update(divide_sums(metrics, settings, lam=self._lam(settings), compare_rollout=compare))
         difference = metrics.get("training/rollout_probs_diff_mean", 0.0)
-        if difference > ROLLOUT_DIFFERENCE_WARNING:
+        if difference > ROLLOUT_DIFFERENCE_WARNING["stale" if may_be_stale(self.config) else "fresh"]:
             print(
-                f"fgrpo-plugin: WARNING: step {self.global_steps}: mean |p_actor - p_rollout| is {difference:.3f}; "
+                f"fgrpo-plugin: WARNING: step {self.global_steps}: mean |p_actor - p_rollout| is {difference:.2g}; "
                 "the rollout engine may hold stale weights or another precision.",
                 flush=True,
             )

@@ -19,6 +19,8 @@ from fgrpo_plugin.host.settings.rewards import (
 )
 
 ROWS_LOOKED_AT = 512
+ROLLOUT_N = "__rollout_n__"
+"""verl's column for the number of responses to one prompt."""
 _MEDIA = ("image_key", "video_key", "audio_key")
 
 Render = Callable[[list[Mapping[str, Any]]], str]
@@ -147,6 +149,8 @@ def _check_file(
         problem = problem or (reward_problem(row, custom=custom) if rewarded else None)
         if problem is not None:
             raise ValueError(f"{key}={file}: row {number}: {problem}.")
+    if trained and looked_at and ROLLOUT_N in looked_at[0]:
+        _check_rollout_n(file, key, config.actor_rollout_ref.rollout.n)
     return ([] if has_media(row) else row.get(prompt_key) or [] for row in chain(looked_at, rows))
 
 
@@ -223,3 +227,14 @@ def _renderer(config: DictConfig, tokenizer: Any) -> Render | None:
     given = OmegaConf.select(config, "data.apply_chat_template_kwargs")
     arguments = {**(OmegaConf.to_container(given) if given else {}), "add_generation_prompt": True, "tokenize": False}  # type: ignore[dict-item]
     return lambda messages: tokenizer.apply_chat_template(messages, **arguments)
+
+
+def _check_rollout_n(file: str, key: str, most: int) -> None:
+    """Refuse prompts that ask for more responses than a mini-batch is counted with: they would add optimiser steps."""
+    for number, row in enumerate(_rows(file, key)):
+        asked = row.get(ROLLOUT_N)
+        if not isinstance(asked, int) or not 2 <= asked <= most:
+            raise ValueError(
+                f"{key}={file}: row {number}: {ROLLOUT_N}={asked!r} must be a whole number from 2 to "
+                f"actor_rollout_ref.rollout.n={most}; change it, or raise rollout.n."
+            )

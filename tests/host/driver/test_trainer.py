@@ -136,3 +136,40 @@ def test_held_out_preferences_are_measured_before_the_rollout_engine_has_the_dev
             rewards.append(beta * float(change.sum()))
         right.append(1.0 if rewards[0] > rewards[1] else 0.5 if rewards[0] == rewards[1] else 0.0)
     assert measured["val-preference/accuracy"] == pytest.approx(sum(right) / 9)
+
+
+@pytest.mark.parametrize(
+    "mode, difference, warned",
+    [("sync", 0.012, True), ("sync", 0.008, False), ("colocate_async", 0.03, False), ("separate_async", 0.06, True)],
+)
+def test_rollouts_that_are_not_the_actors_are_said_earlier_where_they_should_be_fresh(
+    make, queue, monkeypatch, capsys, mode, difference, warned
+):
+    from fgrpo_plugin.host.driver import trainer as module
+
+    divide = module.divide_sums
+    monkeypatch.setattr(
+        module, "divide_sums", lambda *a, **k: divide(*a, **k) | {"training/rollout_probs_diff_mean": difference}
+    )
+    trainer, _ = make(mode, 1, "f_grpo")
+    capsys.readouterr()
+    step(trainer, queue)
+    said = [line for line in capsys.readouterr().out.splitlines() if "mean |p_actor - p_rollout|" in line]
+    assert len(said) == warned * (PROMPTS // MINIBATCH if mode == "separate_async" else 1)
+
+
+def test_a_batch_of_more_rows_than_were_counted_with_is_refused(make, queue):
+    """Prompts that ask for more responses than rollout.n would add optimiser steps, on rollouts that are not fresh."""
+    trainer, _ = make("sync", 1, "f_grpo")
+    trainer.config.actor_rollout_ref.rollout.n = ANSWERS - 1
+    with pytest.raises(ValueError, match="some prompt asks for more responses than"):
+        step(trainer, queue)
+
+
+def test_a_run_that_ends_before_its_steps_says_so_before_any_worker_starts(make, capsys):
+    trainer, _ = make("sync", 1, "f_hal", "trainer.total_training_steps=600", "trainer.total_epochs=2")
+    trainer.processor = None
+    capsys.readouterr()
+    trainer._init_dataloader()
+    said = capsys.readouterr().out
+    assert f"the run ends after {2 * 1024 // PROMPTS} steps" in said and "its schedule goes on" not in said

@@ -5,7 +5,7 @@ import copy
 import pandas as pd
 import pytest
 
-from fgrpo_plugin.host.settings.prompts import row_problem
+from fgrpo_plugin.host.settings.prompts import check_prompts, row_problem
 from fgrpo_plugin.host.settings.switch import complete
 from fgrpo_plugin.quickstart.model import build_tokenizer
 from tests.support.overrides import SWITCH
@@ -195,3 +195,16 @@ def test_validation_on_what_is_trained_on_is_said(stock_config, inputs, tmp_path
     assert said in capsys.readouterr().out
     run(stock_config, inputs, tmp_path, [ROW] * 4)
     assert "is trained on too" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("asked, right", [([4] * 1024, True), ([2] * 1024, True), ([4] * 1000 + [5] * 24, False)])
+def test_prompts_that_ask_for_more_responses_than_are_counted_with(stock_config, inputs, tmp_path, asked, right):
+    file = tmp_path / "asked.parquet"
+    rows = pd.read_parquet(tmp_path / "rows.parquet").assign(__rollout_n__=asked)
+    rows.to_parquet(file)
+    config = stock_config(*inputs, SWITCH, f"data.train_files={file}")
+    if right:
+        check_prompts(config, None)
+        return
+    with pytest.raises(ValueError, match=r"row 1000: __rollout_n__=5 must be a whole number from 2 to .*rollout.n=4"):
+        check_prompts(config, None)
