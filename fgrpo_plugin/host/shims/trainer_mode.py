@@ -5,6 +5,8 @@ subclass relies on where the host trains each row, which is checked here.
 """
 
 import inspect
+from collections.abc import Callable
+from functools import wraps
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +18,7 @@ from fgrpo_plugin.host.shims import require_used
 
 def apply(v1: ModuleType) -> bool:
     """Extend the trainers of ``verl.trainer.ppo.v1``; False where the host lets a plugin do so."""
+    from verl.trainer.ppo.v1 import trainer_base
     from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, register_trainer
 
     require_used()
@@ -28,7 +31,30 @@ def apply(v1: ModuleType) -> bool:
             register_trainer(name, override=True)(extended)
         else:
             TRAINER_REGISTRY[name] = extended
+    # Another plugin's trainer may be registered later, or was above.
+    for module in (trainer_base, v1):
+        module.__dict__["register_trainer"] = _extending(register_trainer, TRAINER_REGISTRY)
     return not host_can
+
+
+def _extending(register_trainer: Callable[..., Any], registry: dict[str, Any]) -> Callable[..., Any]:
+    """verl's decorator, which puts our subclass behind the name that it registers."""
+
+    @wraps(register_trainer)
+    def register(name: str, *args: Any, **kwargs: Any) -> Any:
+        stocks = register_trainer(name, *args, **kwargs)
+
+        def decorator(cls: Any) -> Any:
+            if issubclass(registry.get(name, object), FDivergenceTrainer) and cls in registry[name].__mro__:
+                return cls  # registered once more, which verl allows
+            registered = stocks(cls)
+            if not issubclass(cls, FDivergenceTrainer):
+                registry[name] = extend(cls)
+            return registered
+
+        return decorator
+
+    return register
 
 
 def extend(stock: Any) -> Any:
