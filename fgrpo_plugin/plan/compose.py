@@ -7,8 +7,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from fgrpo_plugin.host.settings.batches import check_micro_batches
 from fgrpo_plugin.host.settings.compose import compose, describe_unknown, host_defaults, unknown_settings
-from fgrpo_plugin.host.settings.layout import check_micro_batches
 from fgrpo_plugin.host.settings.reading import is_f_divergence, uses_our_loss
 from fgrpo_plugin.host.settings.refusals import check_settings
 from fgrpo_plugin.model_shape import find_model

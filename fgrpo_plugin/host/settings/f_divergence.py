@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.contract import F_HAL, LOSS, PREFIX
+from fgrpo_plugin.host.settings.reading import may_be_stale
 
 DEFAULT_LAM = 0.5
 
@@ -49,10 +50,7 @@ def _one_step_on_fresh_rollouts(config: DictConfig) -> bool:
     """Whether the actor is pi_old itself when its loss is computed."""
     actor = config.actor_rollout_ref.actor
     return (
-        config.trainer.v1.trainer_mode == "sync"
-        and OmegaConf.select(config, "trainer.v1.sync.parameter_sync_step", default=1) == 1
-        and actor.ppo_epochs == 1
-        and actor.ppo_mini_batch_size >= config.data.train_batch_size
+        not may_be_stale(config) and actor.ppo_epochs == 1 and actor.ppo_mini_batch_size >= config.data.train_batch_size
     )
 
 

@@ -1,7 +1,8 @@
-"""How the host spreads a model and its rows over ranks, from its configuration."""
+"""How verl spreads a model over ranks, from its configuration."""
 
-import math
 from typing import Any
+
+from omegaconf import OmegaConf
 
 from fgrpo_plugin.model_shape import find_model
 
@@ -9,7 +10,13 @@ STRATEGIES = {"dp": ("fsdp", "fsdp2"), "megatron": ("megatron",), "veomni": ("ve
 """The host's ``model_engine`` -> strategies of its actor, for the engines whose splits are known here."""
 WHOLE_SEQUENCES = ("sdpa", "eager", "flex_attention")
 """Attention of transformers that the host's Ulysses exchanges do not go around: they go around flash attention."""
-ROWS = ("actor_rollout_ref.actor.ppo_mini_batch_size", "actor_rollout_ref.rollout.n")
+COUNTS = (
+    *("trainer.nnodes", "trainer.n_gpus_per_node", "data.train_batch_size"),
+    *("data.max_prompt_length", "data.max_response_length"),
+    *("actor_rollout_ref.actor.ppo_mini_batch_size", "actor_rollout_ref.actor.ppo_epochs"),
+    *("actor_rollout_ref.rollout.n", "actor_rollout_ref.rollout.tensor_model_parallel_size"),
+)
+"""Settings that verl divides or multiplies by."""
 
 
 def model_parallel_size(config: Any) -> int:
@@ -46,8 +53,29 @@ def has_uneven_stages(megatron: Any) -> bool:
     return any("pipeline" in name and value for name, value in transformer.items())
 
 
-def check_parallel_sizes(config: Any) -> None:
+def uses_lora(config: Any) -> bool:
+    """Whether an adapter is trained that is not merged into the weights before they are sent."""
+    return reference_is_in_actor(config) and not (config.actor_rollout_ref.model.get("lora") or {}).get("merge", False)
+
+
+def check_counts(config: Any) -> None:
+    """Refuse what is no whole number above 0 where verl needs one.
+
+    Raises:
+        ValueError: names the setting.
+    """
+    for name in COUNTS:
+        value = OmegaConf.select(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}={value} must be a whole number above 0.")
+
+
+def check_parallel_sizes(config: Any, generates: bool = True) -> None:
     """Refuse sizes that divide neither the GPUs nor, where its shape is known here, the model, before a GPU is taken.
+
+    Args:
+        config: verl's configuration.
+        generates: whether a rollout engine is started.
 
     Raises:
         ValueError: names the settings and the remedy.
@@ -70,7 +98,7 @@ def check_parallel_sizes(config: Any) -> None:
     apart = config.trainer.v1.trainer_mode == "separate_async"
     generating = rollout.nnodes * rollout.n_gpus_per_node if apart else world
     replica = rollout.tensor_model_parallel_size * rollout.get("pipeline_model_parallel_size", 1)
-    if generating % replica:
+    if generates and generating % replica:
         raise ValueError(
             f"{generating} GPUs that generate are no multiple of the {replica} of one replica; change "
             "actor_rollout_ref.rollout.tensor_model_parallel_size (or pipeline_model_parallel_size) or their number."
@@ -82,17 +110,23 @@ def check_parallel_sizes(config: Any) -> None:
             "rank would attend to its own part of the sequence, without a word; set flash_attention_2 "
             "(cpu_packed on a CPU), or ulysses_sequence_parallel_size=1."
         )
-    _check_model_splits(config)
+    packs = config.actor_rollout_ref.model.get("use_remove_padding", False)
+    if actor.strategy in STRATEGIES["dp"] and model_parallel_size(config) > 1 and not packs:
+        raise ValueError(
+            "actor_rollout_ref.model.use_remove_padding=false with Ulysses: verl splits packed rows alone; set it to "
+            "true, or ulysses_sequence_parallel_size=1."
+        )
+    _check_model_splits(config, generates)
 
 
-def _check_model_splits(config: Any) -> None:
+def _check_model_splits(config: Any, generates: bool) -> None:
     """Heads and layers of a model in a local folder or in the table of `fgrpo plan`."""
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     try:
         model = find_model(str(config.actor_rollout_ref.model.path))
     except ValueError:
         return
-    split = {"actor_rollout_ref.rollout": rollout}
+    split = {"actor_rollout_ref.rollout": rollout} if generates else {}
     if actor.strategy == "megatron":
         at = "actor_rollout_ref.actor.megatron"
         split[at] = actor.megatron
@@ -104,6 +138,13 @@ def _check_model_splits(config: Any) -> None:
                 f"{at}.pipeline_model_parallel_size makes {stages} stages of {model.layers} layers of {model.name}; "
                 "choose a size that divides them, or state uneven stages in override_transformer_config."
             )
+    elif (size := model_parallel_size(config)) and (
+        model.heads % size or min(model.kv_heads % size, size % model.kv_heads)
+    ):
+        raise ValueError(
+            f"ulysses_sequence_parallel_size={size} does not divide the {model.heads} attention heads of {model.name}, "
+            f"or neither it nor their {model.kv_heads} key-value heads divide the other; choose one that does."
+        )
     for at, section in split.items():
         size = section.tensor_model_parallel_size
         if model.heads % size:
@@ -113,55 +154,7 @@ def _check_model_splits(config: Any) -> None:
             )
 
 
-def check_micro_batches(config: Any, answers: bool = True, preference_rows: int = 0) -> None:
-    """Refuse rows that do not make whole micro-batches on every rank, or do not fit into one.
-
-    The host finds either in its first step, after Ray, the models and a rollout.
-
-    Args:
-        config: the host's configuration.
-        answers: whether rolled-out rows are trained on.
-        preference_rows: rows that f-HAL joins to a mini-batch.
-
-    Raises:
-        ValueError: names the settings and the remedy.
-    """
-    parts, data, ranks = config.actor_rollout_ref, config.data, data_parallel_size(config)
-    mini_batch = parts.actor.ppo_mini_batch_size * parts.rollout.n if answers else 0
-    if mini_batch % ranks:
-        raise ValueError(
-            f"{ROWS[0]} x {ROWS[1]} makes {mini_batch} rows, no multiple of the {ranks} data-parallel ranks that "
-            "share a mini-batch; change one of them."
-        )
-    trained = f"{ROWS[0]} x {ROWS[1]}" if not preference_rows else f"data.preference.batch_size={preference_rows}"
-    passes = [("actor", "ppo_micro_batch_size", "ppo_max_token_len", "use_dynamic_bsz", trained)]
-    rows = {"actor": mini_batch + preference_rows}
-    if answers:
-        # The host fills a batch up to whole mini-batches.
-        whole = math.ceil(data.train_batch_size * parts.rollout.n / mini_batch) * mini_batch
-        part = "rollout" if reference_is_in_actor(config) else "ref"
-        rows[part] = mini_batch if config.trainer.v1.trainer_mode == "separate_async" else whole
-        names = ("log_prob_micro_batch_size", "log_prob_max_token_len", "log_prob_use_dynamic_bsz")
-        passes.append((part, *names, f"data.train_batch_size x {ROWS[1]}"))
-    longest = data.max_prompt_length + data.max_response_length
-    for part, micro_batch, tokens, dynamic, what in passes:
-        at, section = f"actor_rollout_ref.{part}", parts[part]
-        size, limit = section.get(f"{micro_batch}_per_gpu"), section.get(f"{tokens}_per_gpu")
-        if section.get(dynamic):
-            if limit and limit * _sequence_ranks(config) < longest:
-                raise ValueError(
-                    f"{at}.{tokens}_per_gpu={limit} does not hold the longest row, data.max_prompt_length + "
-                    f"data.max_response_length = {longest}, on {_sequence_ranks(config)} rank(s) along the sequence; "
-                    "change one of them."
-                )
-        elif size and rows[part] // ranks % size:
-            raise ValueError(
-                f"{what} makes {rows[part]} rows on {ranks} data-parallel ranks, no multiple of "
-                f"{at}.{micro_batch}_per_gpu={size} on each; change either, or set {at}.{dynamic}=true."
-            )
-
-
-def _sequence_ranks(config: Any) -> int:
+def sequence_ranks(config: Any) -> int:
     """Ranks that share one sequence: context or Ulysses parallel."""
     actor = config.actor_rollout_ref.actor
     return actor.megatron.context_parallel_size if actor.strategy == "megatron" else model_parallel_size(config)

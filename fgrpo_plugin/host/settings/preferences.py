@@ -6,11 +6,14 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from fgrpo_plugin.config import FDivergenceConfig
-from fgrpo_plugin.host.settings.layout import check_micro_batches, data_parallel_size
+from fgrpo_plugin.host.settings.batches import check_micro_batches, prompts_of_update
+from fgrpo_plugin.host.settings.layout import data_parallel_size
+from fgrpo_plugin.host.settings.reading import recomputes_old_log_prob
 from fgrpo_plugin.preference.config import PreferenceConfig
 from fgrpo_plugin.preference.files import PreferenceData, digests_of, stream_preferences
 from fgrpo_plugin.preference.loading import LoadedRows, RowSettings, load_rows
 from fgrpo_plugin.preference.reference_cache import DEFAULT_FOLDER
+from fgrpo_plugin.preference.sampler import PreferenceSampler
 from fgrpo_plugin.preference.template import stop_tokens
 
 
@@ -55,25 +58,42 @@ def load_preference_rows(config: Any, tokenizer: Any, *, held_out: bool = False)
     return load_rows(wanted, held_out, tokenizer, settings, folder, say=lambda line: print(line, flush=True))
 
 
-def check_preferences(config: Any, settings: FDivergenceConfig, tokenizer: Any) -> None:
-    """Refuse preference data and batch sizes that cannot be used, before Ray starts.
+def check_preference_batch(config: Any, settings: FDivergenceConfig) -> None:
+    """Refuse preference rows of a mini-batch that cannot be spread over ranks and micro-batches; no file is read.
+
+    Raises:
+        ValueError: names the setting and the remedy.
+    """
+    rows, ranks = preference_rows_per_minibatch(config), data_parallel_size(config)
+    if rows % (2 * ranks):
+        raise ValueError(
+            f"data.preference.batch_size={rows} must be a multiple of {2 * ranks}: as many rows of each side on each "
+            f"of {ranks} data-parallel ranks; set it to {max(1, round(rows / 2 / ranks)) * 2 * ranks}."
+        )
+    check_micro_batches(
+        config,
+        answers=settings.constant_lam != 1,
+        preference_rows=rows,
+        recomputes_old_log_prob=recomputes_old_log_prob(settings),
+    )
+
+
+def check_preferences(config: Any, tokenizer: Any) -> None:
+    """Refuse preference data that cannot be used, before Ray starts.
 
     Args:
         config: verl's whole configuration.
-        settings: of the loss.
         tokenizer: the run's, or None where it is not on this machine: then rows are looked at as text.
 
     Raises:
         ValueError: names the setting and the remedy.
     """
-    wanted = preference_settings(config)
+    wanted, rows = preference_settings(config), preference_rows_per_minibatch(config)
     _check_not_the_same(wanted)
-    rows, ranks = preference_rows_per_minibatch(config), data_parallel_size(config)
     for name, files in (("files", wanted.files), ("val_files", wanted.val_files)):
         if not files:
             continue
-        desirable, count = _sides(config, wanted, tokenizer, held_out=name == "val_files")
-        scarcer = min(desirable, count - desirable)
+        scarcer = _scarcer_side(config, wanted, tokenizer, held_out=name == "val_files")
         if not scarcer:
             raise ValueError(f"data.preference.{name} hold one side alone; both D+ and D- rows are needed.")
         if name == "files" and rows > 2 * scarcer:
@@ -81,12 +101,6 @@ def check_preferences(config: Any, settings: FDivergenceConfig, tokenizer: Any) 
                 f"data.preference.batch_size={rows} is more than the preference data hold without repetition "
                 f"({scarcer} on the scarcer side); set it to {2 * scarcer} or less, or add data."
             )
-    if rows % (2 * ranks):
-        raise ValueError(
-            f"data.preference.batch_size={rows} must be a multiple of {2 * ranks}: as many rows of each side on each "
-            f"of {ranks} data-parallel ranks; set it to {max(1, round(rows / 2 / ranks)) * 2 * ranks}."
-        )
-    check_micro_batches(config, answers=settings.constant_lam != 1, preference_rows=rows)
 
 
 def _check_not_the_same(wanted: PreferenceConfig) -> None:
@@ -103,22 +117,35 @@ def _check_not_the_same(wanted: PreferenceConfig) -> None:
             )
 
 
-def _sides(config: Any, wanted: PreferenceConfig, tokenizer: Any, *, held_out: bool) -> tuple[int, int]:
-    """How many rows are desirable, and how many there are: in tokens, or as text where the tokenizer is elsewhere."""
+def _scarcer_side(config: Any, wanted: PreferenceConfig, tokenizer: Any, *, held_out: bool) -> int:
+    """Rows of the side that has fewer: in tokens, or as text where the tokenizer is elsewhere.
+
+    Raises:
+        ValueError: pairs are to be kept, and a row has no partner.
+    """
+    keep_pairs = wanted.keep_pairs and not held_out
     if tokenizer is not None:
         found = load_preference_rows(config, tokenizer, held_out=held_out).rows
-        return int(found.desirable.sum()), len(found)
+        if keep_pairs:
+            PreferenceSampler(found, seed=wanted.seed, keep_pairs=True)  # says which row is alone
+        desirable = int(found.desirable.sum())
+        return min(desirable, len(found) - desirable)
     files, split = (wanted.val_files, wanted.val_split) if held_out else (wanted.files, wanted.split)
     reading: dict[str, Any] = {"split": split, "config": wanted.config, "columns": wanted.columns}
-    sides = [
-        row.desirable
-        for rows, _ in stream_preferences(files, PreferenceData(), on_bad_row=wanted.on_bad_row, **reading)
-        for row in rows
-    ]
-    return sum(sides), len(sides)
+    sides = [0, 0]
+    for rows, _ in stream_preferences(files, PreferenceData(), on_bad_row=wanted.on_bad_row, **reading):
+        for row in rows:
+            sides[row.desirable] += 1
+            if keep_pairs and row.pair is None:
+                raise ValueError(
+                    f"data.preference.keep_pairs=true, but {row.source} is not half of a pair of one desirable and one "
+                    "undesirable row; set it to false."
+                )
+    return min(sides)
 
 
 def preference_rows_per_minibatch(config: Any) -> int:
-    """Preference rows of one optimiser step: asked for, or as many as it has on-policy rows."""
+    """Preference rows of one optimiser step: asked for, or as many as it has on-policy rows that are no padding."""
     asked = preference_settings(config).batch_size
-    return asked or config.actor_rollout_ref.actor.ppo_mini_batch_size * config.actor_rollout_ref.rollout.n
+    prompts = min(config.actor_rollout_ref.actor.ppo_mini_batch_size, prompts_of_update(config))
+    return asked or prompts * config.actor_rollout_ref.rollout.n

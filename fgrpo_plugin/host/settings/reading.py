@@ -31,6 +31,22 @@ def is_offline(config: Any) -> bool:
     return config.algorithm.adv_estimator == F_HAL and OmegaConf.select(config, f"{LOSS}.f_divergence.lam") == 1
 
 
+def may_be_stale(config: Any) -> bool:
+    """Whether rollouts may come from weights of before the last update."""
+    mode = config.trainer.v1.trainer_mode
+    return mode != "sync" or OmegaConf.select(config, f"trainer.v1.{mode}.parameter_sync_step", default=1) != 1
+
+
+def generates(config: Any, settings: FDivergenceConfig) -> bool:
+    """Whether a rollout engine is started: under f_grpo lambda is 0, any other being refused."""
+    return settings.constant_lam != 1 or bool(OmegaConf.select(config, "data.preference.keep_rollout", default=False))
+
+
+def recomputes_old_log_prob(settings: FDivergenceConfig) -> bool:
+    """Whether the actor computes log pi_old of the rollouts by a pass of its own."""
+    return settings.gamma != 0 and settings.old_log_prob != "current"
+
+
 def require_validated(algorithm: Any) -> None:
     """Raise unless ``complete`` has seen this configuration.
 

@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.contract import ESTIMATORS, F_GRPO, LOSS
 from fgrpo_plugin.host.settings.f_divergence import f_divergence_settings
-from fgrpo_plugin.host.settings.layout import STRATEGIES, check_parallel_sizes
-from fgrpo_plugin.host.settings.reading import is_f_divergence
+from fgrpo_plugin.host.settings.layout import STRATEGIES, check_counts, check_parallel_sizes, uses_lora
+from fgrpo_plugin.host.settings.reading import generates, is_f_divergence
 
 ENGINES = ("fsdp_config", "megatron", "veomni")
 FILES = ("files", "val_files")
@@ -48,9 +48,10 @@ def check_settings(config: DictConfig) -> FDivergenceConfig:
             "set algorithm.adv_estimator=f_grpo or f_hal, or remove the policy_loss settings."
         )
     estimator = config.algorithm.adv_estimator
+    check_counts(config)
     settings = f_divergence_settings(config)
     _refuse_contradictions(config, offline=settings.constant_lam == 1)
-    check_parallel_sizes(config)
+    check_parallel_sizes(config, generates(config, settings))
     if estimator == F_GRPO and any(OmegaConf.select(config, f"data.preference.{name}") for name in FILES):
         raise ValueError(
             "data.preference names files, which algorithm.adv_estimator=f_grpo does not read; set "
@@ -112,6 +113,38 @@ def _refuse_contradictions(config: DictConfig, offline: bool) -> None:
             f"set it to trainer.v1.separate_async.parameter_sync_step={sync} x {actor}.ppo_mini_batch_size",
         ),
         (
+            select("trainer.v1.trainer_mode") == "separate_async" and not _counts(select, "nnodes", "n_gpus_per_node"),
+            "actor_rollout_ref.rollout.nnodes or n_gpus_per_node below 1 in the mode separate_async",
+            "they are the GPUs that generate while trainer.nnodes x trainer.n_gpus_per_node others train; set both",
+        ),
+        (
+            select("trainer.v1.trainer_mode") == "separate_async"
+            and select("actor_rollout_ref.rollout.checkpoint_engine.backend") == "naive",
+            "actor_rollout_ref.rollout.checkpoint_engine.backend=naive in the mode separate_async",
+            "it sends weights inside one process; set nccl, or another that verl offers",
+        ),
+        (
+            select("trainer.v1.trainer_mode") == "separate_async"
+            and select("reward.reward_model.enable")
+            and not select("reward.reward_model.enable_resource_pool"),
+            "reward.reward_model.enable_resource_pool=false in the mode separate_async",
+            "verl serves no reward model on GPUs that never pause; set it to true",
+        ),
+        (
+            not offline
+            and uses_lora(config)
+            and select("actor_rollout_ref.rollout.checkpoint_engine.backend", "naive") != "naive",
+            f"LoRA with actor_rollout_ref.rollout.checkpoint_engine.backend="
+            f"{select('actor_rollout_ref.rollout.checkpoint_engine.backend')}",
+            "verl 0.9.1 then sends the weights without the adapter, so that every rollout comes from the initial "
+            "policy, without a word (its issue 7495); set actor_rollout_ref.model.lora.merge=true",
+        ),
+        (
+            (select("trainer.critic_warmup") or 0) > 0,
+            f"trainer.critic_warmup={select('trainer.critic_warmup')}",
+            "there is no critic, and verl would not update the actor in these steps; set it to 0",
+        ),
+        (
             select("trainer.device") == "cpu" and os.environ.get("VERL_PLATFORM", "").strip().lower() != "cpu",
             "trainer.device=cpu without VERL_PLATFORM=cpu",
             "the host would look for GPUs; set VERL_PLATFORM=cpu in the environment, or remove the group +fgrpo=cpu",
@@ -140,10 +173,15 @@ def _refuse_contradictions(config: DictConfig, offline: bool) -> None:
         ),
     ]
     if offline:
-        refused += _offline_contradictions(select)
+        refused = _offline_contradictions(select) + refused
     for wrong, setting, remedy in refused:
         if wrong:
             raise ValueError(f"{setting} contradicts algorithm.adv_estimator={name}: {remedy}.")
+
+
+def _counts(select: Callable[..., Any], *names: str) -> bool:
+    """Whether settings of the rollout are whole numbers above 0."""
+    return all((select(f"actor_rollout_ref.rollout.{name}") or 0) > 0 for name in names)
 
 
 def _offline_contradictions(select: Callable[..., Any]) -> list[tuple[Any, str, str]]:

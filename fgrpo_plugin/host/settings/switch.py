@@ -11,12 +11,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.contract import APPLIED, F_GRPO, F_HAL, LOSS, REFUSED, VALIDATED
+from fgrpo_plugin.host.settings.batches import check_micro_batches
 from fgrpo_plugin.host.settings.f_divergence import nominal_coefficients
 from fgrpo_plugin.host.settings.inputs import check_model_input, run_tokenizer
-from fgrpo_plugin.host.settings.layout import check_micro_batches
-from fgrpo_plugin.host.settings.preferences import check_preferences
+from fgrpo_plugin.host.settings.preferences import check_preference_batch, check_preferences
 from fgrpo_plugin.host.settings.prompts import check_prompts
+from fgrpo_plugin.host.settings.reading import generates, recomputes_old_log_prob
 from fgrpo_plugin.host.settings.refusals import ACTOR_SETTINGS, check_settings
+from fgrpo_plugin.host.settings.trainer_mode import check_trainer_mode
+from fgrpo_plugin.host.settings.verls_own import check_by_verl
 
 OURS = "fgrpo_plugin.host.worker.loss_section.FDivergencePolicyLossConfig"
 OFFLINE = "fgrpo_plugin.host.driver.offline"
@@ -34,20 +37,39 @@ def complete(config: DictConfig) -> None:
     importlib.import_module("verl.trainer.ppo.v1")  # the host does so in its task runner alone, too late to refuse
     if REFUSED:
         raise ValueError(" ".join(REFUSED.values()))
-    settings = check_settings(config)
-    estimator = config.algorithm.adv_estimator
-    # Under f_grpo lambda is 0: any other is refused.
-    keeps_rollout = bool(OmegaConf.select(config, "data.preference.keep_rollout", default=False))
-    generates = settings.constant_lam != 1 or keeps_rollout
+    check_trainer_mode(config)
+    settings, changes = check_and_fill_in(config)
     check_model_input(config)
     tokenizer = run_tokenizer(config)
-    if generates:
+    if generates(config, settings):
         check_prompts(config, tokenizer)
     if settings.constant_lam != 0:
-        check_preferences(config, settings, tokenizer)
-    else:
-        check_micro_batches(config)
+        check_preferences(config, tokenizer)
+    _report(config.algorithm.adv_estimator, settings, changes)
 
+
+def check_and_fill_in(config: DictConfig) -> tuple[FDivergenceConfig, list[tuple[str, Any, str]]]:
+    """Everything that the configuration alone tells, ours and verl's own, in milliseconds; no file is read.
+
+    Returns:
+        The hyper-parameters, and what was set: each key, its value and why.
+
+    Raises:
+        ValueError: a sentence naming the setting and the remedy.
+    """
+    settings = check_settings(config)
+    if settings.constant_lam != 0:
+        check_preference_batch(config, settings)
+    else:
+        check_micro_batches(config, recomputes_old_log_prob=recomputes_old_log_prob(settings))
+    changes = _fill_in(config, settings)
+    check_by_verl(config)
+    return settings, changes
+
+
+def _fill_in(config: DictConfig, settings: FDivergenceConfig) -> list[tuple[str, Any, str]]:
+    """Set what the estimator implies, in place: each key, its value and why."""
+    estimator = config.algorithm.adv_estimator
     changes: list[tuple[str, Any, str]] = []
 
     def fill(key: str, value: Any, reason: str) -> None:
@@ -62,13 +84,13 @@ def complete(config: DictConfig) -> None:
         fill(f"{LOSS}.loss_mode", estimator, "the loss that belongs to this estimator")
     fill(f"{LOSS}._target_", OURS, "the typed section that holds f_divergence")
     fill("actor_rollout_ref.rollout.calculate_log_probs", True, "log pi_old comes from the rollout")
-    if settings.gamma == 0 or settings.old_log_prob == "current":
-        why = "nothing needs the actor's own old log-probs: the extra forward pass is saved"
-        fill("algorithm.rollout_correction.bypass_mode", True, why)
-    else:
+    if recomputes_old_log_prob(settings):
         why = "gamma != 0 with several optimiser steps or stale rollouts needs log pi_old from the actor"
         fill("algorithm.rollout_correction.bypass_mode", False, why)
-    if not generates:
+    else:
+        why = "nothing needs the actor's own old log-probs: the extra forward pass is saved"
+        fill("algorithm.rollout_correction.bypass_mode", True, why)
+    if not generates(config, settings):
         why = "lambda is 1 throughout: nothing is rolled out, and prompts are not read"
         fill("actor_rollout_ref.rollout.agent.agent_loop_manager_class", f"{OFFLINE}.NoRollouts", why)
         fill("data.custom_cls.path", f"pkg://{OFFLINE}", why)
@@ -80,7 +102,7 @@ def complete(config: DictConfig) -> None:
     with open_dict(config):
         OmegaConf.update(config, f"{LOSS}.f_divergence", asdict(settings), force_add=True)
         config.algorithm[VALIDATED] = True
-    _report(estimator, settings, changes)
+    return changes
 
 
 def _report(estimator: str, settings: FDivergenceConfig, changes: list[tuple[str, Any, str]]) -> None:

@@ -3,13 +3,26 @@
 import pytest
 
 from fgrpo_plugin.host.settings.switch import complete
-from tests.support.overrides import HAL, MICRO, REFERENCE, STATIC, SWITCH, F
+from tests.support.overrides import ASYNC, HAL, MICRO, REFERENCE, STATIC, SWITCH, F
 
 
 @pytest.mark.parametrize(
     "overrides, words",
     [
         (["trainer.use_v1=false"], "trainer.use_v1=false"),
+        (["trainer.critic_warmup=5"], "verl would not update the actor in these steps"),
+        ([*ASYNC, "actor_rollout_ref.rollout.nnodes=0"], "rollout.nnodes or n_gpus_per_node below 1"),
+        (
+            [*ASYNC, "actor_rollout_ref.rollout.checkpoint_engine.backend=naive"],
+            "backend=naive in the mode separate_async",
+        ),
+        ([*ASYNC, "reward.reward_model.enable=true"], "enable_resource_pool=false in the mode separate_async"),
+        ([*ASYNC, "actor_rollout_ref.model.lora_rank=8"], "every rollout comes from the initial policy"),
+        ([*ASYNC, "actor_rollout_ref.model.lora.rank=8"], "set actor_rollout_ref.model.lora.merge=true"),
+        (
+            ["actor_rollout_ref.model.lora_rank=8", "actor_rollout_ref.rollout.checkpoint_engine.backend=nccl"],
+            "LoRA with actor_rollout_ref.rollout.checkpoint_engine.backend=nccl",
+        ),
         (["algorithm.use_kl_in_reward=true"], "algorithm.use_kl_in_reward=true"),
         (["actor_rollout_ref.rollout.n=1"], "rollout.n=1"),
         (
@@ -57,6 +70,18 @@ def test_contradictions_are_refused_by_name(stock_config, inputs, overrides, wor
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [*ASYNC],
+        [*ASYNC, "actor_rollout_ref.model.lora_rank=8", "actor_rollout_ref.model.lora.merge=true"],
+        ["actor_rollout_ref.model.lora_rank=8"],
+    ],
+)
+def test_adapters_that_verl_sends_are_taken(stock_config, inputs, overrides):
+    complete(stock_config(*inputs, SWITCH, *overrides))
+
+
 def test_our_loss_without_our_estimator_is_refused(stock_config, inputs):
     config = stock_config(*inputs, "algorithm.adv_estimator=grpo", f"{F}.beta=0.1")
     with pytest.raises(ValueError, match=r"set algorithm\.adv_estimator=f_grpo"):
@@ -98,12 +123,16 @@ LAM_ONE = f"{F}.lam=1"
         (["algorithm.adv_estimator=f_grpo"], "which algorithm.adv_estimator=f_grpo does not read"),
         (["+data.preference.batch_size=2048"], "(512 on the scarcer side); set it to 1024 or less"),
         (["+data.preference.val_files=[ONE_SIDE]"], "rows of one side alone are left"),
+        (["+data.preference.keep_pairs=true", "+data.preference.files=[UNPAIRED]"], "is not half of a pair"),
     ],
 )
 def test_what_f_hal_refuses_is_named(stock_config, inputs, preferences, tmp_path, overrides, words):
     one_side = tmp_path / "one_side.jsonl"
     one_side.write_text('{"prompt": "p", "completion": "a", "label": true}\n')
-    overrides = [override.replace("ONE_SIDE", str(one_side)) for override in overrides]
+    unpaired = tmp_path / "unpaired.jsonl"
+    row = '{{"prompt": "p{0}", "completion": "a{0}", "label": {1}}}\n'
+    unpaired.write_text("".join(row.format(i, ("true", "false")[i % 2]) for i in range(2048)))
+    overrides = [item.replace("ONE_SIDE", str(one_side)).replace("UNPAIRED", str(unpaired)) for item in overrides]
     given = [] if any("preference.files" in item for item in overrides) else [preferences]
     config = stock_config(*inputs, HAL, *given, *overrides)
     with pytest.raises(ValueError) as error:

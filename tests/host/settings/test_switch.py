@@ -4,14 +4,7 @@ import pytest
 
 from fgrpo_plugin.host.contract import VALIDATED
 from fgrpo_plugin.host.settings.switch import complete
-from tests.support.overrides import HAL, SWITCH, F
-
-ASYNC = [
-    "trainer.v1.trainer_mode=separate_async",
-    "trainer.v1.separate_async.parameter_sync_step=1",
-    "actor_rollout_ref.rollout.nnodes=1",
-    "actor_rollout_ref.rollout.n_gpus_per_node=8",
-]
+from tests.support.overrides import ASYNC, HAL, SWITCH, F
 
 
 def test_the_switch_alone_fills_in_the_rest(stock_config, inputs, capsys):
