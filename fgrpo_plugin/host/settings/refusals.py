@@ -140,6 +140,12 @@ def _refuse_contradictions(config: DictConfig, offline: bool) -> None:
             "policy, without a word (its issue 7495); set actor_rollout_ref.model.lora.merge=true",
         ),
         (
+            not offline
+            and 0 < (select("actor_rollout_ref.rollout.max_model_len") or 0) <= select("data.max_prompt_length"),
+            f"actor_rollout_ref.rollout.max_model_len={select('actor_rollout_ref.rollout.max_model_len')}",
+            "a prompt of data.max_prompt_length tokens leaves no token for its response; raise it, or set it to null",
+        ),
+        (
             (select("trainer.critic_warmup") or 0) > 0,
             f"trainer.critic_warmup={select('trainer.critic_warmup')}",
             "there is no critic, and verl would not update the actor in these steps; set it to 0",

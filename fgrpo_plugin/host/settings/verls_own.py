@@ -8,17 +8,18 @@ from omegaconf import DictConfig
 
 
 def check_by_verl(config: DictConfig) -> None:
-    """Refuse what ``verl.utils.config.validate_config`` would, once ours is filled in.
+    """Refuse what ``verl.utils.config.validate_config`` would, once ours is filled in, and what the rollout's class would.
 
     Raises:
         ValueError: verl's reason, in one line.
     """
-    from verl.utils.config import validate_config
+    from verl.utils.config import omega_conf_to_dataclass, validate_config
 
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said):  # it says that it passed, and will say so again
             validate_config(config, use_reference_policy=True, use_critic=False)
+            omega_conf_to_dataclass(config.actor_rollout_ref.rollout)
     except Exception as error:  # assertions, and whatever its dataclasses raise
         raise ValueError(f"verl refuses this configuration: {_one_line(error)}") from error
 

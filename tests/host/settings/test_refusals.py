@@ -10,6 +10,7 @@ from tests.support.overrides import ASYNC, HAL, MICRO, REFERENCE, STATIC, SWITCH
     "overrides, words",
     [
         (["trainer.use_v1=false"], "trainer.use_v1=false"),
+        (["actor_rollout_ref.rollout.max_model_len=512"], "leaves no token for its response"),
         (["trainer.critic_warmup=5"], "verl would not update the actor in these steps"),
         ([*ASYNC, "actor_rollout_ref.rollout.nnodes=0"], "rollout.nnodes or n_gpus_per_node below 1"),
         (
