@@ -1,4 +1,4 @@
-"""The command line: ``fgrpo doctor``, ``fgrpo quickstart``, ``fgrpo plan``, ``fgrpo data`` and ``fgrpo prefs``."""
+"""The command line: ``fgrpo doctor``, ``settings``, ``quickstart``, ``plan``, ``data`` and ``prefs``."""
 
 import contextlib
 import functools
@@ -26,6 +26,14 @@ def doctor(
 
     if not examine(start_ray=ray):
         raise typer.Exit(1)
+
+
+@app.command()
+def settings() -> None:
+    """Print every setting of f-GRPO and f-HAL, and what becomes of verl's own under them."""
+    from fgrpo_plugin.host.settings.listing import print_settings
+
+    print_settings()
 
 
 @app.command()

@@ -1,12 +1,14 @@
 """Hyper-parameters of the f-divergence losses, typed and checked when constructed. Knows nothing of the host."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
 
 from fgrpo_plugin.divergences import Divergence, get_divergence
-from fgrpo_plugin.setting_checks import is_number, require_one_of, require_positive
+from fgrpo_plugin.typed_settings import Expected, Finite, Name, NotNegative, Positive, Share, typed_settings
 
 PRESETS: dict[str, dict[str, Any]] = {
     "stable": {"gamma": 0.0, "scale": "unit", "weight_scale": "side", "weight_level": "token_mean"},
@@ -14,16 +16,29 @@ PRESETS: dict[str, dict[str, Any]] = {
     "released": {"gamma": 1.0, "scale": "paper", "weight_scale": "group", "weight_level": "sequence"},
 }
 """name -> what it gives to the settings that are left at None; docs/assumptions.md says how each is known."""
-LEVELS = ("sequence", "sequence_mean", "token")
-WEIGHTINGS = ("none", "softmax", "softmax_is")
-WEIGHT_LEVELS = ("token_mean", "sequence")
-WEIGHT_SCALES = ("side", "group")
-SCALES = ("unit", "paper")
-OLD_LOG_PROBS = ("current", "recomputed")
-SCHEDULES = ("linear", "cosine", "step")
+_Pair = Annotated[
+    list[Positive],
+    Field(min_length=2, max_length=2),
+    Expected("two numbers > 0, [s_all, s_on]"),
+    BeforeValidator(lambda pair: list(pair) if isinstance(pair, tuple) else pair),
+]
+_Steps = Annotated[
+    list[
+        Annotated[
+            tuple[Annotated[int, Field(ge=1)], Share],
+            BeforeValidator(lambda row: tuple(row) if isinstance(row, list) else row),
+        ]
+    ],
+    Field(min_length=1),
+    Expected("[[1, lambda], [step, lambda], ...] by rising step"),
+]
+_Lambda = Annotated[
+    Share | dict[str, Any],
+    Expected("a number in [0, 1] (0 is f-GRPO, 1 uses preference data alone), or a schedule"),
+]
 
 
-@dataclass
+@typed_settings()
 class FDivergenceConfig:
     """Hyper-parameters of the f-divergence losses (Haldar et al., arXiv 2602.05946).
 
@@ -31,84 +46,61 @@ class FDivergenceConfig:
         ValueError: a value out of its range; the message names the setting, the value and the remedy.
     """
 
-    preset: str = "stable"
-    """What gamma, scale, weight_scale and weight_level are where they are None (`PRESETS`). ``stable``: ours.
+    preset: Literal["stable", "paper", "released"] = "stable"
+    """What gamma, scale, weight_scale and weight_level are where they are null (`PRESETS`). ``stable``: ours.
     ``paper``: Algorithm 1 to the letter. ``released``: what the authors' scripts are reported to run; wherever pi_old
     is the policy itself (one optimiser step on fresh rollouts) its gradient is that of ``paper``."""
-    divergence: str = "pearson"
+    divergence: Name = "pearson"
     """Name of f, see ``fgrpo_plugin.divergences.available_divergences()``."""
-    link: str | None = None
-    """``variational`` or ``density_ratio``; None takes the variational link where there is one."""
-    alpha: float | None = None
+    link: Literal["variational", "density_ratio"] | None = None
+    """``variational`` or ``density_ratio``; null takes the variational link where there is one."""
+    alpha: Finite | None = None
     """Order of the ``alpha`` divergence; no other divergence takes it."""
-    beta: float = 0.1
+    beta: Positive = 0.1
     """Scale of log(pi/pi_ref) in the implicit reward; smaller allows the policy to go further from the reference."""
-    gamma: float | None = None
-    """Scale of log(pi/pi_old) in the implicit reward; None takes the preset's."""
-    level: str = "sequence"
+    gamma: NotNegative | None = None
+    """Scale of log(pi/pi_old) in the implicit reward; null takes the preset's."""
+    level: Literal["sequence", "sequence_mean", "token"] = "sequence"
     """Implicit reward per ``sequence`` (sum over tokens), ``sequence_mean`` (sum / length) or ``token``."""
-    weighting: str = "softmax_is"
+    weighting: Literal["none", "softmax", "softmax_is"] = "softmax_is"
     """Weights inside a group: ``softmax_is`` (self-normalised importance sampling, the paper's), ``softmax``
     (without 1/pi_old) or ``none``."""
-    weight_cap: float | None = None
+    weight_cap: Annotated[Finite, Field(ge=1)] | None = None
     """Largest weight, in multiples of a side's mean weight; the excess goes to the side's other rows."""
-    weight_temperature: float = 1.0
+    weight_temperature: Positive = 1.0
     """Divides the reward inside the softmax of the group weights."""
-    weight_level: str | None = None
+    weight_level: Literal["token_mean", "sequence"] | None = None
     """pi_old in ``softmax_is``: per-token geometric mean (``token_mean``), or the whole ``sequence`` as in the paper
-    (which puts a long group's weight on one row); None takes the preset's."""
-    weight_scale: str | None = None
+    (which puts a long group's weight on one row); null takes the preset's."""
+    weight_scale: Literal["side", "group"] | None = None
     """Weights of the softmax modes: a mean of 1 on each ``side`` of a group, or shares of the whole ``group`` as in the
-    paper; None takes the preset's."""
-    scale: Any = None
+    paper; null takes the preset's."""
+    scale: Literal["unit", "paper"] | _Pair | None = None
     """(s_all, s_on): ``unit`` = (1/(beta+gamma), 1), ``paper`` = (1, (1+beta)/(beta+gamma)), or two positive numbers;
-    None takes the preset's."""
-    implicit_reward_clip: float | None = None
+    null takes the preset's."""
+    implicit_reward_clip: Positive | None = None
     """Clips the implicit reward to [-c, c] before the link, inside the divergence's own float32 range."""
-    lam: Any = 0.0
+    lam: _Lambda = 0.0
     """lambda, the weight of the off-policy half (f-HAL), in [0, 1]; f-GRPO is lam = 0. Or a schedule:
     ``{schedule: linear | cosine, start: 0.8, end: 0.2, steps: null}`` (null: the whole run), or
     ``{schedule: step, values: [[1, 0.8], [100, 0.5]]}`` (from step 1, from step 100)."""
-    preference_gamma: float = 0.0
+    preference_gamma: NotNegative = 0.0
     """gamma of preference rows, whose pi_old is the current policy at the beginning of the update."""
-    old_log_prob: str = "current"
+    old_log_prob: Literal["current", "recomputed"] = "current"
     """Where log pi_old of the gamma term comes from: the detached ``current`` log-prob (exact for one optimiser step
     on fresh rollouts) or ``recomputed`` by the actor. Filled in by the host's validation."""
 
     def __post_init__(self) -> None:
-        require_one_of("preset", self.preset, tuple(PRESETS))
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        require_one_of("level", self.level, LEVELS)
-        require_one_of("weighting", self.weighting, WEIGHTINGS)
-        require_one_of("weight_level", self.weight_level, WEIGHT_LEVELS)
-        require_one_of("weight_scale", self.weight_scale, WEIGHT_SCALES)
-        require_one_of("old_log_prob", self.old_log_prob, OLD_LOG_PROBS)
-        require_positive("beta", self.beta)
-        require_positive("weight_temperature", self.weight_temperature)
-        if not is_number(self.gamma) or self.gamma < 0:  # type: ignore[operator]
-            raise ValueError(f"gamma={self.gamma!r} must be a number >= 0; 0 leaves pi_old out of the implicit reward.")
-        if not is_number(self.preference_gamma) or self.preference_gamma < 0:
-            raise ValueError(f"preference_gamma={self.preference_gamma!r} must be a number >= 0.")
         if isinstance(self.lam, Mapping):
-            self.lam = dict(self.lam)
             LambdaSchedule(**self.lam)
-        else:
-            _share("lam", self.lam)
-        if self.implicit_reward_clip is not None:
-            require_positive("implicit_reward_clip", self.implicit_reward_clip)
-        if self.weight_cap is not None and (not is_number(self.weight_cap) or self.weight_cap < 1):
-            raise ValueError(f"weight_cap={self.weight_cap!r} must be at least 1 (multiples of the mean), or null.")
         if self.weight_cap is not None and self.weight_scale == "group":
             raise ValueError(
-                f"weight_cap={self.weight_cap!r} with weight_scale=group: a cap is in multiples of a side's mean "
+                f"weight_cap={self.weight_cap:g} with weight_scale=group: a cap is in multiples of a side's mean "
                 "weight, which only weight_scale=side sets to 1; remove the cap, or set weight_scale=side."
             )
-        if isinstance(self.scale, str):
-            require_one_of("scale", self.scale, SCALES)
-        elif not _is_pair_of_positive(self.scale):
-            raise ValueError(f"scale={self.scale!r} must be 'unit', 'paper' or two positive numbers [s_all, s_on].")
         self.build_divergence()
 
     def build_divergence(self) -> Divergence:
@@ -144,11 +136,12 @@ class FDivergenceConfig:
         if self.scale == "paper":
             # Algorithm 1's 1 + 1/beta on the on-policy half; at gamma = 1 the implicit reward brings it itself.
             return 1.0, (1.0 + self.beta) / (self.beta + self.gamma)
+        assert self.scale is not None and not isinstance(self.scale, str)
         s_all, s_on = self.scale
         return float(s_all), float(s_on)
 
 
-@dataclass
+@typed_settings(prefix="lam.")
 class LambdaSchedule:
     """lambda as a function of the training step. Both halves stay in every update, also where lambda is 0 or 1.
 
@@ -156,51 +149,39 @@ class LambdaSchedule:
         ValueError: a value out of its range; the message names the setting, the value and the remedy.
     """
 
-    schedule: str
+    schedule: Literal["linear", "cosine", "step"]
     """``linear`` or ``cosine`` from ``start`` to ``end`` over ``steps``, or ``step`` through ``values``."""
-    start: float | None = None
+    start: Share | None = None
     """lambda at step 1."""
-    end: float | None = None
+    end: Share | None = None
     """lambda from step ``steps`` on."""
-    steps: int | None = None
-    """Training steps from ``start`` to ``end``; None takes the whole run."""
-    values: Any = None
+    steps: Annotated[int, Field(ge=2)] | None = None
+    """Training steps from ``start`` to ``end``; null takes the whole run."""
+    values: _Steps | None = None
     """[[first step, lambda], ...] of ``schedule=step``, by rising step, the first of them 1."""
 
     def __post_init__(self) -> None:
-        require_one_of("lam.schedule", self.schedule, SCHEDULES)
         if self.schedule != "step":
-            _share("lam.start", self.start)
-            _share("lam.end", self.end)
-            if self.steps is not None and (not isinstance(self.steps, int) or self.steps < 2):
-                raise ValueError(f"lam.steps={self.steps!r} must be a whole number >= 2, or null for the whole run.")
-            return
-        try:
-            first_steps = [int(first) for first, _ in self.values]
-        except (TypeError, ValueError):
-            first_steps = []
-        if not first_steps or first_steps[0] != 1 or sorted(set(first_steps)) != first_steps:
+            for name in ("start", "end"):
+                if getattr(self, name) is None:
+                    raise ValueError(f"lam.{name}=None must be a number in [0, 1] with schedule={self.schedule}.")
+        elif (
+            self.values is None
+            or self.values[0][0] != 1
+            or any(later <= first for (first, _), (later, _) in pairwise(self.values))
+        ):
             raise ValueError(f"lam.values={self.values!r} must be [[1, lambda], [step, lambda], ...] by rising step.")
-        for _, value in self.values:
-            _share("lam.values", value)
+        unread = ("values",) if self.schedule != "step" else ("start", "end", "steps")
+        if given := [name for name in unread if getattr(self, name) is not None]:
+            raise ValueError(f"lam.{given[0]} is not read with schedule={self.schedule}; remove it.")
 
     def at(self, step: int, total_steps: int) -> float:
         """lambda of ``step`` (from 1) in a run of ``total_steps``."""
         if self.schedule == "step":
+            assert self.values is not None
             return float([value for first, value in self.values if first <= step][-1])
         assert self.start is not None and self.end is not None
         done = min(max(step - 1, 0) / max((self.steps or total_steps) - 1, 1), 1.0)
         if self.schedule == "cosine":
             done = (1 - math.cos(math.pi * done)) / 2
         return self.start + (self.end - self.start) * done
-
-
-def _share(name: str, value: object) -> None:
-    if not is_number(value) or not 0 <= value <= 1:  # type: ignore[operator]
-        raise ValueError(f"{name}={value!r} must lie in [0, 1]; 0 is f-GRPO, 1 uses preference data alone.")
-
-
-def _is_pair_of_positive(value: object) -> bool:
-    if not isinstance(value, Sequence) or len(value) != 2:
-        return False
-    return all(is_number(number) and number > 0 for number in value)

@@ -36,7 +36,7 @@ TARGETS = (
         ("tests/preference/test_reference_cache.py", SOURCE),
     ),
     Target("fgrpo_plugin/config.py", ("tests/test_config.py", PRESETS, *HOSTED)),
-    Target("fgrpo_plugin/setting_checks.py", ("tests/test_config.py",)),
+    Target("fgrpo_plugin/typed_settings.py", ("tests/test_typed_settings.py",)),
     Target("fgrpo_plugin/preference/config.py", ("tests/preference/test_config.py",)),
     Target(
         HOST + "driver/rows.py",

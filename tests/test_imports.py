@@ -43,7 +43,7 @@ def test_what_only_reads_data_and_settings_is_beside_the_hosts_folder():
     """The host's checks are passed in, so that these can be read and used without them."""
     pattern = re.compile(r"^\s*(?:from|import) fgrpo_plugin\.host\b", flags=re.MULTILINE)
     package = ROOT / "fgrpo_plugin"
-    files = [package / f"{name}.py" for name in ("config", "setting_checks", "tables", "folders")]
+    files = [package / f"{name}.py" for name in ("config", "typed_settings", "tables", "folders")]
     files += [path for folder in ("data", "preference") for path in (package / folder).rglob("*.py")]
     assert len(files) > 10 and [path.name for path in files if pattern.search(path.read_text())] == []
     assert pattern.search("def f():\n    from fgrpo_plugin.host.settings.inputs import check_model\n")

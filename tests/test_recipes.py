@@ -1,14 +1,19 @@
 """Every documented command line composes against the stock host and passes its validation and ours."""
 
+import json
 import os
 import re
 import shlex
 import subprocess
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
+from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.settings.compose import unknown_settings
+from fgrpo_plugin.preference.config import PreferenceConfig
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "fgrpo_plugin" / "conf" / "fgrpo"
@@ -204,13 +209,96 @@ def test_the_safety_recipe_composes_and_is_valid(stock_config, inputs, tmp_path)
     validate_config(config, use_reference_policy=True, use_critic=False)
 
 
-def test_the_f_hal_group_offers_every_preference_setting_at_its_default(stock_config):
-    from dataclasses import asdict
+OTHER_VALUES = {
+    "preset": "released",
+    "divergence": "kl",
+    "link": "density_ratio",
+    "alpha": 2.5,
+    "beta": 0.25,
+    "gamma": 0.5,
+    "level": "token",
+    "weighting": "none",
+    "weight_cap": 3.0,
+    "weight_temperature": 2.0,
+    "weight_level": "sequence",
+    "weight_scale": "group",
+    "scale": [1.0, 2.0],
+    "implicit_reward_clip": 4.0,
+    "lam": {"schedule": "linear", "start": 0.8, "end": 0.2},
+    "preference_gamma": 0.5,
+}
+OTHER_PREFERENCES = {
+    "files": ["a"],
+    "val_files": ["b"],
+    "split": "x",
+    "val_split": "y",
+    "config": "z",
+    "columns": {"prompt": "question"},
+    "batch_size": 8,
+    "keep_pairs": True,
+    "seed": 3,
+    "on_bad_row": "skip",
+    "on_too_long": "drop",
+    "on_templated": "keep",
+    "cache_dir": "/c",
+    "keep_rollout": True,
+}
+SECTION = "actor_rollout_ref.actor.policy_loss.f_divergence"
+RECIPES = ["async_7b", "laptop_hybrid", "math_7b", "safety", "scale_70b_megatron", "[cpu,f_grpo,f_hal]"]
 
-    from fgrpo_plugin.preference.config import PreferenceConfig
 
-    section = stock_config("+fgrpo=f_hal").data.preference
-    assert dict(section) | {"files": ["a"]} == asdict(PreferenceConfig(files=["a"]))
+def _every_setting(mark: str) -> list[str]:
+    """An override of each documented setting, with another value than its default."""
+    values = {f"{SECTION}.{name}": value for name, value in OTHER_VALUES.items()}
+    values |= {f"data.preference.{name}": value for name, value in OTHER_PREFERENCES.items()}
+    return [f"{mark}{name}={json.dumps(value)}".replace('"', "") for name, value in values.items()]
+
+
+def _arrived(config) -> None:
+    section = OmegaConf.to_container(config.actor_rollout_ref.actor.policy_loss.f_divergence)
+    assert {name: section[name] for name in OTHER_VALUES} == OTHER_VALUES
+    assert OmegaConf.to_container(config.data.preference) == OTHER_PREFERENCES
+
+
+def test_every_setting_has_another_value_here():
+    assert OTHER_VALUES.keys() | {"old_log_prob"} == {field.name for field in fields(FDivergenceConfig)}
+    assert OTHER_PREFERENCES.keys() == {field.name for field in fields(PreferenceConfig)}
+    defaults = asdict(FDivergenceConfig()) | asdict(PreferenceConfig(files=["x"]))
+    assert all(value != defaults[name] for name, value in (OTHER_VALUES | OTHER_PREFERENCES).items())
+
+
+@pytest.mark.parametrize("group", [None, *sorted(file.stem for file in CONF.glob("*.yaml"))])
+def test_every_documented_setting_composes_in_the_documented_form_after_every_group(stock_config, group):
+    _arrived(stock_config(*([f"+fgrpo={group}"] if group else []), *_every_setting("++")))
+
+
+@pytest.mark.parametrize("group", RECIPES)
+def test_a_recipe_s_settings_need_no_mark(stock_config, group):
+    of_f_hal = ("data.preference.", f"{SECTION}.lam", f"{SECTION}.preference_gamma")
+    overrides = _every_setting("")
+    if "hal" in group or group in ("safety", "laptop_hybrid"):
+        _arrived(stock_config(f"+fgrpo={group}", *overrides))
+    else:
+        stock_config(f"+fgrpo={group}", *[word for word in overrides if not word.startswith(of_f_hal)])
+
+
+def test_the_groups_f_grpo_and_f_hal_are_written_from_the_settings(stock_config):
+    from docs.make.groups import groups
+
+    for name, content in groups().items():
+        assert (CONF / name).read_text() == content, f"{name}: run `make docs`"
+    config = stock_config("+fgrpo=[f_grpo,f_hal]")
+    assert config.algorithm.adv_estimator == "f_hal" and config.data.preference.files == []
+    assert asdict(PreferenceConfig(files=["a"])) == OmegaConf.to_container(config.data.preference) | {"files": ["a"]}
+    section = OmegaConf.to_container(config.actor_rollout_ref.actor.policy_loss.f_divergence)
+    assert asdict(FDivergenceConfig(lam=0.5)) == asdict(FDivergenceConfig(**section))
+    assert stock_config("+fgrpo=f_grpo").algorithm.adv_estimator == "f_grpo"
+
+
+@pytest.mark.parametrize("group", ["math_7b", "safety", "scale_32b_megatron", "async_7b"])
+def test_a_recipe_logs_without_an_account(stock_config, group):
+    """verl's default, wandb, asks for a login when the run has its GPUs."""
+    assert stock_config(f"+fgrpo={group}").trainer.logger == ["console", "tensorboard"]
 
 
 def _documented_overrides() -> list[tuple[str, list[str]]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 MAKERS = (
+    ("docs/make/groups.py",),
     ("docs/make/divergences.py",),
     ("docs/make/metrics.py",),
     ("docs/make/theory.py",),

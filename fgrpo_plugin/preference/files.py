@@ -9,7 +9,7 @@ from typing import Any
 from fgrpo_plugin import folders, tables
 from fgrpo_plugin.preference.formats import Columns, LabelledResponse, Layout, detect, renamed, rows_of
 from fgrpo_plugin.preference.messages import BadRow, Notes
-from fgrpo_plugin.setting_checks import require_one_of
+from fgrpo_plugin.typed_settings import require_one_of
 
 ON_BAD_ROW = ("error", "skip")
 

@@ -14,7 +14,7 @@ from fgrpo_plugin.preference.formats import LabelledResponse
 from fgrpo_plugin.preference.messages import BadRow
 from fgrpo_plugin.preference.template import answer_end, special_tokens
 from fgrpo_plugin.preference.token_rows import Builder, TokenRow, TokenRows
-from fgrpo_plugin.setting_checks import require_one_of
+from fgrpo_plugin.typed_settings import require_one_of
 
 ON_TOO_LONG = ("error", "drop", "truncate")
 ON_TEMPLATED = ("error", "skip", "keep")

@@ -121,7 +121,7 @@ def test_unknown_split_and_no_usable_row(tmp_path):
         read_preferences([tmp_path / "saved"], split="test")
     with pytest.raises(ValueError, match=r"no row can be used \(chosen and rejected are the same: 1\)"):
         read_preferences(lines(tmp_path / "a.jsonl", [BAD]), on_bad_row="skip")
-    with pytest.raises(ValueError, match="on_bad_row='drop' is not known; choose one of error, skip"):
+    with pytest.raises(ValueError, match="on_bad_row='drop' must be one of error, skip"):
         read_preferences(["x"], on_bad_row="drop")
 
 

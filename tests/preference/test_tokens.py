@@ -59,7 +59,7 @@ def test_too_long(tokenizer):
     assert cut.too_long == {"truncated": 1} and cut.rows[0].digest == encode_row(short, tokenizer).digest
     narrow = encode([short], tokenizer, max_prompt_length=5, max_response_length=10, on_too_long="truncate")
     assert narrow.rows[0].prompt_ids == encode_row(short, tokenizer).prompt_ids[-5:]
-    with pytest.raises(ValueError, match="on_too_long='cut' is not known; choose one of"):
+    with pytest.raises(ValueError, match="on_too_long='cut' must be one of"):
         encode([], tokenizer, **limits, on_too_long="cut")
 
 

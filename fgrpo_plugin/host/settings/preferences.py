@@ -25,10 +25,6 @@ def preference_settings(config: Any) -> PreferenceConfig:
     """
     section = OmegaConf.select(config, "data.preference")
     values: dict[str, Any] = OmegaConf.to_container(section, resolve=True) if section is not None else {}  # type: ignore
-    unknown = [name for name in values if name not in PreferenceConfig.__dataclass_fields__]
-    if unknown:
-        known = ", ".join(PreferenceConfig.__dataclass_fields__)
-        raise ValueError(f"data.preference.{unknown[0]} is not known; choose among {known}.")
     try:
         return PreferenceConfig(**values)
     except ValueError as error:

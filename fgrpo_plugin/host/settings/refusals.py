@@ -182,7 +182,10 @@ def _refuse_contradictions(config: DictConfig, offline: bool) -> None:
         refused = _offline_contradictions(select) + refused
     for wrong, setting, remedy in refused:
         if wrong:
-            raise ValueError(f"{setting} contradicts algorithm.adv_estimator={name}: {remedy}.")
+            raise ValueError(
+                f"{setting} contradicts algorithm.adv_estimator={name}: {remedy} (`fgrpo settings` prints what becomes "
+                "of verl's settings)."
+            )
 
 
 def _counts(select: Callable[..., Any], *names: str) -> bool:

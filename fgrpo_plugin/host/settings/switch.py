@@ -17,7 +17,7 @@ from fgrpo_plugin.host.settings.inputs import check_model_input, run_tokenizer
 from fgrpo_plugin.host.settings.preferences import check_preference_batch, check_preferences
 from fgrpo_plugin.host.settings.prompts import check_prompts
 from fgrpo_plugin.host.settings.reading import generates, recomputes_old_log_prob
-from fgrpo_plugin.host.settings.refusals import ACTOR_SETTINGS, check_settings
+from fgrpo_plugin.host.settings.refusals import check_settings
 from fgrpo_plugin.host.settings.trainer_mode import check_trainer_mode
 from fgrpo_plugin.host.settings.verls_own import check_by_verl
 
@@ -121,7 +121,5 @@ def _report(estimator: str, settings: FDivergenceConfig, changes: list[tuple[str
         )
     lines.append(f"fgrpo-plugin: {nominal_coefficients(settings)}")
     lines.append("fgrpo-plugin: f_divergence " + ", ".join(f"{k}={v}" for k, v in asdict(settings).items()))
-    lines.append("fgrpo-plugin: settings of actor_rollout_ref.actor under f-GRPO:")
-    lines += [f"  {key}: {meaning}" for key, meaning in ACTOR_SETTINGS.items()]
     lines.append("fgrpo-plugin: shims: " + ", ".join(f"{shim} {state}" for shim, state in sorted(APPLIED.items())))
     print("\n".join(lines), flush=True)

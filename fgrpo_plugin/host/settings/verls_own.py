@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 
 def check_by_verl(config: DictConfig) -> None:
-    """Refuse what ``verl.utils.config.validate_config`` would, once ours is filled in, and what the rollout's class would.
+    """Refuse what ``verl.utils.config.validate_config`` or the class of the rollout would, once ours is filled in.
 
     Raises:
         ValueError: verl's reason, in one line.

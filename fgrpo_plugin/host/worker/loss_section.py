@@ -1,6 +1,7 @@
 """verl's ``policy_loss`` section with our hyper-parameters in it, as a worker gets it."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from verl.workers.config import PolicyLossConfig
 
@@ -17,8 +18,9 @@ class FDivergencePolicyLossConfig(PolicyLossConfig):
         ValueError: another loss has taken the place of ours.
     """
 
-    f_divergence: FDivergenceConfig = field(default_factory=FDivergenceConfig)
-    """Hyper-parameters of the f-divergence loss."""
+    f_divergence: Any = field(default_factory=dict)
+    """Hyper-parameters of the f-divergence loss: a `FDivergenceConfig` once constructed. OmegaConf, which reads this class
+    as a schema, knows none of its types."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.f_divergence, FDivergenceConfig):  # Hydra hands a plain mapping over

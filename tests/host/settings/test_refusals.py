@@ -108,7 +108,7 @@ LAM_ONE = f"{F}.lam=1"
             ],
             "data.preference.batch_size=16 makes 80 rows on 8 data-parallel ranks, no multiple of",
         ),
-        ([f"{F}.lam=2"], "lam=2 must lie in [0, 1]"),
+        ([f"{F}.lam=2"], "lam=2 must be a number in [0, 1]"),
         ([f"{F}.preference_gamma=-1"], "preference_gamma=-1"),
         ([f"{F}.preference_gamma=1", "actor_rollout_ref.actor.ppo_epochs=2"], "takes the current policy for pi_old"),
         (["algorithm.adv_estimator=f_grpo", f"{F}.lam=0.5"], "set algorithm.adv_estimator=f_hal, or remove lam"),
