@@ -19,8 +19,8 @@ class FDivergencePolicyLossConfig(PolicyLossConfig):
     """
 
     f_divergence: Any = field(default_factory=dict)
-    """Hyper-parameters of the f-divergence loss, a `FDivergenceConfig` once constructed. OmegaConf reads this class as a
-    schema, and knows none of their types."""
+    """Hyper-parameters of the f-divergence loss, a `FDivergenceConfig` once constructed. OmegaConf reads this class as
+    a schema, and knows none of their types."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.f_divergence, FDivergenceConfig):  # Hydra hands a plain mapping over
