@@ -73,7 +73,8 @@ def _entry_point() -> str:
     if not names:
         raise NotReady("verl cannot find the plugin; install it with pip install . (PYTHONPATH is not enough)")
     policy = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto").strip().lower()
-    if policy != "auto" and "fgrpo" not in policy.split(","):
+    # verl/__init__.py: names between commas, without the spaces round them; "auto" and "none" only by themselves
+    if policy != "auto" and "fgrpo" not in (name.strip() for name in policy.split(",")):
         raise NotReady(f"VERL_USE_EXTERNAL_PLUGINS={policy} switches the plugin off; add fgrpo to it or unset it")
     return names[0]
 

@@ -1,5 +1,6 @@
 """``fgrpo doctor``: ready here, and not where the plugin is switched off."""
 
+import pytest
 from typer.testing import CliRunner
 
 from fgrpo_plugin import doctor
@@ -33,6 +34,19 @@ def test_doctor_names_the_remedy_where_the_plugin_is_switched_off(monkeypatch):
     output = " ".join(result.output.split())
     assert "FAIL entry point: VERL_USE_EXTERNAL_PLUGINS=none switches the plugin off; add fgrpo to it" in output
     assert output.endswith("not ready: see the lines marked FAIL")
+
+
+@pytest.mark.parametrize("listed", ["fgrpo", "other, fgrpo", " fgrpo ,other", "AUTO "])
+def test_a_list_of_plugins_may_have_spaces(listed, monkeypatch):
+    monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", listed)
+    assert doctor._entry_point() == "fgrpo_plugin.host.register"
+
+
+@pytest.mark.parametrize("listed", ["other", "other, auto", "fgrpo2", ""])
+def test_a_list_without_the_plugin_is_said(listed, monkeypatch):
+    monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", listed)
+    with pytest.raises(doctor.NotReady, match="switches the plugin off; add fgrpo to it"):
+        doctor._entry_point()
 
 
 def test_doctor_shows_what_an_unknown_verl_needs(monkeypatch):
