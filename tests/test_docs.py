@@ -133,3 +133,24 @@ def test_the_formats_of_preference_data_are_those_of_the_readers():
     table = [line for line in readers.__doc__.splitlines() if line.startswith("|")]
     assert "\n".join(["<!-- formats -->", *table, "<!-- /formats -->"]) in page
     assert {line.split(" ")[1] for line in table[2:]} == {format.name for format in readers.FORMATS}
+
+
+MENTIONED = re.compile(
+    r"(?<![\w./-])((?:fgrpo_plugin|benchmarks|experiments|recipes|tests|docs|requirements|patches)/[\w./]+\.\w+)\b"
+)
+SOURCES = [
+    path
+    for folder in ("fgrpo_plugin", "benchmarks", "docs", "tests", "experiments", "recipes")
+    for pattern in ("*.py", "*.yaml", "*.sh")
+    for path in (DOCS.parent / folder).rglob(pattern)
+]
+
+
+def test_paths_that_sources_name_exist():
+    missing = {
+        f"{path.relative_to(DOCS.parent)}: {name}"
+        for path in SOURCES
+        for name in MENTIONED.findall(path.read_text())
+        if path.name != "test_patches.py" and not (DOCS.parent / name).exists()  # that one speaks of verl's tree
+    }
+    assert not missing, sorted(missing)
