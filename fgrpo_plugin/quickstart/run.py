@@ -26,6 +26,7 @@ from fgrpo_plugin.quickstart.inputs import (
     prepare_user_data,
     user_inputs,
 )
+from fgrpo_plugin.quickstart.news import HostNews, Lines
 from fgrpo_plugin.quickstart.options import (
     DEFAULT_STEPS,
     DIVERGENCES,
@@ -36,6 +37,7 @@ from fgrpo_plugin.quickstart.options import (
 )
 from fgrpo_plugin.quickstart.processes import cleaned_up, only_run
 from fgrpo_plugin.quickstart.summary import (
+    REWARD,
     draw,
     heldout_accuracies,
     heldout_true_rewards,
@@ -87,19 +89,23 @@ def _run(options: QuickstartOptions, user_data: UserData | None, console: Consol
     run = options.run_dir or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}-seed{options.seed}"
     run = run.absolute()
     (run / "logs").mkdir(parents=True, exist_ok=True)
-    console.print(f"everything goes to {run}")
+    lines = Lines(console)
+    console.print(f"everything goes to {run}", soft_wrap=True)
+    console.file.flush()
     if is_users_own(options.model) and options.learning_rate is None:
         console.print(f"MODEL: learning rate {MODEL_LEARNING_RATE:g}; set another with ARGS='--learning-rate=...'")
     if options.overrides:
         check_overrides(run, options, steps)
+    lines.say("settings checked")
 
     with _progress(console) as progress, _interruptible():
-        model = options.model.absolute() if options.model else _warm_model(run, options.seed, progress, hybrid)
+        model = options.model.absolute() if options.model else _warm_model(run, options.seed, progress, hybrid, lines)
         if hybrid:
             inputs = hybrid_inputs(run, model)
         else:
             inputs = addition_inputs(run, model) if user_data is None else user_inputs(run, model, user_data)
-        _train(run, options, steps, inputs, progress)
+        lines.say(f"data written to {inputs.train.parent}")
+        _train(run, options, steps, inputs, progress, lines)
 
     summary = summarize(
         run / "metrics.jsonl",
@@ -119,7 +125,7 @@ def _run(options: QuickstartOptions, user_data: UserData | None, console: Consol
     return run
 
 
-def _warm_model(run: Path, seed: int, progress: Progress, for_hybrid: bool) -> Path:
+def _warm_model(run: Path, seed: int, progress: Progress, for_hybrid: bool, lines: Lines) -> Path:
     import torch
 
     from fgrpo_plugin.quickstart import hybrid
@@ -127,6 +133,12 @@ def _warm_model(run: Path, seed: int, progress: Progress, for_hybrid: bool) -> P
 
     torch.set_num_threads(1)  # a model this small gains a third from two, and loses tenfold beside another load
     bar = progress.add_task("warm-up", total=None, reward="")
+    lines.say("warm-up of a tiny model by supervision")
+
+    def show(step: int, success: float) -> None:
+        progress.update(bar, completed=step, reward=f"success {success:.2f}")
+        lines.pulse(f"warm-up: {step} steps, sampled success {success:.2f}")
+
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, seed)
     train, _ = task.split_pairs()
@@ -139,13 +151,16 @@ def _warm_model(run: Path, seed: int, progress: Progress, for_hybrid: bool) -> P
         [Example(pair.prompt, pair.answer) for pair in train],
         seed=seed,
         **how,
-        on_step=lambda step, success: progress.update(bar, completed=step, reward=f"success {success:.2f}"),
+        on_step=show,
     )
     progress.update(bar, total=result.steps, completed=result.steps)
+    lines.say(f"model made: {result.steps} steps of warm-up, sampled success {result.sampled_success:.2f}")
     return save_model(model, tokenizer, run / "model")
 
 
-def _train(run: Path, options: QuickstartOptions, steps: int, inputs: RunInputs, progress: Progress) -> None:
+def _train(
+    run: Path, options: QuickstartOptions, steps: int, inputs: RunInputs, progress: Progress, lines: Lines
+) -> None:
     run_id = uuid.uuid4().hex
     ray_folder = Path(tempfile.mkdtemp(prefix="fgrpo-"))  # short: Ray's socket paths must stay below 107 characters
     log = run / "logs" / "train.log"
@@ -162,30 +177,34 @@ def _train(run: Path, options: QuickstartOptions, steps: int, inputs: RunInputs,
             start_new_session=True,  # a Ctrl-C comes to us alone, and the run is then ended in order
         )
         patience = PATIENCE_SECONDS * (6 if is_users_own(options.model) else 1)
-        _follow(process, run / "metrics.jsonl", log, steps, progress, patience)
+        news = HostNews(run / "metrics.jsonl", log, run / "checkpoints", steps, time.monotonic)
+        _follow(process, news, progress, patience, lines)
+    lines.say("verl has ended, and everything that it started")
 
 
-def _follow(
-    process: subprocess.Popen, metrics: Path, log: Path, steps: int, progress: Progress, patience: float
-) -> None:
+def _follow(process: subprocess.Popen, news: HostNews, progress: Progress, patience: float, lines: Lines) -> None:
     """Show the host's progress until it ends."""
     bar = progress.add_task("starting Ray, vLLM and the engines", total=None, reward="")
-    last_news, seen = time.monotonic(), -1
+    last_news, seen, steps = time.monotonic(), -1, news.steps
     while True:
         code = process.poll()
-        rows = read_metrics(metrics)
+        for line in news.lines():
+            lines.say(line)
+        lines.pulse()
+        rows = news.rows
         if rows and rows[-1]["step"] != seen:
             seen, last_news = rows[-1]["step"], time.monotonic()
-            reward = rows[-1]["data"].get("critic/score/mean")
+            reward = rows[-1]["data"].get(REWARD)
             shown = "" if reward is None else f"reward {reward:.2f}"
             progress.update(bar, description="training", total=steps, completed=seen, reward=shown)
         if code is not None:
             break
         if time.monotonic() - last_news > patience:
-            raise QuickstartError(f"the host has finished no step for {patience:.0f} s; its log is {log}.")
+            raise QuickstartError(f"the host has finished no step for {patience:.0f} s; its log is {news.log}.")
         time.sleep(0.5)
     if code != 0 or seen < steps:
-        raise QuickstartError(f"the host ended with exit code {code} after step {max(seen, 0)} of {steps}: {_why(log)}")
+        why = _why(news.log)
+        raise QuickstartError(f"the host ended with exit code {code} after step {max(seen, 0)} of {steps}: {why}")
 
 
 def _why(log: Path) -> str:
@@ -200,7 +219,8 @@ def _why(log: Path) -> str:
 
 def _progress(console: Console) -> Progress:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[reward]}"), console=console)
+    last = TextColumn("{task.fields[reward]}")
+    return Progress(*columns, TimeElapsedColumn(), last, console=console, disable=not console.is_terminal)
 
 
 @contextlib.contextmanager

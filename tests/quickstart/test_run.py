@@ -1,12 +1,16 @@
 """What is said when verl ends early, falls silent, or ends with an error."""
 
+import io
 import json
 import subprocess
 import sys
+import time
 
 import pytest
+from rich.console import Console
 from rich.progress import Progress, TextColumn
 
+from fgrpo_plugin.quickstart.news import HostNews, Lines
 from fgrpo_plugin.quickstart.options import QuickstartError
 from fgrpo_plugin.quickstart.run import _follow, _why
 
@@ -18,7 +22,8 @@ def follow(tmp_path, code, lines=(), steps=2, patience=30.0):
     process = subprocess.Popen([sys.executable, "-c", code])
     try:
         with Progress(TextColumn("{task.description}"), disable=True) as progress:
-            _follow(process, metrics, log, steps, progress, patience)
+            news = HostNews(metrics, log, tmp_path / "checkpoints", steps, time.monotonic)
+            _follow(process, news, progress, patience, Lines(Console(file=io.StringIO())))
             return progress.tasks[0]
     finally:
         process.kill()

@@ -6,6 +6,7 @@ dot-product attention of one row after another where the flash kernel would be. 
 builds a mask of the whole line instead, and computes the products of every row with every other one.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -98,7 +99,7 @@ def row_attention(
     lengths = [query.shape[1]]
     if query.shape[0] == 1 and attention_mask is None and position_ids is not None:
         bounds = (*(position_ids[0] == 0).nonzero()[:, 0].tolist(), query.shape[1])
-        lengths = [end - start for start, end in zip(bounds, bounds[1:], strict=False)]
+        lengths = [end - start for start, end in pairwise(bounds)]
     outputs = []
     for row in zip(*(part.split(lengths, dim=2) for part in states), strict=True):
         window = _window(row[0].shape[2], sliding_window)

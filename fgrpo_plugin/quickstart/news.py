@@ -1,0 +1,113 @@
+"""What a run says of itself, by the host's log, metrics and checkpoints: a plain line each without a terminal."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fgrpo_plugin.quickstart.summary import REWARD, heldout_accuracies, heldout_true_rewards, read_metrics
+
+STEPS_A_LINE = 10
+SILENCE_SECONDS = 25.0
+"""After so long without a line, what is under way is said again."""
+
+STAGES = (  # what verl 0.9.1 and Ray write (Ray's workers with a prefix) -> what it means; in order
+    ("ray init kwargs:", "starting Ray"),
+    ("Started a local Ray instance", "Ray started; the workers load verl"),
+    ("(TaskRunner", "verl's task runner has started; the actor loads its model"),
+    ("After FSDP, memory allocated", "the actor is ready; vLLM starts"),
+    ("Creating file logger at", "workers ready; vLLM answers the held-out prompts"),
+    ("Training Progress:", "first rollout"),
+)
+
+
+class Lines:
+    """Plain lines with the time since the start, where there is no terminal for a progress bar."""
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self.console, self.clock = console, clock
+        self.plain = not console.is_terminal
+        self.started = self.last = clock()
+        self.under_way = ""
+
+    def say(self, text: str) -> None:
+        """One line, flushed; nothing on a terminal."""
+        self.under_way, self.last = text, self.clock()
+        if self.plain:
+            line = f"{_duration(self.last - self.started):>7}  {text}"
+            self.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
+            self.console.file.flush()
+
+    def pulse(self, text: str | None = None) -> None:
+        """Say `text`, or that what was said last goes on, if nothing was said for a while."""
+        if self.clock() - self.last < SILENCE_SECONDS:
+            return
+        stage = self.under_way
+        self.say(text or f"still at it: {stage.removeprefix('still at it: ')}")
+
+
+class HostNews:
+    """What the host has done since it was last asked."""
+
+    def __init__(self, metrics: Path, log: Path, checkpoints: Path, steps: int, clock: Callable[[], float]) -> None:
+        self.metrics, self.log, self.steps, self.clock = metrics, log, steps, clock
+        self.written = checkpoints / "latest_checkpointed_iteration.txt"
+        self.rows: list[dict[str, Any]] = []
+        self.stage, self.read, self.saved = 0, 0, ""
+        self.first: tuple[int, float] | None = None
+
+    def lines(self) -> list[str]:
+        """A line for each stage, validation and checkpoint that is new, the first, each tenth and the last step."""
+        said = self._stages()
+        rows = read_metrics(self.metrics)
+        for row in rows[len(self.rows) :]:
+            said += self._of_row(row)
+        self.rows = rows
+        saved = self.written.read_text().strip() if self.written.is_file() else ""
+        if saved and saved != self.saved:
+            said.append(f"checkpoint of step {saved} written to {self.written.parent}")
+            self.saved = saved
+        return said
+
+    def _stages(self) -> list[str]:
+        with self.log.open("rb") as log:
+            log.seek(self.read)
+            new = log.read()
+        self.read += new.rfind(b"\n") + 1  # a progress bar ends its line at last; until then it is read again
+        text = new.decode(errors="replace")
+        said = []
+        while self.stage < len(STAGES):
+            found = [n for n in range(self.stage, len(STAGES)) if STAGES[n][0] in text]
+            if not found:
+                break
+            said.append(STAGES[found[0]][1])
+            self.stage = found[0] + 1
+        return said
+
+    def _of_row(self, row: Mapping[str, Any]) -> list[str]:
+        step, said, now = row["step"], [], self.clock()
+        if REWARD in row["data"]:
+            self.first = self.first or (step, now)
+            if step == self.first[0] or step % STEPS_A_LINE == 0 or step == self.steps:
+                said.append(f"step {step} of {self.steps}: reward {row['data'][REWARD]:.2f}{self._left(step, now)}")
+        elif step and (step % STEPS_A_LINE == 0 or step == self.steps):
+            said.append(f"step {step} of {self.steps}")
+        judged = heldout_true_rewards([row])
+        name = "proxy" if judged else "accuracy"
+        said += [f"held-out {name} at step {step}: {value:.3f}" for _, value in heldout_accuracies([row])]
+        said += [f"held-out true reward at step {step}: {value:.3f}" for _, value in judged]
+        return said
+
+    def _left(self, step: int, now: float) -> str:
+        assert self.first is not None
+        first, since = self.first
+        if step in (first, self.steps):
+            return ""
+        return f", about {_duration((now - since) / (step - first) * (self.steps - step))} left"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} m {rest:02} s" if minutes else f"{rest} s"
