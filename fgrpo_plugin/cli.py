@@ -3,7 +3,8 @@
 import contextlib
 import functools
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -104,6 +105,7 @@ def data(
         if source is not None and len(names) > 1:
             raise ValueError(f"--source={source} is of one set; name one.")
         for name in names:
+            console.print(f"{name}: reading {source or 'the published set'}", soft_wrap=True)
             for found in prepare(name, output, earns_full_reward=earns_full_reward, source=source, split=split):
                 console.print(f"{found.rows} rows to {found.file}", soft_wrap=True)
                 for reason, count in found.left_out.most_common():
@@ -157,8 +159,10 @@ def check(
             measured = Measured.of(tokenizer, RowSettings(*limits, arguments, tuple(stop_tokens(model))))
         elif named := [name for name, value in given.items() if value]:
             raise ValueError(f"{named[0]} is of a model's tokenizer; name the model with --model.")
-        found = read_preferences(files, split=split, config=config, columns=_columns(column), on_bad_row="skip")
-        usable = print_report(found, Console(), measured=measured, seed=seed)
+        found = read_preferences(
+            files, split=split, config=config, columns=_columns(column), on_bad_row="skip", said=_said("read")
+        )
+        usable = print_report(found, Console(), measured=measured, seed=seed, said=_said("in tokens"))
     if not usable:
         raise typer.Exit(1)
 
@@ -178,7 +182,9 @@ def convert(
     from fgrpo_plugin.preference.files import read_preferences, write_preferences
 
     with _one_sentence("fgrpo prefs convert"):
-        found = read_preferences(files, split=split, config=config, columns=_columns(column), on_bad_row=on_bad_row)
+        found = read_preferences(
+            files, split=split, config=config, columns=_columns(column), on_bad_row=on_bad_row, said=_said("read")
+        )
         write_preferences(found.rows, output)
     console = Console(markup=False, emoji=False, highlight=False)
     for line in found.left_out():
@@ -200,6 +206,21 @@ def _named(option: str, given: list[str] | None) -> list[tuple[str, str]]:
         if "=" not in words or words.startswith("="):
             raise ValueError(f"{option} {words}: write it as NAME=VALUE.")
     return [(words.partition("=")[0], words.partition("=")[2]) for words in given or []]
+
+
+def _said(what: str) -> Callable[[int, Callable[[], float]], None]:
+    """A line to the error output every few seconds, for data of which a million rows take minutes."""
+    from fgrpo_plugin.preference.loading import SECONDS_BETWEEN_LINES
+
+    last = time.monotonic()
+
+    def said(rows: int, share: Callable[[], float]) -> None:
+        nonlocal last
+        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            print(f"{rows} rows {what}, {share():.0%}", file=sys.stderr, flush=True)
+
+    return said
 
 
 @contextlib.contextmanager

@@ -10,3 +10,20 @@ def test_the_command_line_prints_one_sentence_and_exits_2():
     assert result.exit_code == 2
     assert result.stderr.startswith("fgrpo quickstart: DIVERGENCE=nope is not known; choose one of kl,")
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_reading_preferences_says_how_far_it_is(tmp_path, monkeypatch):
+    import json
+
+    from fgrpo_plugin.preference import loading
+
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"{i}?", "chosen": "a", "rejected": "b"}) + "\n" for i in range(20)))
+    quiet = CliRunner().invoke(app, ["prefs", "check", str(file)])
+    assert quiet.exit_code == 0 and quiet.stderr == ""
+    monkeypatch.setattr(loading, "SECONDS_BETWEEN_LINES", 0.0)
+    for command in (["check", str(file)], ["convert", str(file), "--output", str(tmp_path / "rows.parquet")]):
+        result = CliRunner().invoke(app, ["prefs", *command])
+        assert result.exit_code == 0
+        lines = [line for line in result.stderr.splitlines() if line]
+        assert len(lines) == 20 and lines[-1].startswith("40 rows read, ")

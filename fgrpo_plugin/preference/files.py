@@ -64,6 +64,7 @@ def read_preferences(
     config: str | None = None,
     columns: Columns | None = None,
     on_bad_row: str = "error",
+    said: Callable[[int, Callable[[], float]], None] = lambda rows, share: None,
 ) -> PreferenceData:
     """Read preference data, detecting the format of each file.
 
@@ -74,6 +75,7 @@ def read_preferences(
         config: of a named dataset or a folder of folders, where there are several.
         columns: what a format reads -> the column of the file; a list is joined by line ends, null leaves a column out.
         on_bad_row: "error" stops at the first row that cannot be used; "skip" leaves it out and counts it.
+        said: called after each example with the rows so far and a function that tells the share of the files read.
 
     Returns:
         Rows, formats and counts.
@@ -83,8 +85,10 @@ def read_preferences(
             format, or a bad row; the message names file, row, reason and remedy.
     """
     found = PreferenceData()
-    for rows, _ in stream_preferences(files, found, split=split, config=config, columns=columns, on_bad_row=on_bad_row):
+    stream = stream_preferences(files, found, split=split, config=config, columns=columns, on_bad_row=on_bad_row)
+    for rows, share in stream:
         found.rows += rows
+        said(len(found.rows), share)
     if not found.rows:
         raise ValueError(f"{', '.join(map(str, files))}: no row can be used ({_reasons(found)}).")
     return found

@@ -3,6 +3,7 @@
 import random
 import statistics
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,14 @@ class Measured:
         return cls(tokenizer, Encoder(tokenizer, settings.template, end.token), settings, end.problem)
 
 
-def print_report(found: PreferenceData, console: Console, *, measured: Measured | None = None, seed: int = 0) -> bool:
+def print_report(
+    found: PreferenceData,
+    console: Console,
+    *,
+    measured: Measured | None = None,
+    seed: int = 0,
+    said: Callable[[int, Callable[[], float]], None] = lambda rows, share: None,
+) -> bool:
     """Counts, sides, lengths, duplicates, template problems, and ten random rows.
 
     Args:
@@ -52,11 +60,12 @@ def print_report(found: PreferenceData, console: Console, *, measured: Measured 
         console: where it goes.
         measured: with the model's tokenizer; without it lengths are in characters and the template is not looked at.
         seed: of the random rows.
+        said: called as rows are measured, with their number and a function that tells the share of all.
 
     Returns:
         Whether a run takes all of them at its defaults.
     """
-    encoded = _encode(found, measured) if measured is not None else None
+    encoded = _encode(found, measured, said) if measured is not None else None
     # Text, not markup: users' rows and paths hold brackets and colons of their own.
     for file, name in found.formats.items():
         columns = f"; not read: {', '.join(found.ignored[file])}" if found.ignored[file] else ""
@@ -79,10 +88,14 @@ def print_report(found: PreferenceData, console: Console, *, measured: Measured 
     return not templated and not found.skipped and len(sides) == 2
 
 
-def _encode(found: PreferenceData, measured: Measured) -> list[TokenRow]:
+def _encode(
+    found: PreferenceData, measured: Measured, said: Callable[[int, Callable[[], float]], None]
+) -> list[TokenRow]:
     """Rows in tokens; those that the template refuses are counted with the rows that cannot be used."""
-    rows, kept = [], []
-    for row, encoded in zip(found.rows, measured.encoder.encode(found.rows), strict=True):
+    rows, kept, total = [], [], len(found.rows)
+    encoded_rows = measured.encoder.encode(found.rows)
+    for done, (row, encoded) in enumerate(zip(found.rows, encoded_rows, strict=True), start=1):
+        said(done, lambda done=done: done / total)  # type: ignore[misc]
         if isinstance(encoded, BadRow):
             found.skip(encoded, row.source)
         else:

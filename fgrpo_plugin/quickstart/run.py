@@ -190,13 +190,13 @@ def _follow(process: subprocess.Popen, news: HostNews, progress: Progress, patie
         code = process.poll()
         for line in news.lines():
             lines.say(line)
-        lines.pulse()
         rows = news.rows
         if rows and rows[-1]["step"] != seen:
             seen, last_news = rows[-1]["step"], time.monotonic()
             reward = rows[-1]["data"].get(REWARD)
             shown = "" if reward is None else f"reward {reward:.2f}"
             progress.update(bar, description="training", total=steps, completed=seen, reward=shown)
+        lines.pulse(f"step {seen} of {steps}" if seen > 0 else None)
         if code is not None:
             break
         if time.monotonic() - last_news > patience:
