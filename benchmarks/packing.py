@@ -1,6 +1,6 @@
 """Packed rows against padded ones on the CPU platform: forward and backward of the actor, a micro-batch at a time.
 
-    python -m benchmarks.packing [--repeats 5]
+    python -m benchmarks.packing [--repeats 3]
 
 verl's actor worker (FSDP2, float32) makes one f-GRPO update of one micro-batch; timed is its `forward_backward_batch`,
 without the optimiser. The model has SmolLM2-135M's sizes and random weights. Variants: rows padded or packed
@@ -48,8 +48,8 @@ SHAPES = {  # SmolLM2-135M, and the quick start's model
 }
 # What the rows are -> model, number of rows, tokens of a prompt, fewest and most tokens of a response
 CASES = {
-    "short answers": ("SmolLM2-135M", 32, 48, 4, 16),
-    "uneven answers": ("SmolLM2-135M", 8, 32, 32, 480),
+    "short answers": ("SmolLM2-135M", 8, 48, 4, 16),
+    "uneven answers": ("SmolLM2-135M", 4, 32, 32, 288),
     "the quick start": ("quick start", 64, 7, 3, 4),
 }
 VARIANTS = {  # name -> use_remove_padding, attn_implementation
@@ -157,7 +157,7 @@ def case(name: str, repeats: int) -> list[str]:
 
 
 def main(
-    repeats: int = 5,
+    repeats: int = 3,
     only: Annotated[str | None, typer.Option(help=f"One of: {', '.join(CASES)}.")] = None,
     output: Annotated[Path | None, typer.Option(help="Also write the table there, as Markdown.")] = None,
 ) -> None:
