@@ -6,6 +6,7 @@ dot-product attention of one row after another where the flash kernel would be. 
 builds a mask of the whole line instead, and computes the products of every row with every other one.
 """
 
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -100,11 +101,11 @@ def row_attention(
     if query.shape[0] == 1 and attention_mask is None and position_ids is not None:
         bounds = (*(position_ids[0] == 0).nonzero()[:, 0].tolist(), query.shape[1])
         lengths = [end - start for start, end in pairwise(bounds)]
+    compute = partial(scaled_dot_product_attention, dropout_p=dropout, scale=softmax_scale, enable_gqa=True)
     outputs = []
-    for row in zip(*(part.split(lengths, dim=2) for part in states), strict=True):
-        window = _window(row[0].shape[2], sliding_window)
-        shared = {"dropout_p": dropout, "scale": softmax_scale, "enable_gqa": True}
-        outputs.append(scaled_dot_product_attention(*row, attn_mask=window, is_causal=window is None, **shared))
+    for row_query, row_key, row_value in zip(*(part.split(lengths, dim=2) for part in states), strict=True):
+        window = _window(row_query.shape[2], sliding_window)
+        outputs.append(compute(row_query, row_key, row_value, attn_mask=window, is_causal=window is None))
     return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
