@@ -5,8 +5,8 @@
 verl's actor worker (FSDP2, float32) makes one f-GRPO update of one micro-batch; timed is its `forward_backward_batch`,
 without the optimiser. The model has SmolLM2-135M's sizes and random weights. Variants: rows padded or packed
 (`use_remove_padding`), each with transformers' `sdpa` and with the platform's `cpu_packed`; in turns, in an order
-shuffled each time. Shown are CPU seconds of the process, which other processes on the machine move little, and the
-ratio of wall-clock times beside them; in brackets quartiles.
+shuffled each time. Shown are CPU seconds of the process, in brackets quartiles; wall-clock times are left out, since
+they are those of whatever else the machine does.
 """
 
 import platform
@@ -61,8 +61,8 @@ VARIANTS = {  # name -> use_remove_padding, attn_implementation
 BASE = "padded, sdpa"
 
 
-def prepared(folder: str, shape: dict[str, Any], responses: list[int], prompt: int) -> dict[str, Callable[[], tuple]]:
-    """For each variant a function that makes one update and returns CPU and wall-clock seconds of its passes."""
+def prepared(folder: str, shape: dict[str, Any], responses: list[int], prompt: int) -> dict[str, Callable[[], float]]:
+    """For each variant a function that makes one update and returns the CPU seconds of its passes."""
     import transformers
     from verl.utils.config import omega_conf_to_dataclass
     from verl.workers.engine_workers import ActorRolloutRefWorker
@@ -102,28 +102,23 @@ def prepared(folder: str, shape: dict[str, Any], responses: list[int], prompt: i
     return found
 
 
-def _timed(worker: Any, data: Any) -> Callable[[], tuple]:
+def _timed(worker: Any, data: Any) -> Callable[[], float]:
     engine = worker.actor.engine
     passes, taken = engine.forward_backward_batch, []
 
     def timed(*args: Any, **kwargs: Any) -> Any:
-        start = time.process_time(), time.perf_counter()
+        start = time.process_time()
         result = passes(*args, **kwargs)
-        taken[:] = time.process_time() - start[0], time.perf_counter() - start[1]
+        taken.append(time.process_time() - start)
         return result
 
     engine.forward_backward_batch = timed
 
-    def call() -> tuple:
+    def call() -> float:
         update(worker, data)
-        return tuple(taken)
+        return taken.pop()
 
     return call
-
-
-def quartiles(values: list[float]) -> tuple[float, float, float]:
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, middle, high
 
 
 def case(name: str, repeats: int) -> list[str]:
@@ -134,7 +129,7 @@ def case(name: str, repeats: int) -> list[str]:
     tokens = sum(responses) + rows * prompt
     with tempfile.TemporaryDirectory() as folder:
         calls = prepared(folder, SHAPES[shape], responses, prompt)
-        times: dict[str, list[tuple]] = {variant: [] for variant in calls}
+        times: dict[str, list[float]] = {variant: [] for variant in calls}
         order, shuffle = list(calls), random.Random(0)
         for repeat in range(repeats + 1):
             shuffle.shuffle(order)
@@ -143,15 +138,14 @@ def case(name: str, repeats: int) -> list[str]:
                 if repeat:
                     times[variant].append(taken)
     lines = []
-    base = [quartiles([taken[clock] for taken in times[BASE]])[1] for clock in (0, 1)]
+    base = statistics.median(times[BASE])
     for variant, taken in times.items():
-        low, middle, high = quartiles([cpu for cpu, _ in taken])
-        wall = quartiles([seconds for _, seconds in taken])[1]
+        low, middle, high = statistics.quantiles(taken, n=4, method="inclusive")
         each = f"{middle / tokens * 1e3:.3f} ({low / tokens * 1e3:.3f} to {high / tokens * 1e3:.3f})"
         computed = tokens if VARIANTS[variant][0] else rows * (prompt + most)
         what = f"{shape}: {rows} x {prompt}+{fewest}..{most}"
         cells = (what, variant, f"{computed}", f"{computed / tokens:.2f}", each)
-        lines.append(" | ".join((*cells, f"{middle / base[0]:.2f}", f"{wall / base[1]:.2f}")))
+        lines.append(" | ".join((*cells, f"{middle / base:.2f}")))
         Console().print(lines[-1], highlight=False, soft_wrap=True)
     return lines
 
