@@ -24,7 +24,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes two 
 import torch
 
 from fgrpo_plugin.config import FDivergenceConfig
-from fgrpo_plugin.host.worker.policy_loss import f_grpo_policy_loss
+from fgrpo_plugin.host.worker.policy_loss import f_grpo_policy_loss, f_hal_policy_loss
 
 SHAPES = ((64, 4096), (512, 1024))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -77,6 +77,42 @@ def ours(data: dict[str, torch.Tensor], settings: dict[str, Any]) -> Loss:
             f_divergence_weight=ones,
             f_divergence_count=count * ones,
             f_divergence_fresh=ones,
+        )[0]
+
+    return loss
+
+
+def ours_f_hal(data: dict[str, torch.Tensor], settings: dict[str, Any], lam: float = 0.5) -> Loss:
+    """The same of f-HAL; every fourth row is a preference row, D+ and D- in turn."""
+    rows, divergence = len(data["advantage"]), FDivergenceConfig(**settings, lam=lam)
+    device = data["advantage"].device
+    place = torch.arange(rows, device=device)
+    side = torch.where(place % 4 == 3, 1.0 - 2.0 * (place % 8 == 3), 0.0)
+    tokens = data["response_mask"].sum(dim=-1)
+    on_policy = (side == 0).float()
+    units = tokens if divergence.level == "token" else torch.ones_like(tokens)
+    count = sum(torch.where(side == kind, units[side == kind].sum(), 0) for kind in (-1, 0, 1))
+    config = SimpleNamespace(policy_loss=SimpleNamespace(f_divergence=divergence), global_batch_info={"dp_size": 1})
+    fields = {
+        "f_divergence_advantage": data["advantage"] * on_policy,
+        "f_divergence_weight": on_policy,
+        "f_divergence_count": count.float(),
+        "f_divergence_fresh": on_policy,
+        "f_divergence_side": side,
+        "f_divergence_tokens": tokens * (1 - on_policy),
+        "f_divergence_lam": torch.full_like(side, lam),
+    }
+    mask = data["response_mask"] * on_policy.long().unsqueeze(-1)
+
+    def loss(log_prob: torch.Tensor) -> torch.Tensor:
+        return f_hal_policy_loss(
+            data["old_log_prob"],
+            log_prob,
+            data["advantages"],
+            mask,
+            config=config,
+            ref_log_prob=data["ref_log_prob"],
+            **fields,
         )[0]
 
     return loss

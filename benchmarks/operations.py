@@ -1,0 +1,109 @@
+"""What one micro-batch asks of a device: operations and synchronisations of each loss, counted.
+
+    python -m benchmarks.operations [--output table.md]
+
+Forward, metrics and backward to the log-probs, as the host calls the loss in a worker. An operation is a call that
+starts a kernel (views, and memory without content, are none). A synchronisation makes the host wait for the device: a
+value read (``item``, ``tolist``, ``bool``, ``cpu``), a shape that depends on values (``nonzero``, a bool index), or a
+tensor made of Python numbers on the device. Counted on the CPU, where the same calls are made.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.loss import OURS, hosts, ours, ours_f_hal, tensors
+
+WAITING = {
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "equal",
+    "bincount",
+    "_unique2",
+    "repeat_interleave",
+}
+"""aten operations that wait for the device."""
+READING = {torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.cpu, torch.Tensor.__array__, torch.tensor}
+"""Calls that do so without an aten operation of their own on the CPU."""
+NO_KERNEL = ("empty", "new_empty", "detach", "_unsafe_view", "lift_fresh")
+
+
+class Counted(TorchDispatchMode):
+    """Counts what runs inside of it; ``synchronisations`` and ``operations`` by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: Counter[str] = Counter()
+        self.synchronisations: Counter[str] = Counter()
+        self._reads = _Reads(self.synchronisations)
+
+    def __enter__(self) -> "Counted":
+        self._reads.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._reads.__exit__(*error)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        name = func.overloadpacket.__name__
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        by_value = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
+        if name in WAITING or by_value:
+            self.synchronisations[name] += 1
+        if not (func.is_view or name.startswith(NO_KERNEL) or name == "_local_scalar_dense"):
+            self.operations[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class _Reads(TorchFunctionMode):
+    def __init__(self, found: Counter[str]) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func in READING:
+            self.found[func.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def count(loss: Callable[[torch.Tensor], torch.Tensor], log_prob: torch.Tensor) -> Counted:
+    """What one forward and backward does.
+
+    Args:
+        loss: log-probs (n, T), nats, to a scalar.
+        log_prob: (n, T).
+    """
+    leaf = log_prob.detach().requires_grad_()
+    with Counted() as counted:
+        loss(leaf).backward()
+    return counted
+
+
+def main(output: Path | None = None) -> None:
+    """Print the table."""
+    data = tensors(64, 256, torch.float32, "cpu")
+    losses = {"vanilla": hosts(data, "vanilla", "token-mean"), "gspo": hosts(data, "gspo", "seq-mean-token-mean")}
+    losses |= {name: ours(data, settings) for name, settings in OURS.items()}
+    losses |= {name.replace("f_grpo", "f_hal"): ours_f_hal(data, settings) for name, settings in OURS.items()}
+    lines = ["| loss | operations | synchronisations |", "| --- | --- | --- |"]
+    for name, loss in losses.items():
+        if loss is not None:
+            found = count(loss, data["log_prob"])
+            lines.append(f"| {name} | {found.operations.total()} | {found.synchronisations.total()} |")
+    page = "\n".join([f"A micro-batch of 64 rows, torch {torch.__version__}:\n", *lines, ""])
+    print(page)
+    if output is not None:
+        output.write_text(page)
+
+
+if __name__ == "__main__":
+    typer.run(main)
