@@ -55,13 +55,15 @@ def f_grpo_row_losses(
 ) -> torch.Tensor:
     """The summands of `f_grpo_loss`, one per row (at level token: summed over the row's tokens), not divided: (n,)."""
     counted = counted_elements(implicit_reward, response_mask)
-    n = len(implicit_reward)
-    require_shape("advantages", advantages, (n,))
-    magnitude = advantages.detach().abs().to(compute_dtype(implicit_reward))
+    require_shape("advantages", advantages, (len(implicit_reward),))
     if weights is not None:
-        require_shape("weights", weights, (n,))
-        magnitude = magnitude * weights.detach().to(magnitude.dtype)
+        require_shape("weights", weights, (len(implicit_reward),))
+    magnitude = row_magnitudes(advantages, weights, compute_dtype(implicit_reward))
     require_finite("advantages or weights", magnitude)
+    return magnitude * side_losses(implicit_reward, advantages > 0, divergence, counted)  # f-GRPO, arXiv 2602.05946
 
-    # f-GRPO loss, arXiv 2602.05946.
-    return magnitude * side_losses(implicit_reward, advantages > 0, divergence, counted)
+
+def row_magnitudes(advantages: torch.Tensor, weights: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """|a_i| w_i, (n,), constant: what a row's loss is multiplied by."""
+    magnitude = advantages.detach().abs().to(dtype)
+    return magnitude if weights is None else magnitude * weights.detach().to(dtype)

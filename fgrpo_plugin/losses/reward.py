@@ -5,7 +5,7 @@ import math
 import torch
 
 from fgrpo_plugin.divergences import Divergence
-from fgrpo_plugin.losses.checks import compute_dtype, require_finite, require_shape
+from fgrpo_plugin.losses.checks import LOG_PROBS, compute_dtype, finite_extremes, require_finite, require_shape
 
 
 def implicit_reward(
@@ -41,6 +41,21 @@ def implicit_reward(
         ValueError: shapes that disagree, beta or gamma out of range, unknown level, gamma without old_log_prob,
             unmasked log-probs that are not finite (rows named).
     """
+    reward = unchecked_reward(log_prob, ref_log_prob, response_mask, beta, old_log_prob, gamma, level)
+    require_finite(LOG_PROBS, reward)
+    return reward
+
+
+def unchecked_reward(
+    log_prob: torch.Tensor,
+    ref_log_prob: torch.Tensor,
+    response_mask: torch.Tensor,
+    beta: float,
+    old_log_prob: torch.Tensor | None,
+    gamma: float,
+    level: str,
+) -> torch.Tensor:
+    """`implicit_reward`, which may not be finite: to see that, the host waits for the device."""
     if not 0 < beta < math.inf:
         raise ValueError(f"beta={beta} must be positive and finite")
     if not 0 <= gamma < math.inf:
@@ -67,7 +82,6 @@ def implicit_reward(
         reward = reward + gamma * log_ratio("old_log_prob", old_log_prob)
     if level == "sequence_mean":
         reward = reward / (masked.shape[-1] - masked.sum(dim=-1)).clamp(min=1)
-    require_finite("log_prob, ref_log_prob or old_log_prob", reward)
     return reward
 
 
@@ -87,16 +101,25 @@ def clip_implicit_reward(
     Raises:
         ValueError: r not finite (rows named), limit not positive.
     """
-    low, high = divergence.range
-    if limit is not None:
-        if not limit > 0:
-            raise ValueError(f"limit={limit} must be positive, or None")
-        low, high = max(low, -limit), min(high, limit)
     r = r.to(compute_dtype(r))
-    smallest, largest = torch.stack(r.detach().aminmax()).tolist() if r.numel() else (low, high)
-    if not (math.isfinite(smallest) and math.isfinite(largest)):
-        require_finite("implicit_reward", r)
-    if low <= smallest and largest <= high:  # the rule; it saves a copy of r and of its gradient
+    return clip_between(r, clip_range(divergence, limit), finite_extremes("implicit_reward", r))
+
+
+def clip_range(divergence: Divergence, limit: float | None) -> tuple[float, float]:
+    """(low, high) to which `clip_implicit_reward` clips."""
+    low, high = divergence.range
+    if limit is None:
+        return low, high
+    if not limit > 0:
+        raise ValueError(f"limit={limit} must be positive, or None")
+    return max(low, -limit), min(high, limit)
+
+
+def clip_between(
+    r: torch.Tensor, bounds: tuple[float, float], extremes: tuple[float, float]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`clip_implicit_reward` of r whose smallest and largest number are known, and finite."""
+    if bounds[0] <= extremes[0] and extremes[1] <= bounds[1]:  # the rule; it saves a copy of r and of its gradient
         return r, torch.zeros((), dtype=torch.bool, device=r.device).expand(r.shape)
-    clipped = r.clamp(low, high)
+    clipped = r.clamp(*bounds)
     return clipped, clipped.detach() != r.detach()

@@ -16,14 +16,20 @@ def side_losses(
     reward: torch.Tensor, aligned: torch.Tensor, divergence: Divergence, counted: torch.Tensor
 ) -> torch.Tensor:
     """-g(r) for aligned rows, f*(g(r)) for the others, (n,); what does not count is 0, whatever it holds."""
-    per_token = reward.dim() == 2
     r, _ = clip_implicit_reward(torch.where(counted, reward, 0.0), divergence)
+    return side_losses_inside(r, aligned, divergence, counted)
+
+
+def side_losses_inside(
+    r: torch.Tensor, aligned: torch.Tensor, divergence: Divergence, counted: torch.Tensor
+) -> torch.Tensor:
+    """`side_losses` of r that lies inside the divergence's range, also where it does not count."""
     # Inside the range both branches and their slopes are finite, so the one not taken sends back an exact 0.
     link, conjugate = divergence.inside_range(r)
-    side = aligned.unsqueeze(-1) if per_token else aligned
-    loss = torch.where(side, -link, conjugate)
-    loss = torch.where(counted, loss, 0.0)
-    return loss.sum(dim=-1) if per_token else loss
+    if r.dim() == 1:
+        return torch.where(counted, torch.where(aligned, -link, conjugate), 0.0)
+    loss = torch.where(counted, torch.where(aligned.unsqueeze(-1), link, conjugate), 0.0).sum(dim=-1)
+    return torch.where(aligned, -loss, loss)  # the sign is the row's, so it is not given to every token
 
 
 def side_means(

@@ -13,6 +13,7 @@ from fgrpo_plugin.losses import (
     fdo_loss,
     implicit_reward,
 )
+from fgrpo_plugin.losses.checks import finite_extremes
 from tests.losses.cases import LEVELS, batch
 
 
@@ -93,3 +94,25 @@ BAD = torch.tensor([0.0, math.nan])
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_extremes_are_the_smallest_and_the_largest_and_huge_numbers_are_finite():
+    assert finite_extremes("r", torch.tensor([[2.0, -3.0], [7.0, 0.0]]), {"a": R}) == (-3.0, 7.0)
+    largest = torch.finfo(torch.float32).max
+    huge = torch.full((4,), largest)
+    assert finite_extremes("r", -huge, {"a": huge}) == (-largest, -largest)  # whose sum is infinite
+    assert finite_extremes("r", torch.zeros(0, 3), {"a": torch.zeros(0)}) == (0, 0)
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("shape", [(5,), (5, 3)])
+def test_extremes_name_what_is_not_finite_and_its_rows(bad, shape):
+    reward, advantages = torch.zeros(shape), torch.zeros(5)
+    reward[3] = advantages[1] = bad
+    with pytest.raises(ValueError, match=r"^r is not finite in 1 rows, the first of them \[3\]"):
+        finite_extremes("r", reward)
+    with pytest.raises(ValueError, match=r"^a is not finite in 1 rows, the first of them \[1\]"):
+        finite_extremes("r", torch.zeros(shape), {"w": torch.zeros(5), "a": advantages})
+    mixed = torch.tensor([math.inf, 0.0, -math.inf])  # whose sum is not a number, though none of them is NaN
+    with pytest.raises(ValueError, match=r"^a is not finite in 2 rows, the first of them \[0, 2\]"):
+        finite_extremes("r", torch.zeros(3), {"a": mixed})

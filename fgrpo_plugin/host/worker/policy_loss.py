@@ -12,15 +12,11 @@ import torch
 from fgrpo_plugin.host.contract import F_GRPO, F_HAL, PREFERENCE_FIELDS, ROW_FIELDS, SUMS
 from fgrpo_plugin.host.metrics import loss_sums, on_policy_sums, token_sums, units_of
 from fgrpo_plugin.host.preference_metrics import preference_sums, side_loss_sums
-from fgrpo_plugin.losses import (
-    clip_implicit_reward,
-    f_grpo_loss,
-    f_hal_loss,
-    fdo_loss,
-    fdo_row_losses,
-    implicit_reward,
-    row_slopes,
-)
+from fgrpo_plugin.losses import f_hal_loss, row_slopes
+from fgrpo_plugin.losses.checks import LOG_PROBS, finite_extremes
+from fgrpo_plugin.losses.f_grpo import row_magnitudes
+from fgrpo_plugin.losses.reward import clip_between, clip_range, unchecked_reward
+from fgrpo_plugin.losses.sides import side_losses_inside, side_mean, side_means
 
 
 def f_grpo_policy_loss(
@@ -155,19 +151,17 @@ def _on_policy(
     old_log_prob = None
     if settings.gamma:
         old_log_prob = rollout if settings.old_log_prob == "recomputed" else log_prob.detach()
-    unclipped = implicit_reward(
-        log_prob,
-        ref_log_prob,
-        mask,
-        settings.beta,
-        old_log_prob=old_log_prob,
-        gamma=settings.gamma,
-        level=settings.level,
+    unclipped = unchecked_reward(
+        log_prob, ref_log_prob, mask, settings.beta, old_log_prob, settings.gamma, settings.level
     )
+    magnitude = row_magnitudes(advantage, weight, unclipped.dtype)
+    extremes = finite_extremes(LOG_PROBS, unclipped, {"advantages or weights": magnitude})
     denominator = count[0] if len(count) else 1.0
+    counted = mask if unclipped.dim() == 2 else mask.any(dim=-1)
     with _differentiable(unclipped):
-        reward, clipped = clip_implicit_reward(unclipped, divergence, settings.implicit_reward_clip)
-        loss = f_grpo_loss(reward, advantage, divergence, weight, response_mask=mask, denominator=denominator)
+        reward, clipped = clip_between(unclipped, clip_range(divergence, settings.implicit_reward_clip), extremes)
+        losses = magnitude * side_losses_inside(reward, advantage > 0, divergence, counted)
+        loss = side_mean(losses, counted.sum(), denominator)
     with torch.no_grad():
         sums = on_policy_sums(reward, clipped, advantage, weight, divergence, mask)
         sums |= token_sums(log_prob, ref_log_prob, rollout, mask, fresh > 0)
@@ -187,23 +181,18 @@ def _preference(rows: _Rows, desirable: torch.Tensor, settings: Any) -> tuple[to
     divergence = settings.build_divergence()
     log_prob, ref_log_prob, _, mask, count = rows
     gamma = settings.preference_gamma
-    unclipped = implicit_reward(
-        log_prob,
-        ref_log_prob,
-        mask,
-        settings.beta,
-        old_log_prob=log_prob.detach() if gamma else None,
-        gamma=gamma,
-        level=settings.level,
-    )
+    old_log_prob = log_prob.detach() if gamma else None
+    unclipped = unchecked_reward(log_prob, ref_log_prob, mask, settings.beta, old_log_prob, gamma, settings.level)
+    extremes = finite_extremes(LOG_PROBS, unclipped)
     # A side that this micro-batch lacks has no rows to divide.
     denominators = [count[side][0] if bool(side.any()) else 1.0 for side in (desirable, ~desirable)]
+    counted = mask if unclipped.dim() == 2 else mask.any(dim=-1)
     with _differentiable(unclipped):
-        reward, clipped = clip_implicit_reward(unclipped, divergence, settings.implicit_reward_clip)
-        loss = fdo_loss(reward, desirable, divergence, response_mask=mask, denominator=denominators)
+        reward, clipped = clip_between(unclipped, clip_range(divergence, settings.implicit_reward_clip), extremes)
+        losses = side_losses_inside(reward, desirable, divergence, counted)
+        loss = side_means(losses, desirable, counted, denominators)
     with torch.no_grad():
         sums = preference_sums(reward, clipped, desirable, divergence, log_prob, ref_log_prob, mask)
-        losses = fdo_row_losses(reward, desirable, divergence, response_mask=mask)
         sums |= side_loss_sums(losses, row_slopes(loss, unclipped), desirable, denominators, units_of(settings, mask))
     return loss, sums
 

@@ -9,6 +9,7 @@ import torch
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host import metrics
 from fgrpo_plugin.host.metrics import divide_sums
+from tests.support import micro_batches
 from tests.support.micro_batches import BETA, actor_config, loss_rows, run_loss
 
 
@@ -70,6 +71,30 @@ def test_two_ranks_average_to_one():
     rank_loss, _, rank_gradient = run_loss(loss_rows(), config, ranks, dp_size=2)
     assert rank_loss / 2 == pytest.approx(loss, rel=1e-5)
     assert (rank_gradient / 2 - gradient).abs().max() <= 1e-5 * gradient.abs().max()
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("level", ["sequence", "token"])
+@pytest.mark.parametrize("field", ["log_prob", "ref", "advantage", "weight"])
+def test_what_is_not_finite_is_refused_with_its_row(field, level, bad, monkeypatch):
+    rows = loss_rows()
+    if field == "log_prob":
+        rows["log_prob"][4].data[rows["prompt_lengths"][4]] = bad
+    elif field == "ref":
+        rows["ref"][4][0] = bad
+        rows["ref_log_prob"] = torch.nested.as_nested_tensor(rows["ref"], layout=torch.jagged)
+    else:
+        made = micro_batches.row_numbers
+
+        def one_bad(**arguments):
+            numbers, reported = made(**arguments)
+            numbers[f"f_divergence_{field}"][4] = bad
+            return numbers, reported
+
+        monkeypatch.setattr(micro_batches, "row_numbers", one_bad)
+    named = "log_prob, ref_log_prob or old_log_prob" if field in ("log_prob", "ref") else "advantages or weights"
+    with pytest.raises(ValueError, match=rf"^{named} is not finite in 1 rows, the first of them \[2\]"):
+        run_loss(rows, actor_config(beta=BETA, level=level), [[2, 3, 4, 5]])
 
 
 def test_masked_rows_and_tokens_have_no_gradient():
