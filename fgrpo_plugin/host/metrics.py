@@ -12,7 +12,6 @@ from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.divergences import Divergence
 from fgrpo_plugin.host.contract import PREFIX, SUMS
 from fgrpo_plugin.host.preference_metrics import Means, preference_quotients, row_reward
-from fgrpo_plugin.losses import row_slopes
 
 _BLOCK_ON_CPU, _BLOCK = 2**16, 2**22  # tokens; a device wants fewer and larger calls
 
@@ -94,20 +93,6 @@ def _rewards(mean: Means, offset: float) -> dict[str, float]:
 def units_of(settings: Any, mask: torch.Tensor) -> torch.Tensor:
     """What a row counts in its half's denominator, (n,): its tokens at level token, else 1 where it has any."""
     return mask.sum(dim=-1) if settings.level == "token" else mask.any(dim=-1)
-
-
-def loss_sums(
-    loss: torch.Tensor, reward: torch.Tensor, denominator: torch.Tensor | float, units: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """The on-policy loss of this micro-batch, its rows' slopes, and what it is divided by.
-
-    Args:
-        loss: scalar, already over the global mini-batch's denominator.
-        reward: implicit rewards before the clip, from which the loss was computed.
-        denominator: of the global mini-batch.
-        units: (n,) what each row counts in it.
-    """
-    return {"loss_units": units, "loss": loss * denominator, "slope": row_slopes(loss, reward) * denominator}
 
 
 def _slopes(mean: Means, settings: FDivergenceConfig, lam: float) -> dict[str, float]:

@@ -67,30 +67,20 @@ def preference_sums(
 
 
 def side_loss_sums(
-    losses: torch.Tensor,
-    slopes: torch.Tensor,
-    desirable: torch.Tensor,
-    denominators: Sequence[torch.Tensor | float],
-    units: torch.Tensor,
+    losses: torch.Tensor, slopes: torch.Tensor, sides: Sequence[torch.Tensor], units: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """The preference loss and the slopes of this micro-batch's rows on each side, and what they are divided by.
 
     Args:
         losses: (n,) -g(r) or f*(g(r)), not divided.
-        slopes: (n,) of the loss, already over the global mini-batch's denominator of the row's side.
-        desirable: (n,) bool.
-        denominators: of D+ and of D-.
+        slopes: (n,) of the loss, times the global mini-batch's denominator of the row's side.
+        sides: (n,) bool of D+ and of D-.
         units: (n,) what each row counts in its side's denominator.
     """
     sums: dict[str, torch.Tensor] = {}
-    for name, side, denominator in zip(
-        ("desirable", "undesirable"), (desirable, ~desirable), denominators, strict=True
-    ):
-        sums |= {
-            f"{name}_loss": losses * side,
-            f"{name}_slope": slopes * side * denominator,
-            f"{name}_units": units * side,
-        }
+    for name, side in zip(("desirable", "undesirable"), sides, strict=True):
+        for what, values in (("loss", losses), ("slope", slopes), ("units", units)):
+            sums[f"{name}_{what}"] = torch.where(side, values, 0)
     return sums
 
 

@@ -3,13 +3,14 @@
 import torch
 
 
-def f_hal_loss(preference_loss: torch.Tensor, on_policy_loss: torch.Tensor, lam: float) -> torch.Tensor:
+def f_hal_loss(preference_loss: torch.Tensor, on_policy_loss: torch.Tensor, lam: float | torch.Tensor) -> torch.Tensor:
     """lambda L_FDO + (1 - lambda) L_on, where s_on, if any, is already in L_on.
 
     Args:
         preference_loss: L_FDO, scalar.
         on_policy_loss: L_fGRPO, scalar.
-        lam: lambda in [0, 1]; at 0 and 1 the result is the one loss itself, and the other is not touched.
+        lam: lambda in [0, 1]; at 0 and 1 the result is the one loss itself, and the other is not touched. A scalar
+            tensor is not read, so that the host need not wait for it: the result is the same where both are finite.
 
     Returns:
         Scalar.
@@ -20,6 +21,9 @@ def f_hal_loss(preference_loss: torch.Tensor, on_policy_loss: torch.Tensor, lam:
     Reference:
         f-HAL, arXiv 2602.05946.
     """
+    if isinstance(lam, torch.Tensor):
+        lam = lam.to(on_policy_loss.dtype)
+        return lam * preference_loss + (1 - lam) * on_policy_loss
     if not 0 <= lam <= 1:
         raise ValueError(f"lam={lam} must lie in [0, 1]: 0 is on-policy data only, 1 is preference data only")
     if lam == 0:

@@ -41,21 +41,6 @@ def implicit_reward(
         ValueError: shapes that disagree, beta or gamma out of range, unknown level, gamma without old_log_prob,
             unmasked log-probs that are not finite (rows named).
     """
-    reward = unchecked_reward(log_prob, ref_log_prob, response_mask, beta, old_log_prob, gamma, level)
-    require_finite(LOG_PROBS, reward)
-    return reward
-
-
-def unchecked_reward(
-    log_prob: torch.Tensor,
-    ref_log_prob: torch.Tensor,
-    response_mask: torch.Tensor,
-    beta: float,
-    old_log_prob: torch.Tensor | None,
-    gamma: float,
-    level: str,
-) -> torch.Tensor:
-    """`implicit_reward`, which may not be finite: to see that, the host waits for the device."""
     if not 0 < beta < math.inf:
         raise ValueError(f"beta={beta} must be positive and finite")
     if not 0 <= gamma < math.inf:
@@ -65,24 +50,54 @@ def unchecked_reward(
     if log_prob.dim() != 2:
         raise ValueError(f"log_prob must have shape (n, T), got {tuple(log_prob.shape)}")
     require_shape("response_mask", response_mask, tuple(log_prob.shape))
+    require_shape("ref_log_prob", ref_log_prob, tuple(log_prob.shape))
     if gamma and old_log_prob is None:
         raise ValueError(f"old_log_prob=None with gamma={gamma}: pass log pi_old, or gamma=0")
-    masked = ~response_mask.bool()
+    mask = response_mask.bool()
     policy = log_prob.to(compute_dtype(log_prob))  # upcast once, so that the terms' gradients add up in float32
-
-    def log_ratio(argument: str, other: torch.Tensor) -> torch.Tensor:
-        """sum_t log(pi_theta / pi_other)_t, (n,); at level token its summands."""
-        require_shape(argument, other, tuple(log_prob.shape))
-        ratio = (policy - other.detach()).masked_fill_(masked, 0.0)
-        return ratio if level == "token" else ratio.sum(dim=-1)
-
-    # The implicit reward, arXiv 2602.05946; the gamma term is the authors' code's (docs/assumptions.md).
-    reward = beta * log_ratio("ref_log_prob", ref_log_prob)
+    ratio = at_level(masked_log_ratio(policy, ref_log_prob, mask), level)
+    old_ratio = None
     if gamma and old_log_prob is not None:
-        reward = reward + gamma * log_ratio("old_log_prob", old_log_prob)
-    if level == "sequence_mean":
-        reward = reward / (masked.shape[-1] - masked.sum(dim=-1)).clamp(min=1)
+        require_shape("old_log_prob", old_log_prob, tuple(log_prob.shape))
+        old_ratio = at_level(masked_log_ratio(policy, old_log_prob, mask), level)
+    reward = reward_of_ratios(ratio, old_ratio, mask.sum(dim=-1), beta, gamma, level)
+    require_finite(LOG_PROBS, reward)
     return reward
+
+
+def masked_log_ratio(log_prob: torch.Tensor, other: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """log(pi_theta / pi_other) of each token, (n, T), 0 where masked."""
+    return (log_prob - other.detach()).masked_fill_(~mask, 0.0)
+
+
+def at_level(ratio: torch.Tensor, level: str) -> torch.Tensor:
+    """Summed over tokens, (n,); at level token (n, T) as it is."""
+    return ratio if level == "token" else ratio.sum(dim=-1)
+
+
+def reward_of_ratios(
+    ratio: torch.Tensor,
+    old_ratio: torch.Tensor | None,
+    tokens: torch.Tensor,
+    beta: float,
+    gamma: float | torch.Tensor,
+    level: str,
+) -> torch.Tensor:
+    """`implicit_reward`, which may not be finite: to see that, the host waits for the device.
+
+    Args:
+        ratio: log(pi_theta / pi_ref), `at_level`.
+        old_ratio: log(pi_theta / pi_old), likewise, or None where gamma is 0.
+        tokens: (n,) response tokens.
+        beta: > 0.
+        gamma: >= 0, one for all rows or of the ratio's shape.
+        level: as there.
+    """
+    # The implicit reward, arXiv 2602.05946; the gamma term is the authors' code's (docs/assumptions.md).
+    reward = beta * ratio
+    if old_ratio is not None:
+        reward = reward + gamma * old_ratio
+    return reward / tokens.clamp(min=1) if level == "sequence_mean" else reward
 
 
 def clip_implicit_reward(

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import torch
 
 from fgrpo_plugin.host.contract import F_GRPO, F_HAL, PREFERENCE_FIELDS, ROW_FIELDS, SUMS
-from fgrpo_plugin.host.metrics import loss_sums, on_policy_sums, token_sums, units_of
+from fgrpo_plugin.host.metrics import on_policy_sums, token_sums, units_of
 from fgrpo_plugin.host.preference_metrics import preference_sums, side_loss_sums
 from fgrpo_plugin.losses import f_hal_loss, row_slopes
-from fgrpo_plugin.losses.checks import LOG_PROBS, finite_extremes
+from fgrpo_plugin.losses.checks import LOG_PROBS, compute_dtype, finite_extremes
 from fgrpo_plugin.losses.f_grpo import row_magnitudes
-from fgrpo_plugin.losses.reward import clip_between, clip_range, unchecked_reward
-from fgrpo_plugin.losses.sides import side_losses_inside, side_mean, side_means
+from fgrpo_plugin.losses.reward import at_level, clip_between, clip_range, masked_log_ratio, reward_of_ratios
+from fgrpo_plugin.losses.sides import side_losses_inside
 
 
 def f_grpo_policy_loss(
@@ -58,8 +58,13 @@ def f_grpo_policy_loss(
     """
     settings = config.policy_loss.f_divergence
     rows = _Rows(log_prob, ref_log_prob, old_log_prob, response_mask.bool(), f_divergence_count)
-    loss, sums = _on_policy(rows, f_divergence_advantage, f_divergence_weight, f_divergence_fresh, settings)
-    return _scale(config) * f_hal_loss(loss.new_zeros(()), loss, lam=0.0), _totals(sums)
+    magnitude = row_magnitudes(f_divergence_advantage, f_divergence_weight, compute_dtype(log_prob))
+    found = _evaluate(rows, f_divergence_advantage > 0, magnitude, settings)
+    with torch.no_grad():
+        sums = _on_policy_sums(
+            found, rows, rows.mask, f_divergence_advantage, f_divergence_weight, f_divergence_fresh, settings
+        )
+    return _scale(config) * (settings.scales()[1] * found.shares.sum()), _totals(sums)
 
 
 f_grpo_policy_loss.batch_fields = ("ref_log_prob", *ROW_FIELDS)  # type: ignore[attr-defined]
@@ -101,20 +106,36 @@ def f_hal_policy_loss(
     """
     settings = config.policy_loss.f_divergence
     positions = torch.arange(response_mask.shape[-1], device=response_mask.device)
-    preferred = f_divergence_side != 0
-    mask = torch.where(preferred.unsqueeze(-1), positions < f_divergence_tokens.unsqueeze(-1), response_mask.bool())
+    on_policy_mask = response_mask.bool()
+    preferred, desirable = f_divergence_side != 0, f_divergence_side > 0
+    preference_mask = (positions < f_divergence_tokens.unsqueeze(-1)) & preferred.unsqueeze(-1)
+    mask = torch.where(preferred.unsqueeze(-1), preference_mask, on_policy_mask)
     rows = _Rows(log_prob, ref_log_prob, old_log_prob, mask, f_divergence_count)
-    on, off = (~preferred).nonzero().flatten(), preferred.nonzero().flatten()
-    # A micro-batch without preference rows is computed by the same operations as f-GRPO's, to the last bit.
-    numbers = (f_divergence_advantage, f_divergence_weight, f_divergence_fresh)
-    if len(off):
-        numbers = tuple(values[on] for values in numbers)  # type: ignore[assignment]
-    on_policy, sums = _on_policy(rows.take(on) if len(off) else rows, *numbers, settings)
-    preference, preference_sums = _preference(rows.take(off), f_divergence_side[off] > 0, settings)
-    return (
-        _scale(config) * f_hal_loss(preference, on_policy, lam=float(f_divergence_lam[0])),
-        _totals(sums | preference_sums),
-    )
+    # A row of L_FDO is one of L_fGRPO of magnitude 1. Without preference rows all is f-GRPO's, to the last bit.
+    magnitude = row_magnitudes(f_divergence_advantage, f_divergence_weight, compute_dtype(log_prob))
+    magnitude = torch.where(preferred, 1.0, magnitude)
+    aligned = torch.where(preferred, desirable, f_divergence_advantage > 0)
+    found = _evaluate(rows, aligned, magnitude, settings, preferred)
+    with _differentiable(found.unclipped):
+        on_policy = settings.scales()[1] * torch.where(preferred, 0.0, found.shares).sum()
+        preference = torch.where(preferred, found.shares, 0.0).sum()
+        loss = _scale(config) * f_hal_loss(preference, on_policy, lam=f_divergence_lam[0])
+    with torch.no_grad():
+        numbers = (f_divergence_advantage, f_divergence_weight, f_divergence_fresh)
+        sums = _on_policy_sums(found, rows, on_policy_mask & ~preferred.unsqueeze(-1), *numbers, settings)
+        sums |= preference_sums(
+            found.reward,
+            found.clipped,
+            desirable,
+            settings.build_divergence(),
+            log_prob,
+            ref_log_prob,
+            preference_mask,
+        )
+        sides = (desirable, preferred & ~desirable)
+        units = units_of(settings, preference_mask)
+        sums |= side_loss_sums(found.losses, found.slopes * f_divergence_count, sides, units)
+    return loss, _totals(sums)
 
 
 f_hal_policy_loss.batch_fields = ("ref_log_prob", *ROW_FIELDS, *PREFERENCE_FIELDS)  # type: ignore[attr-defined]
@@ -129,12 +150,26 @@ class _Rows(NamedTuple):
 
     log_prob: torch.Tensor
     ref_log_prob: torch.Tensor
-    old_log_prob: torch.Tensor
+    rollout: torch.Tensor
     mask: torch.Tensor
     denominator: torch.Tensor
 
-    def take(self, rows: torch.Tensor) -> "_Rows":
-        return _Rows(*(values[rows] for values in self))
+
+class _Evaluated(NamedTuple):
+    """What `_evaluate` makes of them."""
+
+    unclipped: torch.Tensor
+    """r, (n,) or (n, T)."""
+    reward: torch.Tensor
+    """Clipped."""
+    clipped: torch.Tensor
+    """Where it was."""
+    losses: torch.Tensor
+    """(n,) of each row, not divided."""
+    shares: torch.Tensor
+    """(n,) divided by the row's denominator."""
+    slopes: torch.Tensor
+    """(n,) |d shares/dr|."""
 
 
 def _scale(config: Any) -> float:
@@ -142,31 +177,62 @@ def _scale(config: Any) -> float:
     return config.policy_loss.f_divergence.scales()[0] * config.global_batch_info["dp_size"]
 
 
-def _on_policy(
-    rows: _Rows, advantage: torch.Tensor, weight: torch.Tensor, fresh: torch.Tensor, settings: Any
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """s_on * L_fGRPO, and sums over its rows."""
-    divergence = settings.build_divergence()
-    log_prob, ref_log_prob, rollout, mask, count = rows
-    old_log_prob = None
-    if settings.gamma:
-        old_log_prob = rollout if settings.old_log_prob == "recomputed" else log_prob.detach()
-    unclipped = unchecked_reward(
-        log_prob, ref_log_prob, mask, settings.beta, old_log_prob, settings.gamma, settings.level
-    )
-    magnitude = row_magnitudes(advantage, weight, unclipped.dtype)
+def _evaluate(
+    rows: _Rows, aligned: torch.Tensor, magnitude: torch.Tensor, settings: Any, preferred: torch.Tensor | None = None
+) -> _Evaluated:
+    """The losses of all rows, each of its own half; (n,) `preferred` says which are preference rows, None that none are"""
+    policy = rows.log_prob.to(compute_dtype(rows.log_prob))
+    ratio = at_level(masked_log_ratio(policy, rows.ref_log_prob, rows.mask), settings.level)
+    tokens = rows.mask.sum(dim=-1)
+    old_ratio, gamma = _old_ratio(rows, policy, ratio, settings, preferred)
+    unclipped = reward_of_ratios(ratio, old_ratio, tokens, settings.beta, gamma, settings.level)
     extremes = finite_extremes(LOG_PROBS, unclipped, {"advantages or weights": magnitude})
-    denominator = count[0] if len(count) else 1.0
-    counted = mask if unclipped.dim() == 2 else mask.any(dim=-1)
+    divergence = settings.build_divergence()
+    counted = rows.mask if unclipped.dim() == 2 else tokens > 0
     with _differentiable(unclipped):
         reward, clipped = clip_between(unclipped, clip_range(divergence, settings.implicit_reward_clip), extremes)
-        losses = magnitude * side_losses_inside(reward, advantage > 0, divergence, counted)
-        loss = side_mean(losses, counted.sum(), denominator)
-    with torch.no_grad():
-        sums = on_policy_sums(reward, clipped, advantage, weight, divergence, mask)
-        sums |= token_sums(log_prob, ref_log_prob, rollout, mask, fresh > 0)
-        sums |= loss_sums(loss, unclipped, denominator, units_of(settings, mask))
-    return settings.scales()[1] * loss, sums
+        losses = magnitude * side_losses_inside(reward, aligned, divergence, counted)
+        # Divided first: near the edge of a range two rows can be more than float32 holds.
+        shares = losses / rows.denominator.clamp(min=1)
+        slopes = row_slopes(shares.sum(), unclipped)
+    return _Evaluated(unclipped, reward, clipped, losses, shares, slopes)
+
+
+def _old_ratio(
+    rows: _Rows, policy: torch.Tensor, ratio: torch.Tensor, settings: Any, preferred: torch.Tensor | None
+) -> tuple[torch.Tensor | None, float | torch.Tensor]:
+    """log(pi_theta / pi_old), at the level of `ratio`, and its gamma; (None, 0) where no row has one."""
+    gamma, preference_gamma = settings.gamma, 0.0 if preferred is None else settings.preference_gamma
+    if not gamma and not preference_gamma:
+        return None, 0.0
+    # pi_old is the policy itself, taken as constant: 0, with a gradient.
+    itself = ratio - ratio.detach()
+    old_ratio = itself
+    if gamma and settings.old_log_prob == "recomputed":
+        old_ratio = at_level(masked_log_ratio(policy, rows.rollout, rows.mask), settings.level)
+    if preferred is None:
+        return old_ratio, gamma
+    preferred = preferred if ratio.dim() == 1 else preferred.unsqueeze(-1)
+    each = torch.full_like(preferred, gamma, dtype=ratio.dtype).masked_fill_(preferred, preference_gamma)
+    return torch.where(preferred, itself, old_ratio), each
+
+
+def _on_policy_sums(
+    found: _Evaluated,
+    rows: _Rows,
+    mask: torch.Tensor,
+    advantage: torch.Tensor,
+    weight: torch.Tensor,
+    fresh: torch.Tensor,
+    settings: Any,
+) -> dict[str, torch.Tensor]:
+    """Sums over the on-policy rows; (n, T) `mask` says which tokens are theirs."""
+    sums = on_policy_sums(found.reward, found.clipped, advantage, weight, settings.build_divergence(), mask)
+    sums |= token_sums(rows.log_prob, rows.ref_log_prob, rows.rollout, mask, fresh > 0)
+    units = units_of(settings, mask)
+    own = units > 0
+    losses, slopes = (torch.where(own, values, 0.0) for values in (found.losses, found.slopes * rows.denominator))
+    return sums | {"loss_units": units, "loss": losses, "slope": slopes}
 
 
 def _differentiable(reward: torch.Tensor) -> torch.enable_grad:
@@ -174,27 +240,6 @@ def _differentiable(reward: torch.Tensor) -> torch.enable_grad:
     if not reward.requires_grad:
         reward.requires_grad_()
     return torch.enable_grad()
-
-
-def _preference(rows: _Rows, desirable: torch.Tensor, settings: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """L_FDO, and sums over its rows on each side."""
-    divergence = settings.build_divergence()
-    log_prob, ref_log_prob, _, mask, count = rows
-    gamma = settings.preference_gamma
-    old_log_prob = log_prob.detach() if gamma else None
-    unclipped = unchecked_reward(log_prob, ref_log_prob, mask, settings.beta, old_log_prob, gamma, settings.level)
-    extremes = finite_extremes(LOG_PROBS, unclipped)
-    # A side that this micro-batch lacks has no rows to divide.
-    denominators = [count[side][0] if bool(side.any()) else 1.0 for side in (desirable, ~desirable)]
-    counted = mask if unclipped.dim() == 2 else mask.any(dim=-1)
-    with _differentiable(unclipped):
-        reward, clipped = clip_between(unclipped, clip_range(divergence, settings.implicit_reward_clip), extremes)
-        losses = side_losses_inside(reward, desirable, divergence, counted)
-        loss = side_means(losses, desirable, counted, denominators)
-    with torch.no_grad():
-        sums = preference_sums(reward, clipped, desirable, divergence, log_prob, ref_log_prob, mask)
-        sums |= side_loss_sums(losses, row_slopes(loss, unclipped), desirable, denominators, units_of(settings, mask))
-    return loss, sums
 
 
 def _totals(parts: dict[str, torch.Tensor]) -> dict[str, float]:

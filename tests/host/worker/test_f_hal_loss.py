@@ -118,12 +118,17 @@ class Batch:
         zero = lambda row: torch.zeros_like(row) if row.grad is None else row.grad  # noqa: E731
         return total, metrics, torch.cat([zero(row) for row in self.log_prob])
 
-    def by_hand(self, link, conjugate, lam=LAM):
-        """The paper's formula in Python floats: lam L_FDO + (1 - lam) L_fGRPO, over 1/beta."""
+    def by_hand(self, link, conjugate, lam=LAM, gamma=0.0):
+        """The paper's formula in Python floats: lam L_FDO + (1 - lam) L_fGRPO, over 1/beta.
+
+        On-policy rows alone have a pi_old other than the policy, so gamma moves their r alone.
+        """
         r = []
         for i, row in enumerate(self.log_prob):
             start = self.prompts[i] - 1
             r.append(BETA * sum(row[start + t].item() - self.reference[i][t].item() for t in range(self.lengths[i])))
+            if not self.preferred[i]:
+                r[i] += gamma * sum(row[start + t].item() - self.old[i][t].item() for t in range(self.lengths[i]))
         on = 0.0
         count = len([p for p in self.preferred if not p])
         for i in range(count):
@@ -154,6 +159,19 @@ def test_the_loss_is_lambda_of_fdo_and_the_rest_of_f_grpo(divergence):
     batch = Batch(config.policy_loss.f_divergence)
     value, _, _ = batch.run(config, WHOLE)
     assert value == pytest.approx(batch.by_hand(*FORMULAS[divergence]), rel=1e-5)
+
+
+@pytest.mark.parametrize("preference_gamma", [0.0, 0.2])
+def test_a_recomputed_pi_old_is_of_on_policy_rows_alone(preference_gamma):
+    settings = dict(gamma=0.7, preference_gamma=preference_gamma, scale=[1 / BETA, 1.0])
+    config = actor_config(old_log_prob="recomputed", **settings)
+    batch = Batch(config.policy_loss.f_divergence)
+    value, _, gradient = batch.run(config, WHOLE)
+    assert value == pytest.approx(batch.by_hand(*FORMULAS["pearson"], gamma=0.7), rel=1e-5)
+    first = sum(len(row) for row in batch.log_prob[:ON])
+    plain = batch.run(actor_config(scale=[1 / BETA, 1.0]), WHOLE)[2]
+    torch.testing.assert_close(gradient[first:], (BETA + preference_gamma) / BETA * plain[first:])
+    assert batch.run(actor_config(**settings), WHOLE)[0] == pytest.approx(batch.by_hand(*FORMULAS["pearson"]), rel=1e-5)
 
 
 @pytest.mark.parametrize("level", ["sequence", "sequence_mean", "token"])
