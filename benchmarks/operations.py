@@ -83,6 +83,7 @@ def count(loss: Callable[[torch.Tensor], torch.Tensor], log_prob: torch.Tensor) 
         log_prob: (n, T).
     """
     leaf = log_prob.detach().requires_grad_()
+    loss(leaf)  # what is made once a process is not counted
     with Counted() as counted:
         loss(leaf).backward()
     return counted

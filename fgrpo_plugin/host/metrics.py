@@ -9,11 +9,21 @@ from typing import Any
 import torch
 
 from fgrpo_plugin.config import FDivergenceConfig
-from fgrpo_plugin.divergences import Divergence
 from fgrpo_plugin.host.contract import PREFIX, SUMS
-from fgrpo_plugin.host.preference_metrics import Means, preference_quotients, row_reward
+from fgrpo_plugin.host.preference_metrics import PREFERENCE_SUMS, Means, preference_quotients
 
-_BLOCK_ON_CPU, _BLOCK = 2**16, 2**22  # tokens; a device wants fewer and larger calls
+_BLOCK_ON_CPU, _BLOCK = 2**16, 2**20  # tokens; a device wants fewer and larger calls
+COMPARED = (
+    "rollout_gap",
+    "difference",
+    "difference_squared",
+    "actor",
+    "actor_squared",
+    "rollout",
+    "rollout_squared",
+    "product",
+)
+"""What `compared_with_rollout` gives of each row."""
 
 
 def divide_sums(metrics: dict, settings: FDivergenceConfig, *, lam: float, compare_rollout: bool) -> dict[str, float]:
@@ -49,37 +59,38 @@ def divide_sums(metrics: dict, settings: FDivergenceConfig, *, lam: float, compa
     return {name: value for name, value in means.items() if math.isfinite(value)}
 
 
-def on_policy_sums(
-    reward: torch.Tensor,
-    clipped: torch.Tensor,
-    advantage: torch.Tensor,
-    weight: torch.Tensor,
-    divergence: Divergence,
-    mask: torch.Tensor,
-) -> dict[str, torch.Tensor]:
-    """Sums over this micro-batch's counted rows, and how many they are, on each side."""
-    counted = mask.any(dim=-1)
-    reward, clipped = row_reward(reward, clipped, mask)
-    above, below = counted & (advantage > 0), counted & (advantage < 0)
+ON_POLICY_SUMS = {
+    "": ("rows", "clipped", "reward", "loss", "slope", "loss_units", "tokens", "reference_gap"),
+    "aligned_": ("rows", "reward", "weight", "weighted_term"),
+    "unaligned_": ("rows", "reward", "weight", "weighted_term"),
+    "compared_": ("tokens", *COMPARED),
+}
+"""Side -> which values the workers add up over its rows: a sum's name is one after the other."""
+
+
+def on_policy_sides(counted: torch.Tensor, advantage: torch.Tensor, fresh: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The sides of `ON_POLICY_SUMS`, (n,) bool each.
+
+    Args:
+        counted: (n,) bool, on-policy rows with a token.
+        advantage: (n,) a_i.
+        fresh: (n,) 1 where the actor still is the policy that the rollouts were sampled from.
+    """
     return {
-        "rows": counted,
-        "clipped": clipped & counted,
-        "aligned_rows": above,
-        "unaligned_rows": below,
-        "reward": torch.where(counted, reward, 0.0),
-        "aligned_reward": torch.where(above, reward, 0.0),
-        "unaligned_reward": torch.where(below, reward, 0.0),
-        "aligned_weight": torch.where(above, weight, 0.0),
-        "unaligned_weight": torch.where(below, weight, 0.0),
-        "aligned_link": torch.where(above, weight * divergence.link(reward), 0.0),
-        "unaligned_conjugate": torch.where(below, weight * divergence.conjugate_of_link(reward), 0.0),
+        "": counted,
+        "aligned_": counted & (advantage > 0),
+        "unaligned_": counted & (advantage < 0),
+        "compared_": counted & (fresh > 0),
     }
 
 
 def _rewards(mean: Means, offset: float) -> dict[str, float]:
-    """Implicit rewards of each side, and the divergence that they estimate."""
+    """Implicit rewards of each side, and the divergence that they estimate.
+
+    The term of an aligned reward is -g(r), that of another f*(g(r)).
+    """
     aligned, unaligned = mean("aligned_reward", "aligned_rows"), mean("unaligned_reward", "unaligned_rows")
-    estimate = mean("aligned_link", "aligned_weight") - mean("unaligned_conjugate", "unaligned_weight")
+    estimate = -sum(mean(f"{side}_weighted_term", f"{side}_weight") for side in ("aligned", "unaligned"))
     return {
         PREFIX + "implicit_reward": mean("reward", "rows"),
         PREFIX + "implicit_reward_aligned": aligned,
@@ -90,28 +101,19 @@ def _rewards(mean: Means, offset: float) -> dict[str, float]:
     }
 
 
-def units_of(settings: Any, mask: torch.Tensor) -> torch.Tensor:
-    """What a row counts in its half's denominator, (n,): its tokens at level token, else 1 where it has any."""
-    return mask.sum(dim=-1) if settings.level == "token" else mask.any(dim=-1)
-
-
 def _slopes(mean: Means, settings: FDivergenceConfig, lam: float) -> dict[str, float]:
     """The on-policy loss, and of each half of the minimised loss sum |dL/dr| (beta + gamma).
 
     Lambda, scales and denominators are in it.
     """
     assert settings.gamma is not None
-    s_all, s_on = settings.scales()
 
-    def half(coefficient: float, gamma: float, *sides: tuple[str, str]) -> float:
-        if not coefficient:
-            return 0.0
-        found = [mean(slope, units) for slope, units in sides if mean.sums[units]]  # a side without rows pulls nothing
-        return coefficient * (settings.beta + gamma) * sum(found)
+    def half(gamma: float, *sides: str) -> float:
+        found = [mean(f"{side}slope", f"{side}loss_units") for side in sides if mean.sums[f"{side}loss_units"]]
+        return (settings.beta + gamma) * sum(found)  # a side without rows pulls nothing
 
-    on_policy = half((1 - lam) * s_all * s_on, settings.gamma, ("slope", "loss_units"))
-    sides = [(f"{side}_slope", f"{side}_units") for side in ("desirable", "undesirable")]
-    preference = half(lam * s_all, settings.preference_gamma, *sides)
+    on_policy = half(settings.gamma, "")
+    preference = half(settings.preference_gamma, *(side for side in PREFERENCE_SUMS if f"{side}slope" in mean.sums))
     both = on_policy + preference
     share = 1.0 - lam if lam in (0, 1) else on_policy / both if both else math.nan
     return {
@@ -122,47 +124,41 @@ def _slopes(mean: Means, settings: FDivergenceConfig, lam: float) -> dict[str, f
     }
 
 
-def token_sums(
-    log_prob: torch.Tensor, ref_log_prob: torch.Tensor, rollout: torch.Tensor, mask: torch.Tensor, fresh: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Distance from the reference, and from the rollout engine on rows that the actor has not yet been trained on.
+def compared_with_rollout(log_prob: torch.Tensor, rollout: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """How far the actor's probabilities are from the rollout engine's: each row's sums of `COMPARED` over its tokens.
 
     A block of rows at a time, so that what lies between stays in the cache and is soon freed.
+
+    Args:
+        log_prob: (n, T) of the actor, nats.
+        rollout: (n, T) of the rollout engine, nats.
+        mask: (n, T) bool.
+
+    Returns:
+        (len(COMPARED), n) float32.
     """
     size = max(1, (_BLOCK_ON_CPU if log_prob.device.type == "cpu" else _BLOCK) // max(1, mask.shape[-1]))
-    totals: dict[str, torch.Tensor] = {}
-    for block in zip(*(x.split(size) for x in (log_prob, ref_log_prob, rollout, mask, fresh)), strict=True):
-        for name, value in _block_sums(*block).items():
-            totals[name] = totals[name] + value if name in totals else value
-    return totals
+    blocks = zip(*(values.split(size) for values in (log_prob, rollout, mask)), strict=True)
+    return torch.cat([_compared_block(*block) for block in blocks], dim=1)
 
 
-def _block_sums(
-    log_prob: torch.Tensor, ref_log_prob: torch.Tensor, rollout: torch.Tensor, mask: torch.Tensor, fresh: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """The sums of one block: log-probs in nats and mask (n, T), fresh (n,) bool -> name -> float64 scalar."""
-    compared = mask & fresh.unsqueeze(-1)
-    reference_gap = torch.where(mask, log_prob.float() - ref_log_prob, 0.0).abs_()
-    actor, engine = (torch.where(compared, values, 0.0).float() for values in (log_prob, rollout))
-    rollout_gap = (actor - engine).abs_()
+def _compared_block(log_prob: torch.Tensor, rollout: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    actor, engine = (torch.where(mask, values, 0.0).float() for values in (log_prob, rollout))
+    summands = actor.new_empty((len(COMPARED), *actor.shape))
+    gap, difference, difference_squared, p, p_squared, q, q_squared, product = summands
+    torch.sub(actor, engine, out=gap).abs_()
     # p - 1 in place of p: it is 0 where masked, and small where p is near 1, where a correlation loses its digits.
-    actor.expm1_()
-    engine.expm1_()
-    difference = actor - engine
-    sums = {
-        "tokens": mask,
-        "reference_gap": reference_gap,
-        "compared_tokens": compared,
-        "rollout_gap": rollout_gap,
-        "difference": difference.abs(),
-        "difference_squared": difference.square(),
-        "actor": actor,
-        "actor_squared": actor.square(),
-        "rollout": engine,
-        "rollout_squared": engine.square(),
-        "product": actor * engine,
-    }
-    return {name: values.sum(dim=-1).sum(dtype=torch.float64) for name, values in sums.items()}
+    torch.expm1(actor, out=p)
+    torch.expm1(engine, out=q)
+    torch.sub(p, q, out=difference).abs_()
+    for one, other, result in (
+        (difference, difference, difference_squared),
+        (p, p, p_squared),
+        (q, q, q_squared),
+        (p, q, product),
+    ):
+        torch.mul(one, other, out=result)
+    return summands.sum(dim=-1)
 
 
 def _distances(mean: Means) -> dict[str, float]:
@@ -177,7 +173,7 @@ def _rollout_difference(sums: dict[str, float]) -> dict[str, float]:
         return {}
 
     def mean(name: str) -> float:
-        return float(sums[name] / tokens)
+        return float(sums[f"compared_{name}"] / tokens)
 
     difference = mean("difference")
     covariance = mean("product") - mean("actor") * mean("rollout")

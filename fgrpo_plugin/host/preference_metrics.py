@@ -4,11 +4,11 @@ import bisect
 import itertools
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 
 from fgrpo_plugin.config import FDivergenceConfig
-from fgrpo_plugin.divergences import Divergence
 from fgrpo_plugin.host.contract import PREFIX, VALIDATION
 from fgrpo_plugin.losses import clip_implicit_reward
 from fgrpo_plugin.preference.tokens import TokenRow
@@ -16,6 +16,10 @@ from fgrpo_plugin.preference.tokens import TokenRow
 _DISTANCES = (0.1, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
 DISTANCE_EDGES = (*(-edge for edge in reversed(_DISTANCES)), 0.0, *_DISTANCES)
 """nats a sequence: bins in which log pi_theta - log pi_ref of preference rows is counted, for its tails."""
+_BINS = tuple(f"distance_bin{edge}" for edge in range(len(DISTANCE_EDGES) + 1))
+_SUMMED = ("rows", "clipped", "reward", "term", "loss", "slope", "loss_units", "right", "distance", *_BINS)
+PREFERENCE_SUMS = {"desirable_": _SUMMED, "undesirable_": _SUMMED}
+"""Side -> which values the workers add up over its rows, as `ON_POLICY_SUMS` of metrics.py."""
 
 
 class Means:
@@ -28,82 +32,44 @@ class Means:
         return float(self.sums[total] / self.sums[of]) if self.sums[of] else math.nan
 
 
-def row_reward(reward: torch.Tensor, clipped: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Reward and clip flag of each row, (n,); at one reward a token a row is described by its mean."""
-    if reward.dim() == 1:
-        return reward, clipped
-    return (torch.where(mask, reward, 0.0).sum(dim=-1) / mask.sum(dim=-1).clamp(min=1), (clipped & mask).any(dim=-1))
-
-
-def preference_sums(
-    reward: torch.Tensor,
-    clipped: torch.Tensor,
-    desirable: torch.Tensor,
-    divergence: Divergence,
-    log_prob: torch.Tensor,
-    ref_log_prob: torch.Tensor,
-    mask: torch.Tensor,
-) -> dict[str, torch.Tensor]:
-    """Sums over this micro-batch's preference rows on each side; names are the same in every micro-batch."""
-    counted = mask.any(dim=-1)
-    reward, clipped = row_reward(reward, clipped, mask)
-    distance = torch.where(mask, log_prob.float() - ref_log_prob, 0.0).sum(dim=-1)
-    place = torch.bucketize(distance, torch.tensor(DISTANCE_EDGES, device=distance.device))
-    sums = {"preference_clipped": clipped & counted}
-    for name, side, term, value in (
-        ("desirable", counted & desirable, "link", divergence.link(reward)),
-        ("undesirable", counted & ~desirable, "conjugate", divergence.conjugate_of_link(reward)),
-    ):
-        sums |= {
-            f"{name}_rows": side,
-            f"{name}_reward": torch.where(side, reward, 0.0),
-            f"{name}_{term}": torch.where(side, value, 0.0),
-            f"{name}_right": side & ((reward > 0) if name == "desirable" else (reward < 0)),
-            f"{name}_distance": torch.where(side, distance, 0.0),
-        }
-        for edge in range(len(DISTANCE_EDGES) + 1):
-            sums[f"{name}_distance_bin{edge}"] = side & (place == edge)
-    return sums
-
-
-def side_loss_sums(
-    losses: torch.Tensor, slopes: torch.Tensor, sides: Sequence[torch.Tensor], units: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """The preference loss and the slopes of this micro-batch's rows on each side, and what they are divided by.
+def preference_values(reward: torch.Tensor, distance: torch.Tensor, side: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What preference rows alone report, (n,) each: whether r has the side's sign, and the distance with its bin.
 
     Args:
-        losses: (n,) -g(r) or f*(g(r)), not divided.
-        slopes: (n,) of the loss, times the global mini-batch's denominator of the row's side.
-        sides: (n,) bool of D+ and of D-.
-        units: (n,) what each row counts in its side's denominator.
+        reward: (n,) r of each row.
+        distance: (n,) log pi_theta - log pi_ref of the response, nats.
+        side: (n,) +1 for D+, -1 for D-.
     """
-    sums: dict[str, torch.Tensor] = {}
-    for name, side in zip(("desirable", "undesirable"), sides, strict=True):
-        for what, values in (("loss", losses), ("slope", slopes), ("units", units)):
-            sums[f"{name}_{what}"] = torch.where(side, values, 0)
-    return sums
+    edges = _edges(distance.device)
+    place = torch.bucketize(distance, edges)
+    bins = place == torch.arange(len(edges) + 1, device=distance.device).unsqueeze(-1)
+    return {"right": reward * side > 0, "distance": distance, **dict(zip(_BINS, bins, strict=True))}
+
+
+@lru_cache
+def _edges(device: torch.device) -> torch.Tensor:
+    """Made once a process: while a tensor is made of Python numbers, the host waits for the device."""
+    return torch.tensor(DISTANCE_EDGES, device=device)
 
 
 def preference_quotients(mean: Means, offset: float) -> dict[str, float]:
     """What the preference rows say about the policy, and how far it is from those who wrote them."""
-    above, below = (mean(f"{side}_reward", f"{side}_rows") for side in ("desirable", "undesirable"))
-    rows = mean.sums["desirable_rows"] + mean.sums["undesirable_rows"]
-    right = mean.sums["desirable_right"] + mean.sums["undesirable_right"]
+    sides = ("desirable", "undesirable")
+    above, below = (mean(f"{side}_reward", f"{side}_rows") for side in sides)
+    rows, right, clipped = (sum(mean.sums[f"{side}_{name}"] for side in sides) for name in ("rows", "right", "clipped"))
     found = {
-        "preference_loss": mean("desirable_loss", "desirable_units") + mean("undesirable_loss", "undesirable_units"),
-        "preference_divergence_estimate": mean("desirable_link", "desirable_rows")
-        - mean("undesirable_conjugate", "undesirable_rows")
-        + offset,
+        "preference_loss": sum(mean(f"{side}_loss", f"{side}_loss_units") for side in sides),
+        "preference_divergence_estimate": offset - sum(mean(f"{side}_term", f"{side}_rows") for side in sides),
         "preference_implicit_reward_desirable": above,
         "preference_implicit_reward_undesirable": below,
         "preference_implicit_reward_margin": above - below,
         "preference_accuracy": right / rows if rows else math.nan,
         "preference_desirable_share": mean.sums["desirable_rows"] / rows if rows else math.nan,
-        "preference_clipped_share": mean.sums["preference_clipped"] / rows if rows else math.nan,
+        "preference_clipped_share": clipped / rows if rows else math.nan,
     }
-    for side in ("desirable", "undesirable"):
+    for side in sides:
         found[f"preference_distance_{side}"] = mean(f"{side}_distance", f"{side}_rows")
-        bins = [mean.sums[f"{side}_distance_bin{edge}"] for edge in range(len(DISTANCE_EDGES) + 1)]
+        bins = [mean.sums[f"{side}_{name}"] for name in _BINS]
         for name, share in (("p05", 0.05), ("p95", 0.95)):
             found[f"preference_distance_{side}_{name}"] = quantile_of_bins(bins, DISTANCE_EDGES, share)
     return {PREFIX + name: value for name, value in found.items()}

@@ -117,7 +117,8 @@ def clip_implicit_reward(
         ValueError: r not finite (rows named), limit not positive.
     """
     r = r.to(compute_dtype(r))
-    return clip_between(r, clip_range(divergence, limit), finite_extremes("implicit_reward", r))
+    clipped, where = clip_between(r, clip_range(divergence, limit), finite_extremes("implicit_reward", r))
+    return clipped, torch.zeros_like(r, dtype=torch.bool) if where is None else where
 
 
 def clip_range(divergence: Divergence, limit: float | None) -> tuple[float, float]:
@@ -132,9 +133,9 @@ def clip_range(divergence: Divergence, limit: float | None) -> tuple[float, floa
 
 def clip_between(
     r: torch.Tensor, bounds: tuple[float, float], extremes: tuple[float, float]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`clip_implicit_reward` of r whose smallest and largest number are known, and finite."""
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`clip_implicit_reward` of r whose smallest and largest number are known, and finite. None: none was clipped."""
     if bounds[0] <= extremes[0] and extremes[1] <= bounds[1]:  # the rule; it saves a copy of r and of its gradient
-        return r, torch.zeros((), dtype=torch.bool, device=r.device).expand(r.shape)
+        return r, None
     clipped = r.clamp(*bounds)
     return clipped, clipped.detach() != r.detach()

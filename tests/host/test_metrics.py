@@ -41,14 +41,15 @@ def test_metrics_of_both_halves_are_their_definitions(name, lam):
     assert found[PREFIX + "preference_accuracy"] not in (0, 0.5, 1)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("name", ["defaults", "token, clipped"])
-def test_evaluated_without_gradient_the_numbers_are_the_same(name, monkeypatch):
+def test_evaluated_without_gradient_the_numbers_are_the_same(name, mode, monkeypatch):
     expected = Update(name, lam=0.4).reported([SPLITS])
     update = Update(name, lam=0.4)
     monkeypatch.setattr(torch.Tensor, "backward", lambda self: None)
     for row in update.log_prob:
         row.requires_grad_(False)
-    with torch.no_grad():
+    with mode():
         check(update.reported([SPLITS]), expected)
 
 

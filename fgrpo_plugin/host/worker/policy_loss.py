@@ -5,20 +5,42 @@ driver (driver/rows.py, driver/joining.py) and comes with the rows, so the resul
 over ranks and micro-batches.
 """
 
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
 
 from fgrpo_plugin.host.contract import F_GRPO, F_HAL, PREFERENCE_FIELDS, ROW_FIELDS, SUMS
-from fgrpo_plugin.host.metrics import on_policy_sums, token_sums, units_of
-from fgrpo_plugin.host.preference_metrics import preference_sums, side_loss_sums
-from fgrpo_plugin.losses import f_hal_loss, row_slopes
+from fgrpo_plugin.host.metrics import COMPARED, ON_POLICY_SUMS, compared_with_rollout, on_policy_sides
+from fgrpo_plugin.host.preference_metrics import PREFERENCE_SUMS, preference_values
+from fgrpo_plugin.losses import f_hal_loss
 from fgrpo_plugin.losses.checks import LOG_PROBS, compute_dtype, finite_extremes
 from fgrpo_plugin.losses.f_grpo import row_magnitudes
 from fgrpo_plugin.losses.reward import at_level, clip_between, clip_range, masked_log_ratio, reward_of_ratios
 from fgrpo_plugin.losses.sides import side_losses_inside
+from fgrpo_plugin.losses.slopes import differentiated_once
 
 
+def _outside_inference_mode(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """In inference mode, and of tensors that were made in it, autograd gives no slopes: the loss gets copies."""
+
+    @wraps(loss)
+    def outside(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_inference_mode_enabled():
+            return loss(*args, **kwargs)
+        with torch.inference_mode(False):
+            return loss(*map(_copied, args), **{name: _copied(value) for name, value in kwargs.items()})
+
+    return outside
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+@_outside_inference_mode
 def f_grpo_policy_loss(
     old_log_prob: torch.Tensor,
     log_prob: torch.Tensor,
@@ -56,20 +78,23 @@ def f_grpo_policy_loss(
         The scalar loss, times the data-parallel size because the engines average over ranks, and metrics: sums and
         counts, divided once on the driver.
     """
-    settings = config.policy_loss.f_divergence
-    rows = _Rows(log_prob, ref_log_prob, old_log_prob, response_mask.bool(), f_divergence_count)
-    magnitude = row_magnitudes(f_divergence_advantage, f_divergence_weight, compute_dtype(log_prob))
-    found = _evaluate(rows, f_divergence_advantage > 0, magnitude, settings)
-    with torch.no_grad():
-        sums = _on_policy_sums(
-            found, rows, rows.mask, f_divergence_advantage, f_divergence_weight, f_divergence_fresh, settings
-        )
-    return _scale(config) * (settings.scales()[1] * found.shares.sum()), _totals(sums)
+    rows = _Rows(
+        log_prob=log_prob,
+        ref_log_prob=ref_log_prob,
+        rollout=old_log_prob,
+        mask=response_mask.bool(),
+        advantage=f_divergence_advantage,
+        weight=f_divergence_weight,
+        denominator=f_divergence_count,
+        fresh=f_divergence_fresh,
+    )
+    return _policy_loss(rows, config)
 
 
 f_grpo_policy_loss.batch_fields = ("ref_log_prob", *ROW_FIELDS)  # type: ignore[attr-defined]
 
 
+@_outside_inference_mode
 def f_hal_policy_loss(
     old_log_prob: torch.Tensor,
     log_prob: torch.Tensor,
@@ -104,38 +129,21 @@ def f_hal_policy_loss(
     Returns:
         As `f_grpo_policy_loss`.
     """
-    settings = config.policy_loss.f_divergence
+    preferred = f_divergence_side != 0
     positions = torch.arange(response_mask.shape[-1], device=response_mask.device)
-    on_policy_mask = response_mask.bool()
-    preferred, desirable = f_divergence_side != 0, f_divergence_side > 0
-    preference_mask = (positions < f_divergence_tokens.unsqueeze(-1)) & preferred.unsqueeze(-1)
-    mask = torch.where(preferred.unsqueeze(-1), preference_mask, on_policy_mask)
-    rows = _Rows(log_prob, ref_log_prob, old_log_prob, mask, f_divergence_count)
-    # A row of L_FDO is one of L_fGRPO of magnitude 1. Without preference rows all is f-GRPO's, to the last bit.
-    magnitude = row_magnitudes(f_divergence_advantage, f_divergence_weight, compute_dtype(log_prob))
-    magnitude = torch.where(preferred, 1.0, magnitude)
-    aligned = torch.where(preferred, desirable, f_divergence_advantage > 0)
-    found = _evaluate(rows, aligned, magnitude, settings, preferred)
-    with _differentiable(found.unclipped):
-        on_policy = settings.scales()[1] * torch.where(preferred, 0.0, found.shares).sum()
-        preference = torch.where(preferred, found.shares, 0.0).sum()
-        loss = _scale(config) * f_hal_loss(preference, on_policy, lam=f_divergence_lam[0])
-    with torch.no_grad():
-        numbers = (f_divergence_advantage, f_divergence_weight, f_divergence_fresh)
-        sums = _on_policy_sums(found, rows, on_policy_mask & ~preferred.unsqueeze(-1), *numbers, settings)
-        sums |= preference_sums(
-            found.reward,
-            found.clipped,
-            desirable,
-            settings.build_divergence(),
-            log_prob,
-            ref_log_prob,
-            preference_mask,
-        )
-        sides = (desirable, preferred & ~desirable)
-        units = units_of(settings, preference_mask)
-        sums |= side_loss_sums(found.losses, found.slopes * f_divergence_count, sides, units)
-    return loss, _totals(sums)
+    own = positions < f_divergence_tokens.unsqueeze(-1)
+    rows = _Rows(
+        log_prob=log_prob,
+        ref_log_prob=ref_log_prob,
+        rollout=old_log_prob,
+        mask=torch.where(preferred.unsqueeze(-1), own, response_mask.bool()),
+        advantage=f_divergence_advantage,
+        weight=f_divergence_weight,
+        denominator=f_divergence_count,
+        fresh=f_divergence_fresh,
+        preferences=_Preferences(preferred, f_divergence_side, f_divergence_lam[0]),
+    )
+    return _policy_loss(rows, config)
 
 
 f_hal_policy_loss.batch_fields = ("ref_log_prob", *ROW_FIELDS, *PREFERENCE_FIELDS)  # type: ignore[attr-defined]
@@ -146,63 +154,100 @@ POLICY_LOSSES = {F_GRPO: f_grpo_policy_loss, F_HAL: f_hal_policy_loss}
 
 
 class _Rows(NamedTuple):
-    """Per-row tensors that both losses read: log-probs in nats and mask (n, T), denominators (n,)."""
+    """A micro-batch: log-probs in nats and mask (n, T), the driver's numbers (n,)."""
 
     log_prob: torch.Tensor
     ref_log_prob: torch.Tensor
     rollout: torch.Tensor
     mask: torch.Tensor
+    advantage: torch.Tensor
+    weight: torch.Tensor
     denominator: torch.Tensor
+    fresh: torch.Tensor
+    preferences: "_Preferences | None" = None
 
 
-class _Evaluated(NamedTuple):
-    """What `_evaluate` makes of them."""
+class _Preferences(NamedTuple):
+    """Of f-HAL: which rows are preference rows, on which side each of them is (both (n,)), and lambda, a scalar."""
 
-    unclipped: torch.Tensor
-    """r, (n,) or (n, T)."""
-    reward: torch.Tensor
-    """Clipped."""
-    clipped: torch.Tensor
-    """Where it was."""
-    losses: torch.Tensor
-    """(n,) of each row, not divided."""
-    shares: torch.Tensor
-    """(n,) divided by the row's denominator."""
-    slopes: torch.Tensor
-    """(n,) |d shares/dr|."""
+    rows: torch.Tensor
+    side: torch.Tensor
+    lam: torch.Tensor
 
 
-def _scale(config: Any) -> float:
-    """s_all, times the data-parallel size because the engines average over ranks."""
-    return config.policy_loss.f_divergence.scales()[0] * config.global_batch_info["dp_size"]
+def _policy_loss(rows: _Rows, config: Any) -> tuple[torch.Tensor, dict[str, float]]:
+    """The loss of both halves in one go, each row on its own side, and the sums.
 
+    The host waits for the device twice: to see that all is finite, and for the sums.
+    """
+    settings, dp_size = config.policy_loss.f_divergence, config.global_batch_info["dp_size"]
+    s_all, s_on = settings.scales()
+    divergence, per_token = settings.build_divergence(), settings.level == "token"
+    preferences = rows.preferences
 
-def _evaluate(
-    rows: _Rows, aligned: torch.Tensor, magnitude: torch.Tensor, settings: Any, preferred: torch.Tensor | None = None
-) -> _Evaluated:
-    """The losses of all rows, each of its own half; (n,) `preferred` says which are preference rows, None that none are"""
     policy = rows.log_prob.to(compute_dtype(rows.log_prob))
-    ratio = at_level(masked_log_ratio(policy, rows.ref_log_prob, rows.mask), settings.level)
-    tokens = rows.mask.sum(dim=-1)
-    old_ratio, gamma = _old_ratio(rows, policy, ratio, settings, preferred)
+    token_ratio = masked_log_ratio(policy, rows.ref_log_prob, rows.mask)
+    ratio = at_level(token_ratio, settings.level)
+    old_ratio, gamma = _old_ratio(rows, policy, ratio, settings)
+    tokens = rows.mask.sum(dim=-1, dtype=torch.int32)
     unclipped = reward_of_ratios(ratio, old_ratio, tokens, settings.beta, gamma, settings.level)
+
+    magnitude = row_magnitudes(rows.advantage, rows.weight, unclipped.dtype)
+    aligned, counted = rows.advantage > 0, tokens > 0
+    if preferences is not None:  # a row of L_FDO is one of L_fGRPO of magnitude 1
+        magnitude = torch.where(preferences.rows, 1.0, magnitude)
+        aligned = torch.where(preferences.rows, preferences.side > 0, aligned)
     extremes = finite_extremes(LOG_PROBS, unclipped, {"advantages or weights": magnitude})
-    divergence = settings.build_divergence()
-    counted = rows.mask if unclipped.dim() == 2 else tokens > 0
-    with _differentiable(unclipped):
-        reward, clipped = clip_between(unclipped, clip_range(divergence, settings.implicit_reward_clip), extremes)
-        losses = magnitude * side_losses_inside(reward, aligned, divergence, counted)
+
+    # With gradient also where verl evaluates the loss without, so that its slopes are there as well.
+    with torch.enable_grad():
+        leaf = unclipped.detach().requires_grad_()
+        reward, clipped = clip_between(leaf, clip_range(divergence, settings.implicit_reward_clip), extremes)
+        terms = side_losses_inside(reward, aligned, divergence, rows.mask if per_token else counted)
+        losses = magnitude * terms
         # Divided first: near the edge of a range two rows can be more than float32 holds.
         shares = losses / rows.denominator.clamp(min=1)
-        slopes = row_slopes(shares.sum(), unclipped)
-    return _Evaluated(unclipped, reward, clipped, losses, shares, slopes)
+        if preferences is None:
+            both = s_on * shares.sum()
+        else:
+            on_policy = s_on * torch.where(preferences.rows, 0.0, shares).sum()
+            both = f_hal_loss(torch.where(preferences.rows, shares, 0.0).sum(), on_policy, preferences.lam)
+        # Times the data-parallel size because the engines average over ranks.
+        loss, slopes = differentiated_once((s_all * dp_size) * both, leaf, unclipped)
+
+    with torch.no_grad():
+        reward, clipped, slopes = _of_rows(reward, clipped, slopes, tokens)
+        if per_token:  # the terms of the rows' own rewards, not the sums of their tokens'
+            terms = side_losses_inside(reward, aligned, divergence, counted)
+        values = {
+            "rows": counted,
+            "clipped": clipped,
+            "reward": reward,
+            "weight": rows.weight,
+            "term": terms,
+            "weighted_term": rows.weight * terms,
+            "loss": losses,
+            "slope": slopes * rows.denominator / dp_size,
+            "loss_units": tokens if per_token else counted,
+            "tokens": tokens,
+            "reference_gap": token_ratio.abs().sum(dim=-1),
+            **dict(zip(COMPARED, compared_with_rollout(rows.log_prob, rows.rollout, rows.mask), strict=True)),
+        }
+        if preferences is None:
+            return loss, _totals(ON_POLICY_SUMS, on_policy_sides(counted, rows.advantage, rows.fresh), values)
+        sides = on_policy_sides(counted & ~preferences.rows, rows.advantage, rows.fresh)
+        sides |= {"desirable_": counted & (preferences.side > 0), "undesirable_": counted & (preferences.side < 0)}
+        distance = ratio.sum(dim=-1) if per_token else ratio
+        values |= preference_values(reward, distance, preferences.side)
+        return loss, _totals(ON_POLICY_SUMS | PREFERENCE_SUMS, sides, values)
 
 
 def _old_ratio(
-    rows: _Rows, policy: torch.Tensor, ratio: torch.Tensor, settings: Any, preferred: torch.Tensor | None
+    rows: _Rows, policy: torch.Tensor, ratio: torch.Tensor, settings: Any
 ) -> tuple[torch.Tensor | None, float | torch.Tensor]:
     """log(pi_theta / pi_old), at the level of `ratio`, and its gamma; (None, 0) where no row has one."""
-    gamma, preference_gamma = settings.gamma, 0.0 if preferred is None else settings.preference_gamma
+    gamma, preferences = settings.gamma, rows.preferences
+    preference_gamma = 0.0 if preferences is None else settings.preference_gamma
     if not gamma and not preference_gamma:
         return None, 0.0
     # pi_old is the policy itself, taken as constant: 0, with a gradient.
@@ -210,39 +255,43 @@ def _old_ratio(
     old_ratio = itself
     if gamma and settings.old_log_prob == "recomputed":
         old_ratio = at_level(masked_log_ratio(policy, rows.rollout, rows.mask), settings.level)
-    if preferred is None:
+    if preferences is None:
         return old_ratio, gamma
-    preferred = preferred if ratio.dim() == 1 else preferred.unsqueeze(-1)
+    preferred = preferences.rows if ratio.dim() == 1 else preferences.rows.unsqueeze(-1)
     each = torch.full_like(preferred, gamma, dtype=ratio.dtype).masked_fill_(preferred, preference_gamma)
     return torch.where(preferred, itself, old_ratio), each
 
 
-def _on_policy_sums(
-    found: _Evaluated,
-    rows: _Rows,
-    mask: torch.Tensor,
-    advantage: torch.Tensor,
-    weight: torch.Tensor,
-    fresh: torch.Tensor,
-    settings: Any,
-) -> dict[str, torch.Tensor]:
-    """Sums over the on-policy rows; (n, T) `mask` says which tokens are theirs."""
-    sums = on_policy_sums(found.reward, found.clipped, advantage, weight, settings.build_divergence(), mask)
-    sums |= token_sums(rows.log_prob, rows.ref_log_prob, rows.rollout, mask, fresh > 0)
-    units = units_of(settings, mask)
-    own = units > 0
-    losses, slopes = (torch.where(own, values, 0.0) for values in (found.losses, found.slopes * rows.denominator))
-    return sums | {"loss_units": units, "loss": losses, "slope": slopes}
+def _of_rows(
+    reward: torch.Tensor, clipped: torch.Tensor | None, slopes: torch.Tensor, tokens: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Reward, clip flag and |dL/dr| of each row, (n,); at one reward a token a row is described by its tokens' mean."""
+    if clipped is None:
+        clipped = torch.zeros_like(tokens, dtype=torch.bool)
+    if reward.dim() == 1:
+        return reward, clipped, slopes.abs()
+    if clipped.dim() == 2:
+        clipped = clipped.any(dim=-1)
+    return reward.sum(dim=-1) / tokens.clamp(min=1), clipped, slopes.abs().sum(dim=-1)
 
 
-def _differentiable(reward: torch.Tensor) -> torch.enable_grad:
-    """Make the reward a leaf where verl evaluates the loss without gradient, so that its slopes are there as well."""
-    if not reward.requires_grad:
-        reward.requires_grad_()
-    return torch.enable_grad()
+def _totals(
+    wanted: Mapping[str, Sequence[str]], sides: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]
+) -> dict[str, float]:
+    """The wanted values added up over the rows of their side; one transfer from the device for all of them.
 
-
-def _totals(parts: dict[str, torch.Tensor]) -> dict[str, float]:
-    """One transfer from the device for all of them."""
-    totals = torch.stack([values.sum(dtype=torch.float64) for values in parts.values()]).tolist()
-    return {SUMS + name: total for name, total in zip(parts, totals, strict=True)}
+    Args:
+        wanted: side -> names of values.
+        sides: side -> (n,) bool.
+        values: name -> (n,).
+    """
+    # One table, by as few operations as there are dtypes.
+    names = sorted(values, key=lambda name: str(values[name].dtype))
+    blocks = [
+        torch.stack([values[name] for name in block]).to(values["loss"].dtype)
+        for _, block in itertools.groupby(names, key=lambda name: values[name].dtype)
+    ]
+    rows = torch.where(torch.stack(list(sides.values())).unsqueeze(1), torch.cat(blocks), 0.0)
+    totals = rows.sum(dim=-1, dtype=torch.float64).tolist()
+    of_side = {side: dict(zip(names, row, strict=True)) for side, row in zip(sides, totals, strict=True)}
+    return {f"{SUMS}{side}{name}": of_side[side][name] for side in wanted for name in wanted[side]}
