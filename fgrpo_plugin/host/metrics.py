@@ -137,9 +137,10 @@ def compared_with_rollout(log_prob: torch.Tensor, rollout: torch.Tensor, mask: t
     Returns:
         (len(COMPARED), n) float32.
     """
-    size = max(1, (_BLOCK_ON_CPU if log_prob.device.type == "cpu" else _BLOCK) // max(1, mask.shape[-1]))
-    blocks = zip(*(values.split(size) for values in (log_prob, rollout, mask)), strict=True)
-    return torch.cat([_compared_block(*block) for block in blocks], dim=1)
+    block = _BLOCK_ON_CPU if log_prob.device.type == "cpu" else _BLOCK
+    size = block // max(1, mask.shape[-1]) + 1
+    rows = [slice(start, start + size) for start in range(0, max(1, len(mask)), size)]
+    return torch.cat([_compared_block(log_prob[part], rollout[part], mask[part]) for part in rows], dim=1)
 
 
 def _compared_block(log_prob: torch.Tensor, rollout: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.contract import PREFIX
 from fgrpo_plugin.host.metric_table import METRICS
+from fgrpo_plugin.host.metrics import row_metrics
 from fgrpo_plugin.host.preference_metrics import DISTANCE_EDGES, held_out_metrics, quantile_of_bins
 from fgrpo_plugin.preference.tokens import TokenRow
 from tests.support.metric_definitions import DESIRABLE, OFF, ON, ON_SPLITS, SETTINGS, SPLITS, Update, check
@@ -112,6 +113,16 @@ def test_an_update_without_preference_rows_or_with_equal_probabilities_says_noth
     assert "training/rollout_actor_probs_pearson_corr" not in found
     difference = math.exp(-1.0) - math.exp(-1.5)
     assert found["training/rollout_probs_diff_mean"] == pytest.approx(difference, rel=1e-5)
+
+
+def test_shares_of_an_update_of_one_row_and_of_none():
+    one, yes = torch.ones(1), torch.tensor([True])
+    settings = FDivergenceConfig(weight_cap=1.0)
+    shares = row_metrics(one, one, yes, settings)
+    names = ("aligned_share", "zero_advantage_share", "weight_effective_sample_share", "weight_capped_share")
+    assert [shares[PREFIX + name] for name in names] == [1, 0, 1, 1]
+    assert [row_metrics(0 * one, one, yes, settings)[PREFIX + name] for name in names] == [0, 1, 0, 0]
+    assert set(row_metrics(one, one, ~yes, settings).values()) == {0}
 
 
 def test_quantiles_of_distances_lie_in_the_documented_bins():

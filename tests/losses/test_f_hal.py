@@ -35,3 +35,5 @@ def test_a_lambda_that_stays_on_the_device_gives_the_same_bits_and_gradient(lam)
             value.backward()
             assert leaf.grad[0] == float(lam)
         assert torch.equal(losses[0].grad, losses[1].grad)
+    away = torch.tensor(0.5, device="meta")  # holds no number that could be read
+    assert f_hal_loss(away, away, away).is_meta

@@ -265,14 +265,17 @@ def _old_ratio(
 def _of_rows(
     reward: torch.Tensor, clipped: torch.Tensor | None, slopes: torch.Tensor, tokens: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Reward, clip flag and |dL/dr| of each row, (n,); at one reward a token a row is described by its tokens' mean."""
+    """Reward, clip flag and |dL/dr| of each row, (n,); at one reward a token a row is described by its tokens' mean.
+
+    A row without tokens has none, and is on no side.
+    """
     if clipped is None:
         clipped = torch.zeros_like(tokens, dtype=torch.bool)
     if reward.dim() == 1:
         return reward, clipped, slopes.abs()
     if clipped.dim() == 2:
         clipped = clipped.any(dim=-1)
-    return reward.sum(dim=-1) / tokens.clamp(min=1), clipped, slopes.abs().sum(dim=-1)
+    return reward.sum(dim=-1) / tokens, clipped, slopes.abs().sum(dim=-1)
 
 
 def _totals(

@@ -8,6 +8,7 @@ import torch
 from tensordict import TensorDict
 
 from fgrpo_plugin.config import FDivergenceConfig
+from fgrpo_plugin.host.contract import SUMS
 from fgrpo_plugin.host.driver.joining import as_queue_rows, preference_numbers
 from fgrpo_plugin.host.driver.rows import on_policy_fields, row_numbers
 from fgrpo_plugin.host.metrics import divide_sums
@@ -198,6 +199,28 @@ def test_without_preference_rows_it_is_f_grpo_to_the_last_bit():
     value, _, gradient = batch.run(ours, splits)
     expected, _, expected_gradient = batch.run(plain, splits)
     assert value == expected and torch.equal(gradient, expected_gradient) and gradient.abs().sum() > 0
+
+
+def test_one_row_on_each_side_is_divided_by_one():
+    config = actor_config()
+    batch = Batch(config.policy_loss.f_divergence, off=2)
+    assert {row.desirable for row in batch.preferences} == {True, False}
+    value, _, _ = batch.run(config, [list(range(ON + 2))])
+    assert value == pytest.approx(batch.by_hand(*FORMULAS["pearson"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("level", ["sequence", "token"])
+def test_a_side_whose_rows_have_no_token_adds_nothing(level):
+    config = actor_config(level=level)
+    batch = Batch(config.policy_loss.f_divergence, off=2)
+    row = next(row for row in batch.rows[ON:] if row["f_divergence_side"] > 0)
+    value, _, _ = batch.run(config, [[i for i in range(ON + 2) if batch.rows[i] is not row]])
+    row["f_divergence_tokens"] *= 0
+    row["f_divergence_count"] *= 0
+    empty, metrics, gradient = batch.run(config, [list(range(ON + 2))])
+    assert empty == pytest.approx(value, rel=1e-6) and torch.isfinite(gradient).all()
+    sums = _merged(metrics, lambda name: "desirable_rows" in name)
+    assert sums == {f"{SUMS}desirable_rows": 0.0, f"{SUMS}undesirable_rows": 1.0}
 
 
 def test_at_lambda_one_it_is_fdo_alone():
