@@ -76,7 +76,7 @@ figures: $(READY)
 # The figures of docs/benchmarks.md and docs/plan.md, and the pages with them.
 benchmarks: $(READY)
 	@$(BIN)/python -m benchmarks.loss --device cpu --output benchmarks/results/loss.md
-	@for name in step_time hybrid_cost import_time plan_cpu driver_cost packing; do \
+	@for name in operations step_time hybrid_cost import_time plan_cpu driver_cost packing; do \
 	  $(BIN)/python -m benchmarks.$$name --output benchmarks/results/$$name.md || exit 1; done
 	@$(BIN)/python docs/make/measured.py
 

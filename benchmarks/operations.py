@@ -5,11 +5,16 @@
 Forward, metrics and backward to the log-probs, as the host calls the loss in a worker. An operation is a call that
 starts a kernel (views, and memory without content, are none). A synchronisation makes the host wait for the device: a
 value read (``item``, ``tolist``, ``bool``, ``cpu``), a shape that depends on values (``nonzero``, a bool index), or a
-tensor made of Python numbers on the device. Counted on the CPU, where the same calls are made.
+tensor made of Python numbers on the device. Counted on the CPU, where the same calls are made. The last column is the
+time of so small a micro-batch that it is that of operations and of Python: median, the losses in turns.
 """
 
+import itertools
+import platform
+import statistics
 from collections import Counter
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +23,9 @@ import typer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.loss import OURS, hosts, ours, ours_f_hal, tensors
+from benchmarks.loss import OURS, hosts, ours, ours_f_hal, step, tensors
 
+ROWS, TOKENS = 16, 16
 WAITING = {
     "_local_scalar_dense",
     "nonzero",
@@ -89,18 +95,25 @@ def count(loss: Callable[[torch.Tensor], torch.Tensor], log_prob: torch.Tensor) 
     return counted
 
 
-def main(output: Path | None = None) -> None:
+def main(output: Path | None = None, repeats: int = 200) -> None:
     """Print the table."""
-    data = tensors(64, 256, torch.float32, "cpu")
+    torch.set_num_threads(1)
+    data = tensors(ROWS, TOKENS, torch.float32, "cpu")
     losses = {"vanilla": hosts(data, "vanilla", "token-mean"), "gspo": hosts(data, "gspo", "seq-mean-token-mean")}
     losses |= {name: ours(data, settings) for name, settings in OURS.items()}
     losses |= {name.replace("f_grpo", "f_hal"): ours_f_hal(data, settings) for name, settings in OURS.items()}
-    lines = ["| loss | operations | synchronisations |", "| --- | --- | --- |"]
-    for name, loss in losses.items():
-        if loss is not None:
-            found = count(loss, data["log_prob"])
-            lines.append(f"| {name} | {found.operations.total()} | {found.synchronisations.total()} |")
-    page = "\n".join([f"A micro-batch of 64 rows, torch {torch.__version__}:\n", *lines, ""])
+    found = {name: count(loss, data["log_prob"]) for name, loss in losses.items() if loss is not None}
+    times: dict[str, list[float]] = {name: [] for name in found}
+    for name in itertools.chain.from_iterable(itertools.repeat(list(found), repeats)):
+        times[name].append(step(losses[name], data["log_prob"]))
+    lines = ["| loss | operations | synchronisations | median, ms |", "| --- | --- | --- | --- |"]
+    for name, counted in found.items():
+        numbers = (counted.operations.total(), counted.synchronisations.total())
+        lines.append(f"| {name} | {numbers[0]} | {numbers[1]} | {1e3 * statistics.median(times[name]):.2f} |")
+    title = (
+        f"{ROWS} rows of {TOKENS} tokens; {platform.machine()}, one thread, torch {torch.__version__}, {date.today()}:"
+    )
+    page = "\n".join([f"{title}\n", *lines, ""])
     print(page)
     if output is not None:
         output.write_text(page)

@@ -149,9 +149,9 @@ def main(
             step()
             counted[name] = Counter({kind: number // rows for kind, number in passes.rows.items()})
         title = f"{rows} rows of {prompt}+{response} tokens, {layers} layers x {hidden}, {repeats} repeats"
-        pages = [_passes(counted)]
-        for run in range(runs):
-            pages.append(_report(_measured(steps, repeats, warmup, seed=run), f"Run {run + 1}: {title}"))
+        found = [_measured(steps, repeats, warmup, seed=run) for run in range(runs)]
+        pages = [_report(times, f"Run {run + 1}: {title}") for run, times in enumerate(found)]
+        pages.append(_passes(counted))
     for page in pages:
         print(page, flush=True)
     if output is not None:
