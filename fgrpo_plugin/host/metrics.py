@@ -1,6 +1,7 @@
-"""What a training step logs of f-GRPO: each metric's sum, made in the workers, beside its quotient, made on the driver.
+"""What a training step logs of f-GRPO: which sums the workers make, and the quotients that the driver makes of them.
 
-Names, units and healthy ranges are in metrics.yaml; preference rows' metrics are in preference_metrics.py.
+Names, units and healthy ranges are in metrics.yaml; preference rows' metrics are in preference_metrics.py, and what is
+summed up is in worker/policy_loss.py.
 """
 
 import math
