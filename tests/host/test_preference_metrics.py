@@ -24,6 +24,13 @@ def test_held_out_accuracy_counts_pairs_and_without_pairs_all_couples():
     assert held_out_metrics(unpaired, rewards, FDivergenceConfig())["val-preference/accuracy"] == 0.5
     tied = held_out_metrics(paired, torch.tensor([0.0, 0.0, 1.0, 0.0]), FDivergenceConfig())
     assert tied["val-preference/accuracy"] == 0.75
+    # Both pairs are right, though one's desirable row is below the other's undesirable one; a half of a pair is none.
+    apart = torch.tensor([0.5, 0.1, -0.3, -0.4])
+    assert held_out_metrics(paired, apart, FDivergenceConfig())["val-preference/accuracy"] == 1
+    assert held_out_metrics(unpaired, apart, FDivergenceConfig())["val-preference/accuracy"] == 0.75
+    half = [*paired, TokenRow([1], [2], True, "p2", "")]
+    found = held_out_metrics(half, torch.cat([apart, torch.tensor([-9.0])]), FDivergenceConfig())
+    assert found["val-preference/accuracy"] == 1
     many = torch.randint(0, 5, (60,), generator=torch.Generator().manual_seed(0)).float()
     rows = [TokenRow([1], [2], i % 3 == 0, None, "") for i in range(60)]
     above, below = many[::3], many[torch.arange(60) % 3 != 0]
