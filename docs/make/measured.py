@@ -8,12 +8,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("docs/benchmarks.md", "docs/engines.md", "docs/plan.md", "docs/preference_data.md")
-BLOCK = re.compile(r"(<!-- measured: (\S+) -->\n).*?(\n<!-- /measured -->)", flags=re.DOTALL)
+BLOCK = re.compile(r"(<!-- measured: (\S+) -->\n).*?(<!-- /measured -->)", flags=re.DOTALL)
 
 
 def filled(text: str) -> str:
     """The page with the tables as they stand in their files."""
-    return BLOCK.sub(lambda found: found[1] + (ROOT / found[2]).read_text().strip() + found[3], text)
+    return BLOCK.sub(lambda found: found[1] + (ROOT / found[2]).read_text().strip() + "\n" + found[3], text)
 
 
 def main() -> None:
