@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -195,11 +196,19 @@ def find_model(model: str) -> ModelShape:
         except ValueError:
             raise ValueError(f"model {model}: {path} is not JSON; give a Hugging Face config.json.") from None
         return shape_from_config(config, str(model))
-    for name, entry in known_models().items():
-        for known in (name, *entry.get("same", [])):
-            if model.lower() in (known.lower(), known.split("/")[1].lower()):
-                return shape_from_config(entry["config"], known)
+    by_name = {
+        known.lower(): known for name, entry in known_models().items() for known in (name, *entry.get("same", []))
+    }
+    by_name |= {lower.split("/")[1]: known for lower, known in by_name.items()}
+    if known := by_name.get(model.lower()):
+        return shape_from_config(_entry(known)["config"], known)
+    near = dict.fromkeys(by_name[close] for close in get_close_matches(model.lower(), by_name, n=4))
+    meant = f"nearest: {', '.join(near)}; " if near else ""
     raise ValueError(
-        f"model {model} is neither known nor a local path; known: {', '.join(known_models())}; for another model give "
-        "the path of its config.json (or of its folder)."
+        f"model {model} is neither known nor a local path; {meant}known, with others of their shape: "
+        f"{', '.join(known_models())}; for another model give the path of its config.json (or of its folder)."
     )
+
+
+def _entry(known: str) -> dict[str, Any]:
+    return next(entry for name, entry in known_models().items() if known in (name, *entry.get("same", [])))

@@ -65,9 +65,41 @@ def test_lora_counts_what_peft_adds():
     assert shape_from_config(config.to_dict(), "small").lora(8) == added
 
 
-@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-7B", "qwen2.5-7b", "Qwen/Qwen2.5-Math-7B-Instruct"])
-def test_models_are_found_by_name(name):
-    assert find_model(name).parameters == 7_615_616_512
+NAMES = {  # as people write them -> parameters that are published with the checkpoint
+    "Qwen/Qwen2.5-7B": 7_615_616_512,
+    "qwen2.5-7b": 7_615_616_512,
+    "Qwen/Qwen2.5-Math-7B-Instruct": 7_615_616_512,
+    "Qwen2.5-7B-Instruct-1M": 7_615_616_512,
+    "Qwen2.5-14B-Instruct-1M": 14_770_033_664,
+    "Qwen2.5-Coder-0.5B": 494_032_768,
+    "Qwen2.5-Coder-1.5B-Instruct": 1_543_714_304,
+    "Qwen2.5-Coder-3B": 3_085_938_688,
+    "qwen2.5-coder-32b-instruct": 32_763_876_352,
+    "Qwen/Qwen2.5-Math-1.5B": 1_543_714_304,
+    "DeepSeek-R1-Distill-Qwen-1.5B": 1_777_088_000,  # its head is not tied, as its base model's is
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": 7_615_616_512,
+    "DeepSeek-R1-Distill-Qwen-14B": 14_770_033_664,
+    "DeepSeek-R1-Distill-Qwen-32B": 32_763_876_352,
+    "DeepSeek-R1-Distill-Llama-8B": 8_030_261_248,
+    "DeepSeek-R1-Distill-Llama-70B": 70_553_706_496,
+    "DeepSeek-R1-0528-Qwen3-8B": 8_190_735_360,
+    "SmolLM2-135M-Instruct": 134_515_008,
+    "HuggingFaceTB/SmolLM2-360M": 361_821_120,
+    "SmolLM2-1.7B-Instruct": 1_711_376_384,
+    "Llama-3.2-1B-Instruct": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_models_are_found_by_the_names_that_people_write(name):
+    assert find_model(name).parameters == NAMES[name]
+    assert find_model(name).name.lower().endswith(name.lower())
+
+
+def test_no_name_is_in_the_table_twice():
+    names = [known for name, entry in known_models().items() for known in (name, *entry.get("same", []))]
+    assert len({name.split("/")[1].lower() for name in names}) == len(names)
 
 
 def test_models_are_found_by_path(tmp_path):
@@ -93,6 +125,13 @@ def test_what_is_no_model_is_refused(tmp_path, content, said):
         find_model(str(tmp_path))
 
 
-def test_an_unknown_model_says_how_to_describe_it():
-    with pytest.raises(ValueError, match=r"gpt-5 is neither known .* known: Qwen/.* give the path of its config.json"):
+def test_an_unknown_model_is_answered_with_near_ones_and_how_to_describe_it():
+    with pytest.raises(ValueError, match=r"gpt-5 is neither known .* known, .*: Qwen/.* the path of its config.json"):
         find_model("gpt-5")
+    for written, meant in [
+        ("Qwen2.5-7B-Instuct", "Qwen/Qwen2.5-7B-Instruct"),
+        ("DeepSeek-R1-Distil-Qwen-7B", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"),
+        ("SmolLM-360M", "HuggingFaceTB/SmolLM2-360M"),
+    ]:
+        with pytest.raises(ValueError, match=f"nearest: .*{meant}.*; known"):
+            find_model(written)

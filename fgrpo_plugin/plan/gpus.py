@@ -1,12 +1,16 @@
 """What a plan has to know of a GPU, from a table or a YAML file."""
 
+import re
 from dataclasses import asdict, dataclass, fields, replace
+from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 GIB = 2**30
+MAKERS = ("nvidia", "geforce", "tesla", "amd", "instinct")
+"""Words that nvidia-smi and torch put before a name, and people leave out."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,8 @@ def find_gpu(gpu: str, **changes: float | None) -> Gpu:
     """A known GPU, or one described by a YAML file.
 
     Args:
-        gpu: a name of ``gpus.yaml`` (any case) or the path of a YAML file with the fields of `Gpu`; any other name if
-            every field is among ``changes``.
+        gpu: a name of ``gpus.yaml`` as people, nvidia-smi or torch write it, or the path of a YAML file with the fields
+            of `Gpu`; any other name if every field is among ``changes``.
         changes: fields that differ; None is ignored.
 
     Raises:
@@ -72,16 +76,23 @@ def find_gpu(gpu: str, **changes: float | None) -> Gpu:
     path = Path(gpu).expanduser()
     if path.suffix in (".yaml", ".yml"):
         return Gpu(**{"name": path.stem, **_read(path), **given})
-    for name, entry in known_gpus().items():
-        if gpu.lower() in (name.lower(), *(other.lower() for other in entry["names"])):
-            numbers = {key: value for key, value in entry.items() if key != "names"}
-            return replace(Gpu(name=name, **numbers), **given)  # type: ignore[arg-type]
+    spellings = {plain_name(known): name for name, entry in known_gpus().items() for known in (name, *entry["names"])}
+    if found := spellings.get(plain_name(gpu)):
+        return replace(Gpu(name=found, **{field: known_gpus()[found][field] for field in needed}), **given)  # type: ignore[arg-type]
     if set(needed) <= set(given):
         return Gpu(name=gpu, **given)
+    near = dict.fromkeys(spellings[close] for close in get_close_matches(plain_name(gpu), spellings, n=5))
+    meant = f"nearest: {', '.join(near)}; " if near else ""
     raise ValueError(
-        f"GPU {gpu} is not known; known: {', '.join(known_gpus())}; describe another by a YAML file (--gpu my.yaml "
-        f"with {', '.join(needed)}) or by these as options (--{' --'.join(n.replace('_', '-') for n in needed)})."
+        f"GPU {gpu} is not known; {meant}known: {', '.join(known_gpus())}; describe another by a YAML file (--gpu "
+        f"my.yaml with {', '.join(needed)}) or by --assume {needed[0]}=... for each of these."
     )
+
+
+def plain_name(gpu: str) -> str:
+    """A name without maker, case, spaces and hyphens."""
+    words = re.split(r"[^a-z0-9]+", gpu.lower())
+    return "".join(word for word in words if word not in MAKERS)
 
 
 def _read(path: Path) -> dict[str, Any]:
