@@ -76,7 +76,7 @@ def quickstart(
         raise typer.Exit(2) from None
 
 
-@app.command()
+@app.command(context_settings={"ignore_unknown_options": True})  # older ones, which it rewrites
 @functools.wraps(plan_run)
 def plan(**options: Any) -> None:
     with _one_sentence("fgrpo plan"):

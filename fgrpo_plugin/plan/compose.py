@@ -1,50 +1,107 @@
-"""Compose a recipe, overrides and options into one configuration that verl takes, or say what is wrong with them."""
+"""Compose a recipe and overrides into one configuration that verl takes, or say what is wrong with them."""
 
-from collections.abc import Iterable
+import contextlib
+import io
+import warnings
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from fgrpo_plugin.host.contract import ESTIMATORS
 from fgrpo_plugin.host.settings.batches import check_micro_batches
 from fgrpo_plugin.host.settings.compose import compose, describe_unknown, host_defaults, unknown_settings
 from fgrpo_plugin.host.settings.reading import is_f_divergence, uses_our_loss
 from fgrpo_plugin.host.settings.refusals import check_settings
 from fgrpo_plugin.model_shape import find_model
-from fgrpo_plugin.plan.configuration import engine_of, overridden, overrides
-from fgrpo_plugin.plan.planned_run import ENGINES, check_fields
+from fgrpo_plugin.plan.configuration import (
+    check_micro_batches_are_set,
+    check_types,
+    engine_of,
+    overridden,
+    overrides,
+    planned_run_from_config,
+    setting,
+)
+from fgrpo_plugin.plan.gpus import Gpu
+from fgrpo_plugin.plan.older_options import Rewritten
+from fgrpo_plugin.plan.planned_run import PlannedRun
+
+ALONE = ("+fgrpo=rlvr", "actor_rollout_ref.rollout.tensor_model_parallel_size=1")
+"""What ``--model`` alone starts from: what every recipe of ours shares, and a rollout engine on each GPU."""
+FSDP2 = "actor_rollout_ref.actor.strategy=fsdp2"
 
 
-def compose_run(recipe: str | None, changes: Iterable[str], fields: dict[str, Any]) -> tuple[list[str], DictConfig]:
+def first_words(recipe: str | None, model: str | None, given: Rewritten) -> list[str]:
+    """Overrides that the given ones come after and replace: a recipe's group; for ``--model`` without one, `ALONE`.
+
+    Who names a group of ours or another algorithm starts from verl's own defaults.
+    """
+    if recipe:
+        return [f"+fgrpo={recipe}"]
+    named = dict(word.lstrip("+").partition("=")[::2] for word in given.overrides)
+    if model is None or "fgrpo" in named or named.get("algorithm.adv_estimator", ESTIMATORS[0]) not in ESTIMATORS:
+        return []
+    another_engine = {"model_engine", setting(FSDP2)} & set(named) or "engine" in given.fields
+    return [*ALONE, *([] if another_engine else [FSDP2])]
+
+
+def compose_run(
+    first: list[str], asked: Mapping[str, Any], given: Rewritten, say: Callable[[str], None]
+) -> tuple[list[str], DictConfig]:
     """Overrides of ``main_ppo``, and the configuration that they make.
 
     Args:
-        recipe: a config group of this package.
-        changes: overrides of the host.
-        fields: of a `PlannedRun`, from options; ``model`` is a name or a path.
+        first: overrides that all others replace.
+        asked: fields of a `PlannedRun`, from options; ``model`` is a name or a path.
+        given: overrides, and older options.
+        say: is told what an older option stands for.
 
     Raises:
         ValueError: what contradicts or is unknown, and the remedy.
     """
-    words = [*([f"+fgrpo={recipe}"] if recipe else []), *changes]
-    named = f"--recipe {recipe}" if recipe else "this configuration"
-    words, engine = _with_engine(words, fields.get("engine"), named)
-    later = {field: value for field, value in fields.items() if field != "engine"}
-    check_fields(later, engine)
-    if "model" in later:
-        later["model"] = _model_path(later["model"])
-    words = overridden(words, overrides(later, engine))
+    fields = dict(asked)
+    if "model" in fields:
+        fields["model"] = _model_path(fields["model"])
+    words = overridden(first, given.overrides)
+    older = dict(given.fields)
+    if engine := older.pop("engine", None):
+        words = overridden(words, [_said(say, given, "engine", overrides({"engine": engine}, engine))[0]])
+    engine = engine_of(compose(words))
+    words = overridden(words, overrides(fields, engine))
+    for field, value in older.items():
+        words = overridden(words, _said(say, given, field, overrides({field: value}, engine)))
     config = compose(words)
     if unknown := unknown_settings(config):
         raise ValueError(describe_unknown(unknown[0], config.model_engine))
     if config.actor_rollout_ref.model.path == host_defaults(config.model_engine).actor_rollout_ref.model.path:
-        raise ValueError(f"{named} names no model; add --model.")
+        raise ValueError(f"{' '.join(first) or 'this configuration'} names no model; add --model.")
     return words, config
 
 
+def _said(say: Callable[[str], None], given: Rewritten, field: str, words: list[str]) -> list[str]:
+    say(f"{given.options[field]} is written {' '.join(words)}")
+    return words
+
+
+def read_run(config: DictConfig, gpu: Gpu, lengths: Mapping[str, int | None]) -> tuple[PlannedRun, list[str]]:
+    """A checked configuration as a `PlannedRun`, and what the plan does not model of it.
+
+    Args:
+        config: composed.
+        gpu: the device.
+        lengths: ``mean_prompt`` and ``mean_response``; None: the longest.
+
+    Raises:
+        ValueError: what contradicts.
+    """
+    return planned_run_from_config(config, gpu, **{name: value for name, value in lengths.items() if value is not None})
+
+
 def check_run(config: DictConfig) -> list[str]:
-    """The validation that a run of this package begins with, without its files.
+    """The validation that a run begins with, this package's and verl's, without its files.
 
     Returns:
         A sentence for what it would miss of its files here and now.
@@ -52,15 +109,57 @@ def check_run(config: DictConfig) -> list[str]:
     Raises:
         ValueError: what it would refuse, in its own words.
     """
-    if not (is_f_divergence(config) or uses_our_loss(config)):
-        return []
-    anywhere = deepcopy(config)
-    anywhere.trainer.device = None  # whether this machine is set up for it does not matter here
-    settings = check_settings(anywhere)
-    if config.algorithm.adv_estimator == "f_hal" and settings.constant_lam != 0:
-        return _check_preferences(config, settings)
-    check_micro_batches(config)
-    return []
+    check_types(config)
+    missing = []
+    if is_f_divergence(config) or uses_our_loss(config):
+        anywhere = deepcopy(config)
+        anywhere.trainer.device = None  # whether this machine is set up for it does not matter here
+        settings = check_settings(anywhere)
+        if config.algorithm.adv_estimator == "f_hal" and settings.constant_lam != 0:
+            missing = _check_preferences(config, settings)
+        else:
+            check_micro_batches(config)
+    check_by_verl(config)
+    return missing
+
+
+def refusal(words: list[str]) -> str | None:
+    """Why a run with these overrides would not start, or None."""
+    try:
+        check_run(compose(words))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def check_by_verl(config: DictConfig) -> None:
+    """verl's own ``validate_config``, as ``main_ppo`` calls it.
+
+    Raises:
+        ValueError: verl's words.
+    """
+    from verl.trainer.ppo.utils import need_reference_policy
+    from verl.utils.config import validate_config
+
+    check_micro_batches_are_set(config, is_f_divergence(config) or need_reference_policy(config))
+    config = deepcopy(config)
+    with open_dict(config):
+        config.actor_rollout_ref.actor.policy_loss.pop("f_divergence", None)  # has a typed section of its own in a run
+        config.actor_rollout_ref.model.lora_rank = (
+            0  # of it verl checks the largest rank alone, and imports vLLM to do so
+        )
+        if OmegaConf.select(config, "actor_rollout_ref.model.lora.rank"):
+            config.actor_rollout_ref.model.lora.rank = 0
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
+            validate_config(
+                config,
+                use_reference_policy=is_f_divergence(config) or need_reference_policy(config),
+                use_critic=False,  # not planned; its section would look for a model
+            )
+    except Exception as error:  # asserts, and what Hydra wraps around a dataclass's own refusal
+        cause = error.__cause__ or error
+        raise ValueError(f"verl refuses this configuration: {' '.join(str(cause).split())}") from None
 
 
 def _check_preferences(config: DictConfig, settings: Any) -> list[str]:
@@ -83,24 +182,6 @@ def _check_preferences(config: DictConfig, settings: Any) -> list[str]:
 
 def _is_missing(file: str) -> bool:
     return file.startswith(("/", ".", "~")) and not Path(file).expanduser().exists()
-
-
-def _with_engine(words: list[str], asked: str | None, named: str) -> tuple[list[str], str]:
-    """The overrides with an engine that was asked for, and the engine that the host then runs."""
-    engine = engine_of(compose(words))
-    if asked in (None, engine):
-        return words, engine
-    if asked not in ENGINES:
-        raise ValueError(f"--engine {asked} is not one of {', '.join(ENGINES)}.")
-    words = [*words, *overrides({"engine": asked}, asked)]
-    try:
-        engine_of(compose(words))
-    except ValueError:
-        raise ValueError(
-            f"--engine {asked} contradicts {named}, which trains with {engine}; leave --engine out, or start from a "
-            f"group of {asked}."
-        ) from None
-    return words, asked
 
 
 def _model_path(model: str) -> str:

@@ -1,11 +1,11 @@
 """Between the host's configuration and a `PlannedRun`: reading one, and naming the settings that change the other."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
-from fgrpo_plugin.host.settings.layout import STRATEGIES, has_uneven_stages
+from fgrpo_plugin.host.settings.layout import STRATEGIES, has_uneven_stages, reference_is_in_actor
 from fgrpo_plugin.model_shape import find_model
 from fgrpo_plugin.plan.gpus import Gpu
 from fgrpo_plugin.plan.planned_run import FSDP_ONLY, MEGATRON_ONLY, PlannedRun
@@ -41,8 +41,6 @@ KEYS = {
     "dynamic_batch": f"{ACTOR}.use_dynamic_bsz",
     "tokens_per_gpu": f"{ACTOR}.ppo_max_token_len_per_gpu",
     "micro_rows": f"{ACTOR}.ppo_micro_batch_size_per_gpu",
-    "log_prob_micro_rows": "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu",
-    "log_prob_tokens_per_gpu": "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu",
     "rollout_tp": f"{ROLLOUT}.tensor_model_parallel_size",
     "utilization": f"{ROLLOUT}.gpu_memory_utilization",
     "max_rows": f"{ROLLOUT}.max_num_seqs",
@@ -53,10 +51,18 @@ KEYS = {
     "bucket_mib": f"{ROLLOUT}.checkpoint_engine.update_weights_bucket_megabytes",
     "temperature": f"{ROLLOUT}.temperature",
     "dtype": f"{ACTOR}.fsdp_config.model_dtype",
+    "ref_dtype": "actor_rollout_ref.ref.fsdp_config.model_dtype",
     "preference_rows": "++data.preference.batch_size",
     "lam": f"++{ACTOR}.policy_loss.f_divergence.lam",
 }
 """Field of `PlannedRun` -> setting of the host, where the two hold the same value."""
+LOG_PROBS = {
+    "log_prob_dynamic_batch": "log_prob_use_dynamic_bsz",
+    "log_prob_tokens_per_gpu": "log_prob_max_token_len_per_gpu",
+    "log_prob_micro_rows": "log_prob_micro_batch_size_per_gpu",
+}
+"""The same for passes of log-probs, which have their settings twice: in ``ref``, and in ``rollout`` for the actor's."""
+PASSES = ("actor_rollout_ref.ref", ROLLOUT)
 
 
 def overrides(changes: Mapping[str, Any], engine: str) -> list[str]:
@@ -79,6 +85,8 @@ def overrides(changes: Mapping[str, Any], engine: str) -> list[str]:
                 found.append(f"{ACTOR}.fsdp_config.offload_policy={value}")
         elif field == "recompute":
             found += _recompute(value, engine)
+        elif field in LOG_PROBS:
+            found += [f"{at}.{LOG_PROBS[field]}={value}" for at in PASSES]
         elif field == "lora_rank":
             found.append(f"{MODEL}.lora.rank={value}" if engine == "megatron" else f"{MODEL}.lora_rank={value}")
         else:
@@ -88,8 +96,13 @@ def overrides(changes: Mapping[str, Any], engine: str) -> list[str]:
 
 def overridden(words: list[str], later: list[str]) -> list[str]:
     """Overrides with later ones, each setting once: the last value is the one that counts."""
-    names = {word.partition("=")[0].lstrip("+") for word in later}
-    return [word for word in words if word.partition("=")[0].lstrip("+") not in names] + later
+    names = {setting(word) for word in later}
+    return [word for word in words if setting(word) not in names] + later
+
+
+def setting(word: str) -> str:
+    """The setting that an override names."""
+    return word.partition("=")[0].lstrip("+")
 
 
 def _recompute(value: str, engine: str) -> list[str]:
@@ -138,6 +151,7 @@ def planned_run_from_config(config: DictConfig, gpu: Gpu, **changes: Any) -> tup
     engine = engine_of(config)
     megatron = engine == "megatron"
     section = f"{ACTOR}.{'megatron' if megatron else 'fsdp_config'}"
+    check_types(config)
     fields: dict[str, Any] = {"engine": engine, "gpu": gpu, "model": find_model(get(f"{MODEL}.path"))}
     skipped = {"model", "lam", "preference_rows", *(FSDP_ONLY if megatron else MEGATRON_ONLY)}
     for field, key in KEYS.items():
@@ -165,7 +179,6 @@ def planned_run_from_config(config: DictConfig, gpu: Gpu, **changes: Any) -> tup
             "step_offload": get(f"{section}.offload_policy", False),
             "recompute": "full" if get(f"{MODEL}.enable_gradient_checkpointing", False) else "none",
             "lora_rank": get(f"{MODEL}.lora_rank", 0),
-            "ref_dtype": get("actor_rollout_ref.ref.fsdp_config.model_dtype", "fp32"),
         }
     fields["entropy"] = bool(get(f"{ACTOR}.calculate_entropy", False) or get(f"{ACTOR}.entropy_coeff", 0))
     if get("trainer.v1.trainer_mode") == "separate_async":
@@ -173,8 +186,90 @@ def planned_run_from_config(config: DictConfig, gpu: Gpu, **changes: Any) -> tup
         fields["trainer_generates"] = get("actor_rollout_ref.hybrid_engine", True)
         if not fields["rollout_gpus"]:
             raise ValueError(f"trainer mode separate_async needs GPUs that generate: {ROLLOUT}.nnodes is 0; set it.")
-    fields |= _algorithm(config, get) | changes
+    fields["lora_merged"] = bool(get(f"{MODEL}.lora.merge", False))
+    fields |= _algorithm(config, get)
+    check_micro_batches_are_set(config, fields["reference"])
+    fields |= _log_prob_micro_batches(get, fields) | changes
     return PlannedRun(**fields), _notes(get)
+
+
+def check_types(config: DictConfig) -> None:
+    """Refuse words where the host wants numbers, before anything is computed with them.
+
+    Raises:
+        ValueError: names the setting.
+    """
+    kinds = get_type_hints(PlannedRun)
+    section = "megatron" if engine_of(config) == "megatron" else "fsdp_config"
+    keys = {key.format(engine=section): kinds[field] for field, key in KEYS.items() if not key.startswith("++")}
+    keys |= {f"{at}.{key}": kinds[field] for field, key in LOG_PROBS.items() for at in PASSES}
+    for key, kind in keys.items():
+        value = OmegaConf.select(config, key, throw_on_missing=False)
+        wanted = KINDS.get(kind)
+        if (
+            value is not None
+            and wanted
+            and (not isinstance(value, wanted[0]) or isinstance(value, bool) is not wanted[1])
+        ):
+            raise ValueError(f"{key}={value!r} must be {wanted[2]}.")
+
+
+KINDS: dict[Any, tuple[Any, bool, str]] = {
+    int: (int, False, "a whole number"),
+    float: (int | float, False, "a number"),
+    bool: (bool, True, "true or false"),
+}
+
+
+def check_micro_batches_are_set(config: DictConfig, reference: bool) -> None:
+    """Refuse a pass that has neither dynamic batches nor a micro-batch, and settings of two passes that contradict.
+
+    verl refuses most of it in ``ActorConfig`` and ``validate_config``; ``ActorRolloutRefWorker`` asserts the rest.
+
+    Args:
+        config: composed.
+        reference: whether the algorithm needs one.
+
+    Raises:
+        ValueError: names the setting and the remedy.
+    """
+
+    def get(key: str) -> Any:
+        return OmegaConf.select(config, key, throw_on_missing=False)
+
+    dynamic = bool(get(f"{ACTOR}.use_dynamic_bsz"))
+    passes = [(ACTOR, "use_dynamic_bsz", "ppo_micro_batch_size"), (ROLLOUT, *LOG_PROB_NAMES)]
+    if reference and not (reference_is_in_actor(config) and dynamic):
+        passes.append((PASSES[0], *LOG_PROB_NAMES))
+    if bool(get(f"{ROLLOUT}.log_prob_use_dynamic_bsz")) is not dynamic:
+        raise ValueError(
+            f"{ROLLOUT}.log_prob_use_dynamic_bsz={get(f'{ROLLOUT}.log_prob_use_dynamic_bsz')} contradicts "
+            f"{ACTOR}.use_dynamic_bsz={dynamic}, which verl's worker asserts to be the same; leave the first out."
+        )
+    for at, switch, size in passes:
+        if get(f"{at}.{switch}") or get(f"{at}.{size}_per_gpu") is not None:
+            continue
+        older = f" ({size}, which is set, is not read by verl's workers)" if get(f"{at}.{size}") is not None else ""
+        raise ValueError(
+            f"{at}.{size}_per_gpu is absent{older} and {at}.{switch} is false, which verl refuses; set "
+            f"{ACTOR}.use_dynamic_bsz=true, or {at}.{size}_per_gpu to the rows of a micro-batch."
+        )
+
+
+LOG_PROB_NAMES = ("log_prob_use_dynamic_bsz", "log_prob_micro_batch_size")
+
+
+def _log_prob_micro_batches(get: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The largest micro-batch among the passes of log-probs that the run makes."""
+    in_actor = fields["lora_rank"] > 0
+    passes = [PASSES[0]] if fields["reference"] and not in_actor else []
+    passes += [ROLLOUT] if fields["old_log_prob"] or not passes else []
+    dynamic = bool(get(f"{passes[0]}.log_prob_use_dynamic_bsz"))
+    found: dict[str, Any] = {"log_prob_dynamic_batch": dynamic}
+    for field in ("log_prob_tokens_per_gpu", "log_prob_micro_rows"):
+        sizes = [size for at in passes if (size := get(f"{at}.{LOG_PROBS[field]}")) is not None]
+        found |= {field: max(sizes)} if sizes else {}
+    return found
 
 
 def _algorithm(config: DictConfig, get: Any) -> dict[str, Any]:

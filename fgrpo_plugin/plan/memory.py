@@ -15,7 +15,7 @@ from fgrpo_plugin.plan.activations import (
     training_activations,
 )
 from fgrpo_plugin.plan.gpus import GIB
-from fgrpo_plugin.plan.planned_run import DTYPES, Assumptions, PlannedRun
+from fgrpo_plugin.plan.planned_run import DTYPES, NODE_GIB_A_GPU, Assumptions, PlannedRun
 
 PARTS = (
     "weights",
@@ -254,7 +254,7 @@ def _resharding(run: PlannedRun, assumed: Assumptions) -> Phase:
     parts["rollout weights"] = rollout_weights(run) if run.colocated else 0.0
     whole = run.model.embedding * (2 if run.megatron else DTYPES[run.dtype])
     buckets = 2 if run.rollout_gpus else 1  # between GPUs one is filled while the other is sent
-    parts["transfer buffer"] = buckets * run.bucket_mib * 2**20 + (0 if run.lora_rank else whole)
+    parts["transfer buffer"] = buckets * run.bucket_mib * 2**20 + (0 if run.sends_adapters else whole)
     parts["overhead"] = _overhead(run, assumed, parts)
     if run.colocated and not run.rollout_sleeps:
         parts["KV cache"] = _awake(run) - parts["rollout weights"]
@@ -262,7 +262,7 @@ def _resharding(run: PlannedRun, assumed: Assumptions) -> Phase:
 
 
 def host_bytes(run: PlannedRun) -> float:
-    """Bytes of host memory that one GPU's offloaded states need."""
+    """Bytes of host memory that one GPU needs for offloaded states, the reference and weights of a sleeping engine."""
     off = replace(run, param_offload=False, optimizer_offload=False, step_offload=False)
     everything, kept = states(off), _resident(run)
     moved = everything["weights"] - kept["weights"] + everything["optimiser"] - kept["optimiser"]
@@ -273,7 +273,19 @@ def host_bytes(run: PlannedRun) -> float:
             moved += DTYPES[run.ref_dtype] * run.model.parameters / run.shards
         elif run.ref_offload:
             moved += 2 * sum(stage_parameters(run))
+    if run.sends_adapters and run.rollout_sleeps and run.colocated:
+        moved += rollout_weights(run)  # vLLM's sleep level 1: verl could not send base weights again
     return moved
+
+
+def node_memory(run: PlannedRun, assumed: Assumptions) -> float:
+    """Bytes of a node's own memory."""
+    return (assumed.node_memory_gib or NODE_GIB_A_GPU * run.gpus_per_node) * GIB
+
+
+def host_excess(run: PlannedRun, assumed: Assumptions) -> float:
+    """Bytes that a node's own memory lacks for what its GPUs leave there; 0 if it fits."""
+    return max(0.0, host_bytes(run) * run.gpus_per_node - node_memory(run, assumed))
 
 
 def _ordered(parts: dict[str, float]) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """What is planned: model, GPUs, and every setting of the host that changes memory or time."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import ceil
 
 from fgrpo_plugin.model_shape import ModelShape
@@ -10,14 +9,16 @@ from fgrpo_plugin.plan.gpus import Gpu
 ENGINES = ("fsdp", "fsdp2", "megatron")
 DTYPES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
 MEGATRON_ONLY = ("tp", "pp", "cp", "ep", "etp", "ref_offload")
-FSDP_ONLY = ("sp", "shard", "dtype")
+FSDP_ONLY = ("sp", "shard", "dtype", "ref_dtype")
+NODE_GIB_A_GPU = 128.0
+"""Memory of a node, GiB for each of its GPUs, where nothing else is said: 1024 GiB for 8."""
 LEAST = {"shard": -1, "lora_rank": 0, "preference_rows": 0, "rollout_gpus": 0}
 RECOMPUTE = ("none", "selective", "full")
 
 
 @dataclass(frozen=True)
 class Assumptions:
-    """Efficiencies and constants that no configuration holds: assumed, not measured; every one is an option."""
+    """Efficiencies and constants that no configuration holds: assumed, not measured; each is set by ``--assume``."""
 
     matmul: float = 0.6
     """Share of the peak that large matrix products reach."""
@@ -35,13 +36,17 @@ class Assumptions:
     """Share of the trainer's memory that the allocator cannot use."""
     host_memory_gb: float = 20.0
     """Host memory bandwidth for one GPU, 1e9 bytes/s: an optimiser that steps on the CPU."""
+    node_memory_gib: float | None = None
+    """Memory of a node; None: `NODE_GIB_A_GPU` for each of its GPUs."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
+            if value is None:
+                continue
             if not value >= 0 or (field.name in ("matmul", "bandwidth", "network") and not 0 < value <= 1):
                 bounds = "in (0, 1]" if field.name in ("matmul", "bandwidth", "network") else ">= 0"
-                raise ValueError(f"--{field.name.replace('_', '-')} {value} must be a number {bounds}.")
+                raise ValueError(f"--assume {field.name}={value} must be a number {bounds}.")
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,8 @@ class PlannedRun:
     recompute: str = "full"
     flash_attention: bool = True
     lora_rank: int = 0
+    lora_merged: bool = False
+    """The rollout engine gets whole weights, with the adapters in them."""
     fused_kernels: bool = False
     """No logits of a whole micro-batch are held."""
     temperature: float = 1.0
@@ -107,10 +114,12 @@ class PlannedRun:
     mean_response: int | None = None
     """Mean tokens of a response, for times; None: as long as the longest."""
     dynamic_batch: bool = True
+    log_prob_dynamic_batch: bool = True
     tokens_per_gpu: int = 16384
     log_prob_tokens_per_gpu: int = 16384
     micro_rows: int = 1
     log_prob_micro_rows: int = 1
+    """Rows of a micro-batch where batches are not dynamic."""
     # Algorithm.
     reference: bool = True
     old_log_prob: bool = False
@@ -150,25 +159,32 @@ class PlannedRun:
             least = LEAST.get(field.name, 1)
             if whole and (not isinstance(value, int) or value < least):
                 raise ValueError(f"{field.name} {value!r} must be a whole number >= {least}.")
-        limit = min(self.tokens_per_gpu, self.log_prob_tokens_per_gpu) * self.sp * self.cp
-        if self.dynamic_batch and limit < self.longest:
-            raise ValueError(
-                f"a row of {self.longest} tokens exceeds the {limit} of a micro-batch (tokens for each GPU * sp * cp); "
-                "raise ppo_max_token_len_per_gpu (--tokens-per-gpu) or sp or cp."
-            )
+        passes = (
+            (self.dynamic_batch, self.tokens_per_gpu, "actor.ppo"),
+            (self.log_prob_dynamic_batch, self.log_prob_tokens_per_gpu, "ref.log_prob"),
+        )
+        for dynamic, tokens, name in passes:
+            if dynamic and tokens * self.sp * self.cp < self.longest:
+                raise ValueError(
+                    f"a row of {self.longest} tokens exceeds the {tokens * self.sp * self.cp} of a micro-batch (tokens "
+                    f"for each GPU * sp * cp); raise actor_rollout_ref.{name}_max_token_len_per_gpu, or sp or cp."
+                )
         for name, mean, most in (
             ("prompt", self.mean_prompt, self.prompt_length),
             ("response", self.mean_response, self.response_length),
         ):
             if (mean or 0) > most:
                 raise ValueError(f"mean {name} {mean} is more than the longest, {most}; lower it, or raise that.")
-        if self.prompts % min(self.minibatch, self.prompts):
-            raise ValueError(f"minibatch {self.minibatch} does not divide the {self.prompts} prompts of a step.")
         if not 0 <= self.lam <= 1:
             raise ValueError(f"lambda {self.lam} must lie in [0, 1].")
         if not 0 < self.utilization < 1:
             raise ValueError(f"gpu_memory_utilization {self.utilization} must lie between 0 and 1.")
         self._check_parallelism()
+        if self.generates and self.minibatch * self.group % self.dp:
+            raise ValueError(
+                f"ppo_mini_batch_size x rollout.n makes {self.minibatch * self.group} rows, no multiple of the "
+                f"{self.dp} data-parallel ranks that share a mini-batch; change one of them."
+            )
         if self.joined_rows % (2 * self.dp):
             raise ValueError(
                 f"preference rows {self.joined_rows} must be a multiple of {2 * self.dp}: as many of each side on each "
@@ -251,19 +267,34 @@ class PlannedRun:
         return self.lam < 1
 
     @property
+    def sends_adapters(self) -> bool:
+        """Whether the rollout engine is sent adapters alone, for base weights that it keeps."""
+        return self.lora_rank > 0 and not self.lora_merged
+
+    @property
     def joined_rows(self) -> int:
         """Preference rows in an optimiser step; none where lambda is 0."""
         return self.preference_rows if self.lam > 0 else 0
 
     @property
     def on_policy_rows(self) -> int:
-        """Rolled-out rows in an optimiser step."""
+        """Rolled-out rows in the fullest optimiser step, without those that only fill a mini-batch up."""
         return min(self.minibatch, self.prompts) * self.group if self.generates else 0
+
+    @property
+    def minibatches(self) -> int:
+        """In one pass over a step's rows: the host fills the last one up with rows of a few tokens and no gradient."""
+        return ceil(self.prompts / self.minibatch) if self.generates else max(1, self.prompts // self.minibatch)
 
     @property
     def optimizer_steps(self) -> int:
         """In one training step."""
-        return max(1, self.prompts // self.minibatch) * self.epochs
+        return self.minibatches * self.epochs
+
+    @property
+    def filling_rows(self) -> int:
+        """Rows that the host adds to a step's to make whole mini-batches."""
+        return (self.minibatches * self.minibatch - self.prompts) * self.group if self.generates else 0
 
     @property
     def longest(self) -> int:
@@ -279,31 +310,30 @@ class PlannedRun:
         """The largest micro-batch, in tokens on one GPU, and how many of them a data-parallel rank has.
 
         With dynamic batches the host packs up to ``tokens_per_gpu`` times sp (or cp) tokens; each GPU then holds its
-        share of them.
+        share of them. Log-probs are computed for a step's rows at once, or a mini-batch's where others generate.
+
+        Args:
+            training: an optimiser step; False: a pass of log-probs.
         """
         split = self.sp * self.cp
-        rows = ceil((self.on_policy_rows + self.joined_rows * training) / self.dp) or 1
-        if self.dynamic_batch:
+        rows, filled = self.on_policy_rows, self.minibatch * self.group if self.generates else 0
+        if not training and not self.rollout_gpus:
+            rows, filled = self.prompts * self.group, filled * self.minibatches
+        joined = self.joined_rows * training
+        rows, filled = (ceil((each + joined) / self.dp) or 1 for each in (rows, filled))
+        if self.dynamic_batch if training else self.log_prob_dynamic_batch:
             limit = (self.tokens_per_gpu if training else self.log_prob_tokens_per_gpu) * split
             largest = min(limit, rows * self.longest)
             count = ceil(rows * self.mean_row / limit)
         else:
-            micro = min(self.micro_rows if training else self.log_prob_micro_rows, rows)
-            largest, count = micro * self.longest, ceil(rows / micro)
+            micro = self.micro_rows if training else self.log_prob_micro_rows
+            largest, count = min(micro, rows) * self.longest, ceil(filled / micro)
         return largest / split, count
 
-
-def check_fields(fields: Iterable[str], engine: str) -> None:
-    """Refuse fields of a `PlannedRun` that belong to another engine than the one that trains.
-
-    Raises:
-        ValueError: names them as options.
-    """
-    other, own = (FSDP_ONLY, MEGATRON_ONLY) if engine == "megatron" else (MEGATRON_ONLY, FSDP_ONLY)
-    for field in fields:
-        if field in other:
-            option, *options = (name.replace("shard", "fsdp_size").replace("_", "-") for name in (field, *own))
-            owner = "FSDP" if engine == "megatron" else "Megatron"
-            raise ValueError(
-                f"--{option} belongs to {owner}, and {engine} trains here; its own are --{', --'.join(options)}."
-            )
+    def at_mean_lengths(self) -> "PlannedRun":
+        """The same run with every row as long as the mean: what most micro-batches take."""
+        return replace(
+            self,
+            prompt_length=self.mean_prompt or self.prompt_length,
+            response_length=self.mean_response or self.response_length,
+        )

@@ -1,6 +1,7 @@
 """A plan as tables, or as one JSON object."""
 
 import shlex
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
@@ -8,12 +9,20 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fgrpo_plugin.plan.advice import Advice, advise, shortfall
+from fgrpo_plugin.plan.advice import Advice, advise, excess, shortfall
+from fgrpo_plugin.plan.alternatives import alternatives
 from fgrpo_plugin.plan.configuration import overridden, overrides
 from fgrpo_plugin.plan.gpus import GIB
-from fgrpo_plugin.plan.memory import Phase, host_bytes, phases
-from fgrpo_plugin.plan.planned_run import Assumptions, PlannedRun
+from fgrpo_plugin.plan.memory import Phase, host_bytes, node_memory, phases
+from fgrpo_plugin.plan.moves import METHOD, MOST_GPUS, PRECISION, Changes
+from fgrpo_plugin.plan.planned_run import NODE_GIB_A_GPU, Assumptions, PlannedRun
 from fgrpo_plugin.plan.roofline import StepTime, step_time
+
+WARNINGS = {
+    PRECISION: "another precision: weights, gradients and optimiser states in bf16; small updates may be lost in them.",
+    METHOD: "another method: adapters are trained (LoRA), not the weights.",
+}
+"""Stage of an advice -> what it changes beside memory and time."""
 
 
 @dataclass(frozen=True)
@@ -23,77 +32,117 @@ class Plan:
     run: PlannedRun
     assumed: Assumptions
     phases: list[Phase]
+    at_mean: list[Phase]
+    """The same phases with every row of mean length; empty where no mean is known."""
     time: StepTime
     advice: Advice | None
     """None where the run fits."""
+    instead: list[str]
+    """What would fit where no advice does."""
     notes: list[str]
     command: list[str]
-    """Overrides of the recipe that it was started from, with the advice; empty without a recipe."""
+    """Overrides of ``main_ppo``, with the advice."""
 
     @property
     def fits(self) -> bool:
         """Whether the run fits as it is."""
-        return all(phase.fits for phase in self.phases)
+        return not excess(self.run, self.assumed)
 
 
-def make_plan(run: PlannedRun, assumed: Assumptions, *, recipe: list[str] | None = None, notes: list[str]) -> Plan:
+def make_plan(
+    run: PlannedRun,
+    assumed: Assumptions,
+    *,
+    words: list[str],
+    notes: list[str],
+    refuses: Callable[[list[str]], str | None] | None = None,
+) -> Plan:
     """Evaluate a run, with advice if it does not fit.
 
     Args:
         run: what is planned.
         assumed: efficiencies and overheads.
-        recipe: overrides of ``main_ppo`` that it comes from.
+        words: overrides of ``main_ppo`` that it comes from.
         notes: what is not modelled.
+        refuses: overrides -> why a run would not start with them, or None.
     """
-    found = phases(run, assumed)
-    advice = None if all(phase.fits for phase in found) else advise(run, assumed)
-    command = list(recipe or [])
-    if advice is not None and advice.fits and recipe:
-        command = overridden(command, overrides(advice.changes, run.engine))
-    return Plan(run, assumed, found, step_time(run, assumed), advice, notes, command)
+    advice, instead = None, []
+    if excess(run, assumed):
+
+        def changed(changes: Changes) -> str | None:
+            return refuses(overridden(words, overrides(changes, run.engine))) if refuses else None
+
+        advice = advise(run, assumed, changed)
+        if advice.fits:
+            words = overridden(words, overrides(advice.changes, run.engine))
+        else:
+            instead = alternatives(run, assumed)
+    at_mean = phases(run.at_mean_lengths(), assumed) if run.mean_prompt or run.mean_response else []
+    return Plan(run, assumed, phases(run, assumed), at_mean, step_time(run, assumed), advice, instead, notes, words)
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
     """The plan in plain types; bytes and seconds."""
+    run = plan.run
     found: dict[str, Any] = {
-        "model": {"name": plan.run.model.name, "parameters": plan.run.model.parameters},
-        "gpu": plan.run.gpu.described(),
-        "gpus": plan.run.all_gpus,
+        "model": {"name": run.model.name, "parameters": run.model.parameters},
+        "gpu": run.gpu.described(),
+        "gpus": run.all_gpus,
         "assumptions": asdict(plan.assumed),
         "fits": plan.fits,
         "phases": [
             {"name": phase.name, "bytes": phase.parts, "total": phase.total, "fits": phase.fits}
             for phase in plan.phases
         ],
-        "host_bytes_per_node": host_bytes(plan.run) * plan.run.gpus_per_node,
+        "host_bytes_per_node": host_bytes(run) * run.gpus_per_node,
+        "host_memory_per_node": node_memory(run, plan.assumed),
+        "optimizer_steps": run.optimizer_steps,
+        "filling_rows": run.filling_rows,
         "step_seconds": plan.time.total,
         "seconds": plan.time.phases,
         "tokens_per_second": plan.time.tokens / plan.time.total,
         "update_mfu": plan.time.utilization,
         "notes": plan.notes,
-        "command": _command(plan.command) if plan.command else None,
+        "command": _command(plan.command),
     }
+    for phase, mean in zip(found["phases"], plan.at_mean, strict=False):
+        phase["total_at_mean_lengths"] = mean.total
     if plan.advice is not None:
-        engine = plan.run.engine
+        engine = run.engine
         found["advice"] = {
             "fits": plan.advice.fits,
             "remains": shortfall(plan.advice.run, plan.assumed),
             "overrides": overrides(plan.advice.changes, engine),
+            "warnings": _warnings(plan.advice),
             "tried": [
-                {"overrides": overrides(trial.changes, engine), "missing_bytes": trial.excess, "kept": trial.kept}
+                {
+                    "overrides": overrides(trial.changes, engine),
+                    "costs": trial.stage,
+                    "missing_bytes": trial.excess,
+                    "kept": trial.kept,
+                }
                 for trial in plan.advice.tried
             ],
+            "refused": [{"overrides": overrides(changes, engine), "why": why} for changes, why in plan.advice.refused],
+            "fits_instead": plan.instead,
         }
     return found
+
+
+def _warnings(advice: Advice) -> list[str]:
+    """What an advice changes beside memory and time."""
+    stages = dict.fromkeys(
+        trial.stage for trial in advice.tried if trial.kept and trial.changes.items() <= advice.changes.items()
+    )
+    return [WARNINGS[stage] for stage in stages if stage in WARNINGS]
 
 
 def print_plan(plan: Plan, console: Console) -> None:
     """Tables of memory and time, then what to change, then the command."""
     run = plan.run
     console.print(_headline(run), highlight=False)
-    console.print(_memory_table(plan.phases, run))
-    if host := host_bytes(run):
-        console.print(f"host memory for each node: {host * run.gpus_per_node / GIB:.0f} GiB of offloaded states")
+    console.print(_memory_table(plan))
+    console.print(_host_memory(run, plan.assumed), highlight=False)
     console.print(_time_table(plan.time))
     rate = plan.time.tokens / plan.time.total
     console.print(
@@ -110,14 +159,18 @@ def print_plan(plan: Plan, console: Console) -> None:
         console.print(f"note: {note}", highlight=False)
     if plan.advice is not None:
         _print_advice(plan, plan.advice, console)
-    if plan.command:
-        fits = plan.fits or (plan.advice is not None and plan.advice.fits)
-        console.print("\nCommand:" if fits else "\nCommand (does not fit):")
-        print(_command(plan.command))
-    else:
-        console.print(
-            "No command: options alone describe no run. Name a --recipe, or overrides of the host.", style="dim"
-        )
+    fits = plan.fits or (plan.advice is not None and plan.advice.fits)
+    console.print("\nCommand:" if fits else "\nCommand (does not fit):")
+    print(_command(plan.command))
+
+
+def _host_memory(run: PlannedRun, assumed: Assumptions) -> str:
+    host, there = host_bytes(run) * run.gpus_per_node / GIB, node_memory(run, assumed) / GIB
+    whose = "--assume node_memory_gib"
+    if assumed.node_memory_gib is None:
+        whose = f"assumed, {NODE_GIB_A_GPU:g} for each GPU; {whose}=... sets it"
+    fits = "" if host <= there else " DOES NOT FIT"
+    return f"host memory of a node: {host:.0f} GiB of {there:.0f} ({whose}){fits}"
 
 
 def _headline(run: PlannedRun) -> str:
@@ -134,11 +187,16 @@ def _headline(run: PlannedRun) -> str:
     rows = f"{run.prompts} prompts x {run.group} answers" if run.generates else "preference rows alone"
     if run.joined_rows:
         rows += f", {run.joined_rows} preference rows an optimiser step"
+    if run.optimizer_steps > 1 or run.filling_rows:
+        rows += f", {run.optimizer_steps} optimiser step{'s' if run.optimizer_steps > 1 else ''}"
+    if run.filling_rows:
+        rows += f" ({run.filling_rows} rows only fill the last mini-batch)"
     lengths = f"up to {run.prompt_length}+{run.response_length} tokens"
     return f"{model.name}: {size}{lora}\n{gpus}; {layout}\n{rows}; {lengths}"
 
 
-def _memory_table(found: list[Phase], run: PlannedRun) -> Table:
+def _memory_table(plan: Plan) -> Table:
+    found = plan.phases
     table = Table(title="memory of one GPU, GiB")
     table.add_column("part")
     for phase in found:
@@ -149,6 +207,8 @@ def _memory_table(found: list[Phase], run: PlannedRun) -> Table:
             table.add_row(part, *(f"{value / GIB:.2f}" if value else "" for value in values))
     table.add_section()
     table.add_row("total", *(f"{phase.total / GIB:.2f}" for phase in found))
+    if plan.at_mean:
+        table.add_row("at mean lengths", *(f"{phase.total / GIB:.2f}" for phase in plan.at_mean))
     table.add_row("fits", *("yes" if phase.fits else "NO" for phase in found))
     return table
 
@@ -171,9 +231,10 @@ def _print_advice(plan: Plan, advice: Advice, console: Console) -> None:
         console.print(f"  {sentence}", highlight=False)
     table = Table(title="tried in this order, each on top of those kept (under actor_rollout_ref)")
     table.add_column("change", overflow="fold")
-    table.add_column("still missing, GiB", justify="right")
+    table.add_column("costs")
+    table.add_column("missing, GiB", justify="right")
     table.add_column("kept")
-    for _, group in groupby(advice.tried, key=lambda trial: list(trial.changes)):
+    for _, group in groupby(advice.tried, key=lambda trial: (trial.stage, list(trial.changes))):
         tried = list(group)
         tried = [trial for trial in tried if trial.kept] or tried
         changes = [word.replace("actor_rollout_ref.", "") for word in overrides(tried[0].changes, engine)]
@@ -181,22 +242,33 @@ def _print_advice(plan: Plan, advice: Advice, console: Console) -> None:
             values = (word.split("=")[1] for word in overrides(trial.changes, engine))
             changes = [f"{word}, {value}" for word, value in zip(changes, values, strict=True)]
         left = tried[-1].excess
-        table.add_row("\n".join(changes), f"{left / GIB:.1f}" if left else "fits", "yes" if tried[-1].kept else "no")
+        missing = f"{left / GIB:.1f}" if left else "fits"
+        table.add_row("\n".join(changes), tried[0].stage, missing, "yes" if tried[-1].kept else "no")
     console.print(table)
+    for refused, why in advice.refused:
+        console.print(f"left out: {' '.join(overrides(refused, engine))}: {why}", highlight=False)
     if not advice.fits:
+        run = plan.run
         console.print(
-            "Nothing that was tried makes it fit: take other GPUs, more of them, or a smaller model. What remains:"
+            f"Does not fit on {run.all_gpus} x {run.gpu.name}, nor on {MOST_GPUS} times as many, whatever was tried."
         )
+        console.print("What remains:")
         for sentence in shortfall(advice.run, plan.assumed):
+            console.print(f"  {sentence}", highlight=False)
+        if plan.instead:
+            console.print("With the same changes would fit:")
+        for sentence in plan.instead:
             console.print(f"  {sentence}", highlight=False)
         return
     console.print("This fits (re-evaluated, and without what turned out not to be needed):")
     for override in overrides(advice.changes, engine):
         print(f"  {shlex.quote(override)}")  # never wrapped: it is to be copied
+    for warning in _warnings(advice):
+        console.print(f"  {warning}", highlight=False)
     after, host = step_time(advice.run, plan.assumed), host_bytes(advice.run) * advice.run.gpus_per_node / GIB
+    gpus = f"{advice.run.all_gpus} GPU{'s' if advice.run.all_gpus > 1 else ''}"
     console.print(
-        f"then a step takes {after.total:.3g} s on {advice.run.all_gpus} GPUs, {host:.0f} GiB of host memory a node.",
-        highlight=False,
+        f"then a step takes {after.total:.3g} s on {gpus}, {host:.0f} GiB of host memory a node.", highlight=False
     )
 
 

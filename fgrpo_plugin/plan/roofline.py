@@ -160,13 +160,13 @@ class Roofline:
         if not run.generates:
             return 0.0
         _, count = run.micro_batch(training=False)
-        minibatches = max(1, run.prompts // run.minibatch)
+        count *= run.minibatches if run.rollout_gpus else 1
         tokens = run.prompts * run.group * run.mean_row / (run.dp * run.sp * run.cp)
-        seconds = self._compute(tokens, count * minibatches, forward_only=True)
+        seconds = self._compute(tokens, count, forward_only=True)
         weights = DTYPES[run.ref_dtype if reference else run.dtype] * run.model.parameters / run.shards
         streamed = (reference and not run.lora_rank) or run.step_offload
         if not run.megatron and streamed:  # each micro-batch fetches the shards from the host
-            seconds = max(seconds, count * minibatches * weights / self.host)
+            seconds = max(seconds, count * weights / self.host)
         elif not streamed and run.param_offload and not run.megatron:
             seconds += 2 * weights / self.host
         if run.megatron and reference and run.ref_offload and not run.lora_rank:
@@ -177,8 +177,8 @@ class Roofline:
         """Forward, backward and optimiser, every optimiser step of a training step."""
         run = self.run
         _, count = run.micro_batch()
-        rows = run.on_policy_rows + run.joined_rows
-        tokens = rows * run.mean_row / (run.dp * run.sp * run.cp)
+        rolled_out = run.prompts * run.group / run.minibatches if run.generates else 0.0
+        tokens = (rolled_out + run.joined_rows) * run.mean_row / (run.dp * run.sp * run.cp)
         one = self._compute(tokens, count, forward_only=False) + self._optimizer() + self._reduce(tokens)
         return run.optimizer_steps * one + self._reload()
 
@@ -269,7 +269,7 @@ class Roofline:
     def resharding(self) -> float:
         """Weights to the rollout engine: gathered over the trainer's GPUs, copied into the engine's."""
         run = self.run
-        if run.lora_rank:
+        if run.sends_adapters:
             moved = DTYPES[run.compute_dtype] * run.model.lora(run.lora_rank)
         else:
             moved = (2 if run.megatron else DTYPES[run.dtype]) * run.model.parameters
