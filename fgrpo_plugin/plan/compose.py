@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from fgrpo_plugin.host.contract import ESTIMATORS
 from fgrpo_plugin.host.settings.batches import check_micro_batches
 from fgrpo_plugin.host.settings.compose import compose, describe_unknown, host_defaults, unknown_settings
-from fgrpo_plugin.host.settings.reading import is_f_divergence, uses_our_loss
+from fgrpo_plugin.host.settings.reading import is_f_divergence, recomputes_old_log_prob, uses_our_loss
 from fgrpo_plugin.host.settings.refusals import check_settings
 from fgrpo_plugin.model_shape import find_model
 from fgrpo_plugin.plan.configuration import (
@@ -118,7 +118,7 @@ def check_run(config: DictConfig) -> list[str]:
         if config.algorithm.adv_estimator == "f_hal" and settings.constant_lam != 0:
             missing = _check_preferences(config, settings)
         else:
-            check_micro_batches(config)
+            check_micro_batches(config, recomputes_old_log_prob=recomputes_old_log_prob(settings))
     check_by_verl(config)
     return missing
 
@@ -176,7 +176,12 @@ def _check_preferences(config: DictConfig, settings: Any) -> list[str]:
     for name, files in (("files", wanted.files), ("val_files", wanted.val_files)):
         missing += [f"data.preference.{name}: {file} is not on this machine." for file in files if _is_missing(file)]
     rows = preference_rows_per_minibatch(config)
-    check_micro_batches(config, answers=settings.constant_lam != 1, preference_rows=rows)
+    check_micro_batches(
+        config,
+        answers=settings.constant_lam != 1,
+        preference_rows=rows,
+        recomputes_old_log_prob=recomputes_old_log_prob(settings),
+    )
     return missing
 
 

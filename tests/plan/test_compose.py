@@ -41,7 +41,7 @@ REFUSED = [
     ("--recipe safety +data.preference.nosuch=4", "data.preference.nosuch is not known"),
     ("--recipe safety --preference-rows 100", "preference rows 100 must be a multiple of 16"),
     ("--recipe math_7b algorithm.adv_estimator=grpo", "asks for f-GRPO but algorithm.adv_estimator=grpo"),
-    ("--model qwen2.5-7b actor_rollout_ref.actor.use_dynamic_bsz=false", "ppo_micro_batch_size_per_gpu is absent"),
+    ("--model qwen2.5-7b actor_rollout_ref.actor.use_dynamic_bsz=false", "ppo_micro_batch_size_per_gpu=None must be"),
     (
         "--model qwen2.5-7b algorithm.adv_estimator=grpo",
         "actor.use_dynamic_bsz is false, which verl refuses; set actor_rollout_ref.actor.use_dynamic_bsz=true, or",
@@ -55,7 +55,8 @@ REFUSED = [
         "(ppo_micro_batch_size, which is set, is not read by verl's workers)",
     ),
     (
-        "--model qwen2.5-7b actor_rollout_ref.rollout.log_prob_use_dynamic_bsz=false",
+        "--model qwen2.5-7b algorithm.adv_estimator=grpo actor_rollout_ref.actor.use_dynamic_bsz=true "
+        "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz=false",
         "contradicts actor_rollout_ref.actor.use_dynamic_bsz=True",
     ),
     (
