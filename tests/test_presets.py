@@ -105,8 +105,8 @@ def test_the_scales_are_those_of_the_specification(beta, gamma, unit, paper):
     [
         ({"preset": "mine"}, "preset='mine'"),
         ({"weight_scale": "row"}, "weight_scale='row'"),
-        ({"weight_scale": "group", "weight_cap": 2.0}, "weight_cap=2.0 with weight_scale=group"),
-        ({"preset": "paper", "weight_cap": 2.0}, "weight_cap=2.0 with weight_scale=group"),
+        ({"weight_scale": "group", "weight_cap": 2.0}, "weight_cap=2 with weight_scale=group"),
+        ({"preset": "paper", "weight_cap": 2.0}, "weight_cap=2 with weight_scale=group"),
     ],
 )
 def test_bad_presets_and_scales_are_named(settings, words):

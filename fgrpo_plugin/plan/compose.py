@@ -1,8 +1,5 @@
 """Compose a recipe and overrides into one configuration that verl takes, or say what is wrong with them."""
 
-import contextlib
-import io
-import warnings
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -10,11 +7,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from fgrpo_plugin.host.contract import ESTIMATORS
-from fgrpo_plugin.host.settings.batches import check_micro_batches
+from fgrpo_plugin.host.contract import ESTIMATORS, F_HAL, LOSS
 from fgrpo_plugin.host.settings.compose import compose, describe_unknown, host_defaults, unknown_settings
-from fgrpo_plugin.host.settings.reading import is_f_divergence, recomputes_old_log_prob, uses_our_loss
-from fgrpo_plugin.host.settings.refusals import check_settings
+from fgrpo_plugin.host.settings.preferences import preference_settings
+from fgrpo_plugin.host.settings.reading import is_f_divergence, uses_our_loss
+from fgrpo_plugin.host.settings.switch import check_and_fill_in
+from fgrpo_plugin.host.settings.trainer_mode import check_trainer_mode
+from fgrpo_plugin.host.settings.verls_own import check_by_verl
 from fgrpo_plugin.model_shape import find_model
 from fgrpo_plugin.plan.configuration import (
     check_micro_batches_are_set,
@@ -110,16 +109,21 @@ def check_run(config: DictConfig) -> list[str]:
         ValueError: what it would refuse, in its own words.
     """
     check_types(config)
-    missing = []
-    if is_f_divergence(config) or uses_our_loss(config):
-        anywhere = deepcopy(config)
-        anywhere.trainer.device = None  # whether this machine is set up for it does not matter here
-        settings = check_settings(anywhere)
-        if config.algorithm.adv_estimator == "f_hal" and settings.constant_lam != 0:
-            missing = _check_preferences(config, settings)
-        else:
-            check_micro_batches(config, recomputes_old_log_prob=recomputes_old_log_prob(settings))
-    check_by_verl(config)
+    config = deepcopy(config)
+    if OmegaConf.is_missing(config.actor_rollout_ref.rollout, "name"):  # which plans are for vLLM
+        config.actor_rollout_ref.rollout.name = "vllm"
+    if not (is_f_divergence(config) or uses_our_loss(config)):
+        from verl.trainer.ppo.utils import need_reference_policy
+
+        with_reference = need_reference_policy(config)
+        check_micro_batches_are_set(config, with_reference)
+        check_by_verl(config, use_reference_policy=with_reference)
+        return []
+    with open_dict(config):
+        config.trainer.device = None  # whether this machine is set up for it does not matter here
+        missing = _fill_in_files(config)
+    check_trainer_mode(config)
+    check_and_fill_in(config)
     return missing
 
 
@@ -132,56 +136,17 @@ def refusal(words: list[str]) -> str | None:
     return None
 
 
-def check_by_verl(config: DictConfig) -> None:
-    """verl's own ``validate_config``, as ``main_ppo`` calls it.
-
-    Raises:
-        ValueError: verl's words.
-    """
-    from verl.trainer.ppo.utils import need_reference_policy
-    from verl.utils.config import validate_config
-
-    check_micro_batches_are_set(config, is_f_divergence(config) or need_reference_policy(config))
-    config = deepcopy(config)
-    with open_dict(config):
-        config.actor_rollout_ref.actor.policy_loss.pop("f_divergence", None)  # has a typed section of its own in a run
-        config.actor_rollout_ref.model.lora_rank = (
-            0  # of it verl checks the largest rank alone, and imports vLLM to do so
-        )
-        if OmegaConf.select(config, "actor_rollout_ref.model.lora.rank"):
-            config.actor_rollout_ref.model.lora.rank = 0
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
-            validate_config(
-                config,
-                use_reference_policy=is_f_divergence(config) or need_reference_policy(config),
-                use_critic=False,  # not planned; its section would look for a model
-            )
-    except Exception as error:  # asserts, and what Hydra wraps around a dataclass's own refusal
-        cause = error.__cause__ or error
-        raise ValueError(f"verl refuses this configuration: {' '.join(str(cause).split())}") from None
-
-
-def _check_preferences(config: DictConfig, settings: Any) -> list[str]:
-    """Their settings and row counts; the data are not read."""
-    from fgrpo_plugin.host.settings.preferences import preference_rows_per_minibatch, preference_settings
-
-    config = deepcopy(config)
+def _fill_in_files(config: DictConfig) -> list[str]:
+    """What is missing of preference files here, and a name in place of none: the data are not read."""
+    if config.algorithm.adv_estimator != F_HAL or OmegaConf.select(config, f"{LOSS}.f_divergence.lam") == 0:
+        return []
     missing = []
     if not OmegaConf.select(config, "data.preference.files"):
-        missing.append("data.preference.files is empty: the run needs preference data, +data.preference.files=[...].")
-        with open_dict(config):
-            OmegaConf.update(config, "data.preference.files", ["any"], force_add=True)
+        missing.append("data.preference.files is empty: the run needs preference data, ++data.preference.files=[...].")
+        OmegaConf.update(config, "data.preference.files", ["any"], force_add=True)
     wanted = preference_settings(config)
     for name, files in (("files", wanted.files), ("val_files", wanted.val_files)):
         missing += [f"data.preference.{name}: {file} is not on this machine." for file in files if _is_missing(file)]
-    rows = preference_rows_per_minibatch(config)
-    check_micro_batches(
-        config,
-        answers=settings.constant_lam != 1,
-        preference_rows=rows,
-        recomputes_old_log_prob=recomputes_old_log_prob(settings),
-    )
     return missing
 
 

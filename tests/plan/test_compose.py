@@ -39,7 +39,7 @@ REFUSED = [
     ),
     ("--recipe safety --lam 1", "reward.reward_model.enable=true with lam=1 contradicts"),
     ("--recipe safety +data.preference.nosuch=4", "data.preference.nosuch is not known"),
-    ("--recipe safety --preference-rows 100", "preference rows 100 must be a multiple of 16"),
+    ("--recipe safety --preference-rows 100", "batch_size=100 must be a multiple of 16"),
     ("--recipe math_7b algorithm.adv_estimator=grpo", "asks for f-GRPO but algorithm.adv_estimator=grpo"),
     ("--model qwen2.5-7b actor_rollout_ref.actor.use_dynamic_bsz=false", "ppo_micro_batch_size_per_gpu=None must be"),
     (

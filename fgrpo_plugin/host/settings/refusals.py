@@ -50,7 +50,7 @@ def check_settings(config: DictConfig) -> FDivergenceConfig:
     estimator = config.algorithm.adv_estimator
     check_counts(config)
     settings = f_divergence_settings(config)
-    _refuse_contradictions(config, offline=settings.constant_lam == 1)
+    _refuse_contradictions(config, settings)
     check_parallel_sizes(config, generates(config, settings))
     if estimator == F_GRPO and any(OmegaConf.select(config, f"data.preference.{name}") for name in FILES):
         raise ValueError(
@@ -60,20 +60,27 @@ def check_settings(config: DictConfig) -> FDivergenceConfig:
     return settings
 
 
-def _refuse_contradictions(config: DictConfig, offline: bool) -> None:
+def _refuse_contradictions(config: DictConfig, settings: FDivergenceConfig) -> None:
     """Raise for the first row of the table that holds.
 
     Args:
         config: the composed configuration.
-        offline: lambda is 1 throughout.
+        settings: of the loss.
     """
+    offline = settings.constant_lam == 1
     name = config.algorithm.adv_estimator
     select: Callable[..., Any] = lambda key, default=None: OmegaConf.select(config, key, default=default)  # noqa: E731
     actor = "actor_rollout_ref.actor"
     sync = select("trainer.v1.separate_async.parameter_sync_step", 1)
+    rank = max(select(f"actor_rollout_ref.model.{name}") or 0 for name in ("lora_rank", "lora.rank"))
     replay = [select(f"{actor}.{engine}.router_replay.mode", "disabled") for engine in ENGINES]
     refused = [
         (not select("trainer.use_v1", True), "trainer.use_v1=false", f"{name} runs in the v1 trainer; set it to true"),
+        (
+            generates(config, settings) and not select("actor_rollout_ref.rollout.name"),
+            "a missing actor_rollout_ref.rollout.name",
+            "verl has no default for it; set it to vllm, or another that verl offers",
+        ),
         (
             select("algorithm.use_kl_in_reward"),
             "algorithm.use_kl_in_reward=true",
@@ -144,6 +151,12 @@ def _refuse_contradictions(config: DictConfig, offline: bool) -> None:
             and 0 < (select("actor_rollout_ref.rollout.max_model_len") or 0) <= select("data.max_prompt_length"),
             f"actor_rollout_ref.rollout.max_model_len={select('actor_rollout_ref.rollout.max_model_len')}",
             "a prompt of data.max_prompt_length tokens leaves no token for its response; raise it, or set it to null",
+        ),
+        (
+            not offline and select("actor_rollout_ref.rollout.name") == "vllm" and uses_lora(config) and rank > 512,
+            f"an adapter of rank {rank}",
+            "vLLM takes ranks up to 512; set actor_rollout_ref.model.lora_rank to 512 or less, or "
+            "actor_rollout_ref.model.lora.merge=true",
         ),
         (
             (select("trainer.critic_warmup") or 0) > 0,

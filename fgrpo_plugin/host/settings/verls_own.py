@@ -2,23 +2,35 @@
 
 import contextlib
 import io
+import warnings
+from copy import deepcopy
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 
-def check_by_verl(config: DictConfig) -> None:
+def check_by_verl(config: DictConfig, use_reference_policy: bool = True) -> None:
     """Refuse what ``verl.utils.config.validate_config`` or the class of the rollout would, once ours is filled in.
+
+    Args:
+        config: verl's whole configuration.
+        use_reference_policy: whether there is one; f-GRPO has always.
 
     Raises:
         ValueError: verl's reason, in one line.
     """
     from verl.utils.config import omega_conf_to_dataclass, validate_config
 
-    said = io.StringIO()
+    config = deepcopy(config)
+    with open_dict(config):
+        # Of an adapter it looks at the largest rank that vLLM takes alone, and imports vLLM for it (refusals.py).
+        for rank in ("lora_rank", "lora.rank"):
+            if OmegaConf.select(config, f"actor_rollout_ref.model.{rank}"):
+                OmegaConf.update(config, f"actor_rollout_ref.model.{rank}", 0)
     try:
-        with contextlib.redirect_stdout(said):  # it says that it passed, and will say so again
-            validate_config(config, use_reference_policy=True, use_critic=False)
+        # It says that it passed, and will say so again.
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
+            validate_config(config, use_reference_policy=use_reference_policy, use_critic=False)
             omega_conf_to_dataclass(config.actor_rollout_ref.rollout)
     except Exception as error:  # assertions, and whatever its dataclasses raise
         raise ValueError(f"verl refuses this configuration: {_one_line(error)}") from error

@@ -11,6 +11,8 @@ from tests.support.overrides import ASYNC, HAL, MICRO, REFERENCE, STATIC, SWITCH
     [
         (["trainer.use_v1=false"], "trainer.use_v1=false"),
         (["actor_rollout_ref.rollout.max_model_len=512"], "leaves no token for its response"),
+        (["actor_rollout_ref.model.lora_rank=640"], "an adapter of rank 640"),
+        (["actor_rollout_ref.rollout.name=null"], "a missing actor_rollout_ref.rollout.name"),
         (["trainer.critic_warmup=5"], "verl would not update the actor in these steps"),
         ([*ASYNC, "actor_rollout_ref.rollout.nnodes=0"], "rollout.nnodes or n_gpus_per_node below 1"),
         (
