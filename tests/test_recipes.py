@@ -110,7 +110,7 @@ def test_a_megatron_recipe_becomes_the_engine_s_own_configuration(stock_config, 
         (["+fgrpo=math_7b", "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size=3"], "size 3"),
         (
             ["+fgrpo=scale_70b_megatron", f"{ROLLOUT}=3"],
-            "64 GPUs that generate are no multiple of the 3 of one replica",
+            "64 GPUs that train and generate are no multiple of the 3 of one replica",
         ),
         (
             [

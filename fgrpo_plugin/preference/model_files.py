@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -42,7 +43,21 @@ def model_fingerprint(
     if weights and not found:
         raise ValueError(f"{setting}={model}: holds no weight files ({', '.join(WEIGHTS)}).")
     kept = files if weights else [file for file in files if file not in found]
-    return files_fingerprint({*kept, *path.glob("**/*.py")}, path, memory, say)
+    walked = ((folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names)
+    code = [Path(folder, name) for folder, name in walked if name.endswith(".py")]
+    own = files_fingerprint({*kept, *code}, path, memory, say)
+    return "+".join([own, *(_hub_commit(name, setting) for name in _code_elsewhere(path))])
+
+
+def _code_elsewhere(path: Path) -> list[str]:
+    """Repositories from which a model's configuration takes code: ``auto_map: {AutoModel: owner/name--file.Class}``."""
+    try:
+        config = json.loads((path / "config.json").read_text())
+    except (OSError, ValueError):
+        return []
+    mapped = config.get("auto_map") if isinstance(config, dict) else None
+    values = [str(value) for value in mapped.values()] if isinstance(mapped, dict) else []
+    return sorted({value.split("--")[0] for value in values if "--" in value})
 
 
 def folder_fingerprint(folder: str, setting: str, memory: Path, say: Callable[[str], None] = lambda line: None) -> str:

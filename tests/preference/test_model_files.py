@@ -111,3 +111,32 @@ def test_what_is_not_there_is_an_error_with_a_name(tmp_path, memory):
         model_fingerprint("nobody/nothing", SETTING, memory)
     with pytest.raises(ValueError, match="no such folder, or it is empty"):
         folder_fingerprint(str(tmp_path / "none"), "path", memory)
+
+
+def test_code_behind_a_link_counts(model, memory, tmp_path):
+    elsewhere = tmp_path / "shared_code"
+    elsewhere.mkdir()
+    (elsewhere / "rope.py").write_text("one")
+    (model / "linked").symlink_to(elsewhere)
+    before = model_fingerprint(str(model), SETTING, memory)
+    (elsewhere / "rope.py").write_text("two")
+    assert model_fingerprint(str(model), SETTING, memory) != before
+
+
+def test_code_of_another_repository_is_known_by_its_commit(model, memory):
+    (model / "config.json").write_text('{"auto_map": {"AutoModelForCausalLM": "nobody/code--modeling.Model"}}')
+    with pytest.raises(ValueError, match="nobody/code: neither a local folder nor in the local hub cache"):
+        model_fingerprint(str(model), SETTING, memory)
+    (model / "config.json").write_text('{"auto_map": {"AutoModelForCausalLM": "modeling_own.Model"}}')
+    assert "+" not in model_fingerprint(str(model), SETTING, memory)
+
+
+def test_what_another_run_has_remembered_meanwhile_is_kept(model, memory):
+    import json
+
+    model_fingerprint(str(model), SETTING, memory)
+    known = json.loads(memory.read_text())
+    memory.write_text(json.dumps(known | {"theirs": "abc"}))
+    (model / "model.safetensors").write_text("model.safetensors 9")
+    model_fingerprint(str(model), SETTING, memory)
+    assert json.loads(memory.read_text()).keys() > known.keys() | {"theirs"}

@@ -20,14 +20,16 @@ from fgrpo_plugin.preference.sampler import PreferenceSampler
 from fgrpo_plugin.preference.token_rows import TokenRow, TokenRows
 
 STATE_FILE = "f_divergence.json"
-RECHECKED_ROWS = 8
+RECHECKED_ROWS, RECHECKED_TOKENS = (8, 64), 1000
+"""Loaded rows that are computed again: as many as have so many tokens, within these two numbers."""
 RECHECK_TOLERANCE = {
     "float32": {"largest": 1e-3, "mean": 1e-4, "drift": 1e-3},
     # Low precision depends on what else is in a batch. Measured in bfloat16 (docs/benchmarks.md): 0.32, 0.039, 0.11.
     "other": {"largest": 1.0, "mean": 0.1, "drift": 0.4},
 }
 """Largest and mean size of a token's difference (nats), and drift: |sum of n differences| / sqrt(n), of each response
-and of all tokens. Noise has either sign, so that its drift does not grow with n; another reference's does."""
+and of all tokens, where that is more than one token may differ. Noise has either sign, so that its drift does not grow
+with n; another reference's does."""
 
 LogProbs = Callable[[Sequence[TokenRow]], list[torch.Tensor]]
 
@@ -54,7 +56,7 @@ class PreferenceSource:
         # Now, since it may be refused.
         self._key = reference_identity(config, self._folder / "hashes.json", _say)
         self._cache: ReferenceCache | None = None
-        self._rechecked = False
+        self._rechecked: list[torch.Tensor] = []
 
     def draw(self, minibatches: int, dp_size: int) -> list[list[list[TokenRow]]]:
         """The next rows: for each mini-batch, for each rank, as many D+ as D- rows.
@@ -80,11 +82,8 @@ class PreferenceSource:
                 asked for, of which a few are computed again.
         """
         cache = self._open_cache()
-        if not self._rechecked:
-            loaded = [row for row in rows if cache.was_loaded(row) and cache.get(row) is not None]
-            if loaded:
-                self._recheck(cache, loaded[:RECHECKED_ROWS], compute)
-                self._rechecked = True
+        if known := self._to_recheck([row for row in rows if cache.was_loaded(row) and cache.get(row) is not None]):
+            self._recheck(cache, known, compute)
         found = [cache.get(row) for row in rows]
         missing = [row for row, values in zip(rows, found, strict=True) if values is None]
         if missing:
@@ -119,39 +118,51 @@ class PreferenceSource:
                 print(f"fgrpo-plugin: {file} was damaged; it is removed, and its rows are computed anew.", flush=True)
         return self._cache
 
+    def _to_recheck(self, loaded: Sequence[TokenRow]) -> list[TokenRow]:
+        """The first of these rows, as many as are still to be computed again."""
+        rows, tokens, chosen = len(self._rechecked), sum(map(len, self._rechecked)), []
+        for row in loaded:
+            least, most = RECHECKED_ROWS
+            if rows >= most or (rows >= least and tokens >= RECHECKED_TOKENS):
+                break
+            chosen.append(row)
+            rows, tokens = rows + 1, tokens + row.response_length
+        return chosen
+
     def _recheck(self, cache: ReferenceCache, known: Sequence[TokenRow], compute: LogProbs) -> None:
         pairs = zip(compute(known), map(cache.get, known), strict=True)
-        found = differences_of([again - before for again, before in pairs])  # type: ignore[operator]
+        self._rechecked += [again - before for again, before in pairs]  # type: ignore[operator]
         exact = reference_dtype(self._config) in ("fp32", "float32")
         noise = RECHECK_TOLERANCE["float32" if exact else "other"]
+        found = differences_of(self._rechecked, noise["largest"])
         if not all(found[name] <= noise[name] for name in noise):  # NaN too
             raise ValueError(
-                f"{cache.folder}: cached reference log-probs are not this reference's: of {len(known)} rows computed "
-                f"again, tokens differ by up to {found['largest']:.3g} nats, {found['mean']:.3g} in the mean, and a "
-                f"response by {found['response']:.3g}; noise stays below {noise['largest']:g} and {noise['mean']:g} a "
-                f"token, and {noise['drift']:g} x sqrt(tokens) a sum; delete the folder, or name another "
-                "data.preference.cache_dir."
+                f"{cache.folder}: cached reference log-probs are not this reference's: of {len(self._rechecked)} rows "
+                f"computed again, tokens differ by up to {found['largest']:.3g} nats, {found['mean']:.3g} in the mean, "
+                f"and a response by {found['response']:.3g}; noise stays below {noise['largest']:g} and "
+                f"{noise['mean']:g} a token, and {noise['drift']:g} x sqrt(tokens) a sum; delete the folder, or "
+                "name another data.preference.cache_dir."
             )
 
 
-def differences_of(rows: Sequence[torch.Tensor]) -> dict[str, float]:
+def differences_of(rows: Sequence[torch.Tensor], one_token: float = 0.0) -> dict[str, float]:
     """How far cached log-probs are from those computed again.
 
     Args:
-        rows: differences of each response's tokens, nats.
+        rows: differences of each response's tokens, nats; at least one token in all.
+        one_token: what one token may differ by: a sum of no more has no drift.
 
     Returns:
         ``largest`` and ``mean`` size of a token's, ``response``: the largest size of a response's sum, ``drift``: the
         largest |sum| / sqrt(tokens) of a response and of all tokens together.
     """
     together = torch.cat(list(rows)).double()
-    sums = [float(row.double().sum()) for row in rows]
-    drifts = [abs(total) / len(row) ** 0.5 for total, row in zip(sums, rows, strict=True) if len(row)]
+    sums = [(abs(float(part.double().sum())), len(part)) for part in (*rows, together) if len(part)]
     return {
         "largest": float(together.abs().max()),
         "mean": float(together.abs().mean()),
-        "response": max(map(abs, sums)),
-        "drift": max(*drifts, abs(sum(sums)) / len(together) ** 0.5),
+        "response": max(total for total, _ in sums[:-1]),
+        "drift": max(0.0 if total <= one_token else total / tokens**0.5 for total, tokens in sums),
     }
 
 

@@ -5,6 +5,7 @@ setting is left out by name alone, in `NEUTRAL`.
 """
 
 import importlib.util
+import os
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -36,7 +37,6 @@ NEUTRAL = {
         "enable_gradient_checkpointing",
         "enable_activation_offload",
         "seed",
-        "forward_only",
         "use_distributed_optimizer",
     ),
     *("override_ddp_config", "dist_ckpt_optim_fully_reshardable", "distrib_optim_fully_reshardable_mem_efficient"),
@@ -77,8 +77,11 @@ def reference_identity(config: Any, memory: Path, say: Callable[[str], None] = l
         found["weights"] = model_fingerprint(path, f"{at}.path", memory, say=say)
     if other := model.get("hf_config_path"):
         found["configuration"] = model_fingerprint(_local(other), f"{at}.hf_config_path", memory, weights=False)
-    if library := model.get("external_lib"):
-        found["external_lib"] = _code(library, memory)
+    modules = model.get("external_lib") or []
+    modules = [modules] if isinstance(modules, str) else list(modules)
+    modules += [name.strip() for name in os.environ.get("VERL_USE_EXTERNAL_MODULES", "").split(",") if name.strip()]
+    if foreign := sorted({name for name in modules if not name.startswith("fgrpo_plugin")}):
+        found["modules"] = {name: _code(name, memory) for name in foreign}
     return found
 
 
@@ -119,16 +122,25 @@ def _local(path: str) -> str:
     return str(copy_to_local(str(path)))
 
 
-def _code(library: str | list[str], memory: Path) -> dict[str, str]:
-    """Modules that verl imports for a model, by the content of their files."""
-    found = {}
-    for name in [library] if isinstance(library, str) else list(library):
+def _code(name: str, memory: Path) -> str | None:
+    """A module that verl imports for the model, by the content of its files; None where it is built in.
+
+    Raises:
+        ValueError: there is no such module.
+    """
+    try:
         spec = importlib.util.find_spec(name)
-        file = Path(spec.origin) if spec is not None and spec.origin else None
-        root = file.parent if file is not None else None
-        files = [] if file is None or root is None else root.glob("**/*.py") if file.name == "__init__.py" else [file]
-        found[name] = files_fingerprint(files, root or Path(), memory, lambda line: None)
-    return found
+    except ImportError:
+        spec = None
+    if spec is None:
+        raise ValueError(
+            f"actor_rollout_ref.model.external_lib or VERL_USE_EXTERNAL_MODULES names {name}, which is no module here."
+        )
+    if not spec.has_location or spec.origin is None:
+        return None
+    file = Path(spec.origin)
+    files = file.parent.glob("**/*.py") if file.name == "__init__.py" else [file]
+    return files_fingerprint(files, file.parent, memory, lambda line: None)
 
 
 def _version(library: str) -> str | None:

@@ -18,8 +18,8 @@ def unreached(steps_per_epoch: int, epochs: int, total_steps: int, settings: FDi
     available = steps_per_epoch * epochs
     last = min(available, total_steps)
     said = []
-    if available < total_steps:
-        needed = math.ceil(total_steps / max(steps_per_epoch, 1))
+    if 0 < available < total_steps:
+        needed = math.ceil(total_steps / steps_per_epoch)
         said.append(
             f"the run ends after {available} steps (trainer.total_epochs={epochs} x {steps_per_epoch}), before "
             f"trainer.total_training_steps={total_steps}: no schedule reaches its end, and verl makes no last "

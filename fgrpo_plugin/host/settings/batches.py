@@ -39,7 +39,11 @@ def minibatches_of_update(config: Any) -> int:
 
 
 def check_micro_batches(
-    config: Any, answers: bool = True, preference_rows: int = 0, recomputes_old_log_prob: bool = False
+    config: Any,
+    answers: bool = True,
+    preference_rows: int = 0,
+    recomputes_old_log_prob: bool = False,
+    held_out: bool = False,
 ) -> None:
     """Refuse rows that do not make whole micro-batches on every rank, or do not fit into one.
 
@@ -50,6 +54,7 @@ def check_micro_batches(
         answers: whether rolled-out rows are trained on.
         preference_rows: rows that f-HAL joins to a mini-batch.
         recomputes_old_log_prob: whether the actor computes log pi_old of the rolled-out rows.
+        held_out: whether it computes log-probs of held-out preference rows.
 
     Raises:
         ValueError: names the settings and the remedy.
@@ -67,41 +72,43 @@ def check_micro_batches(
             f"actor_rollout_ref.actor.use_dynamic_bsz={parts.actor.use_dynamic_bsz}: verl's worker takes one for both; "
             "remove the former."
         )
-    trained = f"{ROWS[0]} x {ROWS[1]}" if not preference_rows else f"data.preference.batch_size={preference_rows}"
-    # What each section's passes are given; verl wants all three sections, whether they have a pass or not.
-    whole = (minibatches_of_update(config) * mini_batch, f"data.train_batch_size x {ROWS[1]}")
-    none, in_actor = (0, ""), reference_is_in_actor(config)
-    given = {
-        "actor": (mini_batch + preference_rows, trained),
-        "ref": none if in_actor else whole,
-        "rollout": whole if in_actor or recomputes_old_log_prob else none,
-    }
-    for part, (rows, what) in given.items():
-        _check_part(config, part, rows, what)
+    rolled_out = f"{ROWS[0]} x {ROWS[1]}" * answers
+    joined = f"data.preference.batch_size={preference_rows}" if preference_rows else ""
+    whole, in_actor = minibatches_of_update(config) * mini_batch, reference_is_in_actor(config)
+    # Rows of each section's passes, None where it has none; preference rows that nothing trains on are filled up.
+    of_actor = whole if in_actor or recomputes_old_log_prob else 0 if held_out else None
+    _check_part(config, "actor", mini_batch + preference_rows, " + ".join(filter(None, (rolled_out, joined))))
+    _check_part(config, "rollout", of_actor, f"data.train_batch_size x {ROWS[1]}")
+    if not in_actor:
+        _check_part(config, "ref", whole, f"data.train_batch_size x {ROWS[1]}")
 
 
-def _check_part(config: Any, part: str, rows: int, what: str) -> None:
-    """One section's micro-batches: that there are any, and that rows make whole ones."""
-    at, section, ranks = f"actor_rollout_ref.{part}", config.actor_rollout_ref[part], data_parallel_size(config)
+def _check_part(config: Any, part: str, rows: int | None, what: str) -> None:
+    """One section's micro-batches: that there are any, and that rows, if it has a pass, make whole ones."""
+    at, section = f"actor_rollout_ref.{part}", config.actor_rollout_ref[part]
+    engine = "ref" if part == "ref" else "actor"
+    ranks, along = data_parallel_size(config, engine), sequence_ranks(config, engine)
     micro_batch, tokens, dynamic = PASSES[part]
     size, limit, old = (section.get(name) for name in (f"{micro_batch}_per_gpu", f"{tokens}_per_gpu", micro_batch))
+    each = (rows or 0) // ranks
     if section.get(dynamic):
-        longest, along = config.data.max_prompt_length + config.data.max_response_length, sequence_ranks(config)
+        longest = config.data.max_prompt_length + config.data.max_response_length
         _require_count(f"{at}.{tokens}_per_gpu", limit, "the tokens of a dynamic micro-batch")
-        if rows and limit * along < longest:
+        if rows is not None and limit * along < longest:
             raise ValueError(
                 f"{at}.{tokens}_per_gpu={limit} does not hold the longest row, data.max_prompt_length + "
                 f"data.max_response_length = {longest}, on {along} rank(s) along the sequence; change one of them."
             )
         return
     if old is not None:
-        each = max(1, old // ranks) if isinstance(old, int) else 1
+        most = max(1, old // ranks) if isinstance(old, int) else 1
+        right = next(count for count in range(most, 0, -1) if each % count == 0)
         raise ValueError(
             f"{at}.{micro_batch}={old} is an old key of verl, which counts rows of all GPUs and which its workers no "
-            f"longer read; set {at}.{micro_batch}_per_gpu={each} in its place."
+            f"longer read; set {at}.{micro_batch}_per_gpu={right} in its place."
         )
     _require_count(f"{at}.{micro_batch}_per_gpu", size, f"the rows of a micro-batch, unless {at}.{dynamic}=true")
-    if rows // ranks % size:
+    if each % size:
         raise ValueError(
             f"{what} makes {rows} rows on {ranks} data-parallel ranks, no multiple of "
             f"{at}.{micro_batch}_per_gpu={size} on each; change either, or set {at}.{dynamic}=true."

@@ -71,6 +71,7 @@ def check_preference_batch(config: Any, settings: FDivergenceConfig) -> None:
         answers=settings.constant_lam != 1,
         preference_rows=rows,
         recomputes_old_log_prob=recomputes_old_log_prob(settings),
+        held_out=bool(preference_settings(config).val_files),
     )
 
 

@@ -233,7 +233,7 @@ def _check_rollout_n(file: str, key: str, most: int) -> None:
     """Refuse prompts that ask for more responses than a mini-batch is counted with: they would add optimiser steps."""
     for number, row in enumerate(_rows(file, key)):
         asked = row.get(ROLLOUT_N)
-        if not isinstance(asked, int) or not 2 <= asked <= most:
+        if not isinstance(asked, int | float) or asked != int(asked) or not 2 <= asked <= most:
             raise ValueError(
                 f"{key}={file}: row {number}: {ROLLOUT_N}={asked!r} must be a whole number from 2 to "
                 f"actor_rollout_ref.rollout.n={most}; change it, or raise rollout.n."

@@ -12,8 +12,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.contract import ESTIMATORS, F_GRPO, LOSS
+from fgrpo_plugin.host.settings.counts import LORA, check_counts
 from fgrpo_plugin.host.settings.f_divergence import f_divergence_settings
-from fgrpo_plugin.host.settings.layout import STRATEGIES, check_counts, check_parallel_sizes, uses_lora
+from fgrpo_plugin.host.settings.layout import (
+    STRATEGIES,
+    check_parallel_sizes,
+    lora_key,
+    reference_is_in_actor,
+    uses_lora,
+)
 from fgrpo_plugin.host.settings.reading import generates, is_f_divergence
 
 ENGINES = ("fsdp_config", "megatron", "veomni")
@@ -72,7 +79,7 @@ def _refuse_contradictions(config: DictConfig, settings: FDivergenceConfig) -> N
     select: Callable[..., Any] = lambda key, default=None: OmegaConf.select(config, key, default=default)  # noqa: E731
     actor = "actor_rollout_ref.actor"
     sync = select("trainer.v1.separate_async.parameter_sync_step", 1)
-    rank = max(select(f"actor_rollout_ref.model.{name}") or 0 for name in ("lora_rank", "lora.rank"))
+    rank = max(select(name) or 0 for name in LORA)
     replay = [select(f"{actor}.{engine}.router_replay.mode", "disabled") for engine in ENGINES]
     refused = [
         (not select("trainer.use_v1", True), "trainer.use_v1=false", f"{name} runs in the v1 trainer; set it to true"),
@@ -120,11 +127,6 @@ def _refuse_contradictions(config: DictConfig, settings: FDivergenceConfig) -> N
             f"set it to trainer.v1.separate_async.parameter_sync_step={sync} x {actor}.ppo_mini_batch_size",
         ),
         (
-            select("trainer.v1.trainer_mode") == "separate_async" and not _counts(select, "nnodes", "n_gpus_per_node"),
-            "actor_rollout_ref.rollout.nnodes or n_gpus_per_node below 1 in the mode separate_async",
-            "they are the GPUs that generate while trainer.nnodes x trainer.n_gpus_per_node others train; set both",
-        ),
-        (
             select("trainer.v1.trainer_mode") == "separate_async"
             and select("actor_rollout_ref.rollout.checkpoint_engine.backend") == "naive",
             "actor_rollout_ref.rollout.checkpoint_engine.backend=naive in the mode separate_async",
@@ -138,8 +140,10 @@ def _refuse_contradictions(config: DictConfig, settings: FDivergenceConfig) -> N
             "verl serves no reward model on GPUs that never pause; set it to true",
         ),
         (
+            # In its own modes on shared GPUs verl sends them inside a process, whatever is set.
             not offline
             and uses_lora(config)
+            and select("trainer.v1.trainer_mode") not in ("sync", "colocate_async")
             and select("actor_rollout_ref.rollout.checkpoint_engine.backend", "naive") != "naive",
             f"LoRA with actor_rollout_ref.rollout.checkpoint_engine.backend="
             f"{select('actor_rollout_ref.rollout.checkpoint_engine.backend')}",
@@ -159,9 +163,34 @@ def _refuse_contradictions(config: DictConfig, settings: FDivergenceConfig) -> N
             "actor_rollout_ref.model.lora.merge=true",
         ),
         (
-            (select("trainer.critic_warmup") or 0) > 0,
+            reference_is_in_actor(config) and not (select(lora_key(config)) or 0),
+            f"LoRA without {lora_key(config)}",
+            f"{select(f'{actor}.strategy')} makes an adapter of that key alone, and the reference is the actor without "
+            "one; set it to the rank",
+        ),
+        (
+            select("algorithm.filter_groups.enable") and not select("algorithm.filter_groups.metric"),
+            "algorithm.filter_groups.enable=true without algorithm.filter_groups.metric",
+            "verl filters by it; set it to acc, score or another that the reward reports",
+        ),
+        (
+            select("algorithm.filter_groups.enable")
+            and select("reward.reward_model.enable")
+            and not select("reward.reward_model.enable_resource_pool"),
+            "algorithm.filter_groups.enable=true with a reward model on the training GPUs",
+            "verl filters before that model has rewarded; set reward.reward_model.enable_resource_pool=true",
+        ),
+        (
+            select("reward.reward_model.enable")
+            and select("reward.reward_model.enable_resource_pool")
+            and not ((select("reward.reward_model.n_gpus_per_node") or 0) > 0),
+            "reward.reward_model.enable_resource_pool=true without GPUs",
+            "set reward.reward_model.nnodes and reward.reward_model.n_gpus_per_node",
+        ),
+        (
+            (select("trainer.critic_warmup") or 0) > 1 and not offline and not select("trainer.val_only"),
             f"trainer.critic_warmup={select('trainer.critic_warmup')}",
-            "there is no critic, and verl would not update the actor in these steps; set it to 0",
+            "there is no critic, and verl would not update the actor before that step; set it to 0",
         ),
         (
             select("trainer.device") == "cpu" and os.environ.get("VERL_PLATFORM", "").strip().lower() != "cpu",
@@ -199,11 +228,6 @@ def _refuse_contradictions(config: DictConfig, settings: FDivergenceConfig) -> N
                 f"{setting} contradicts algorithm.adv_estimator={name}: {remedy} (`fgrpo settings` prints what becomes "
                 "of verl's settings)."
             )
-
-
-def _counts(select: Callable[..., Any], *names: str) -> bool:
-    """Whether settings of the rollout are whole numbers above 0."""
-    return all((select(f"actor_rollout_ref.rollout.{name}") or 0) > 0 for name in names)
 
 
 def _offline_contradictions(select: Callable[..., Any]) -> list[tuple[Any, str, str]]:

@@ -24,8 +24,9 @@ def check_trainer_mode(config: DictConfig) -> None:
     if not any(cls.__name__ == MIXED_IN for cls in trainer.__mro__):
         raise ValueError(
             f"trainer.v1.trainer_mode={mode} runs {trainer.__module__}.{trainer.__qualname__}, which has been put into "
-            "verl's table of trainers without verl's register_trainer, so that f-GRPO's part of an update is not in "
-            f"it; register it with that, or choose one of {', '.join(STOCK)}."
+            "verl's table of trainers without verl's register_trainer, or by one imported before this plugin, so that "
+            "f-GRPO's part of an update is not in it; register it after fgrpo_plugin.host.register is imported, or "
+            f"choose one of {', '.join(STOCK)}."
         )
     if mode not in STOCK:
         print(f"fgrpo-plugin: trainer.v1.trainer_mode={mode} is not one of verl's: {_relied_on(trainer)}", flush=True)

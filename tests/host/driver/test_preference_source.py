@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fgrpo_plugin.host.driver.preference_source import PreferenceSource, differences_of
+from fgrpo_plugin.host.driver.preference_source import RECHECK_TOLERANCE, PreferenceSource, differences_of
 
 
 @pytest.fixture
@@ -61,9 +61,11 @@ def test_reference_log_probs_are_computed_once_and_rechecked_at_a_start(stream):
     assert first.reference(drawn, worker)[1] == 1.0 and worker.asked == 16  # the second epoch
     second, again = stream(), Reference()
     [[drawn]] = second.draw(1, 1)
-    assert second.reference(drawn, again)[1] == 1.0 and again.asked == 4  # the recheck of a second run, and no more
-    [[drawn]] = second.draw(1, 1)
-    assert second.reference(drawn, again)[1] == 1.0 and again.asked == 4
+    assert second.reference(drawn, again)[1] == 1.0 and again.asked == 4  # the recheck of a second run
+    for _ in range(20):
+        [[drawn]] = second.draw(1, 1)
+        assert second.reference(drawn, again)[1] == 1.0
+    assert again.asked == 64  # and no more, short as the responses are
 
 
 def test_rows_that_are_known_already_are_not_computed_again(stream):
@@ -162,3 +164,57 @@ def test_differences_by_hand():
     assert found["response"] == pytest.approx(0.8) and found["drift"] == pytest.approx(1.2 / 6**0.5)
     alone = differences_of([torch.tensor([0.5, 0.1]), torch.tensor([-0.2, -0.2, -0.2, -0.2])])
     assert alone["drift"] == pytest.approx(0.6 / 2**0.5)
+
+
+def test_a_sum_that_one_token_may_make_has_no_drift():
+    """Responses of a few tokens: their noise is that of their largest token."""
+    short = [torch.tensor([0.6]), torch.tensor([-0.3, -0.4])]
+    assert differences_of(short, 1.0)["drift"] == 0
+    assert differences_of(short)["drift"] == pytest.approx(0.6)
+    assert differences_of([*short, torch.full((100,), 0.05)], 1.0)["drift"] == pytest.approx(0.5)
+    assert differences_of([torch.zeros(0), torch.tensor([0.25])])["response"] == 0.25
+
+
+def test_the_recheck_goes_on_until_it_has_seen_enough(config, monkeypatch):
+    """One short row says little: those of an earlier run are computed again up to 8 rows and 1000 tokens."""
+    from fgrpo_plugin.preference.token_rows import TokenRow
+    from fgrpo_plugin.quickstart.model import build_tokenizer
+
+    config.actor_rollout_ref.ref.fsdp_config.mixed_precision.param_dtype = "bf16"
+    rows = [TokenRow([1], [i % 90 + 2, i // 90 + 2] * 25, i % 2 == 0, None, "") for i in range(60)]
+
+    def reference(asked, shift=0.0):
+        again.append(len(asked))
+        return [torch.full((50,), -1.0 + shift) for _ in asked]
+
+    again = []
+    first = PreferenceSource(config, build_tokenizer())
+    for row in rows:
+        first.reference([row], reference)
+    assert again == [1] * 60
+    again, second = [], PreferenceSource(config, build_tokenizer())
+    for row in rows:
+        second.reference([row], reference)
+    assert again == [1] * 20  # 1000 tokens
+    again, third = [], PreferenceSource(config, build_tokenizer())
+    with pytest.raises(ValueError, match="not this reference's: of 2"):
+        for row in rows:  # 0.045 nats a token: 0.32 in the drift of one row, 0.64 in that of four
+            third.reference([row], lambda asked: reference(asked, 0.045))
+
+
+@pytest.mark.parametrize("size, wrong", [(0.06, False), (0.079, False), (0.15, True)])
+def test_noise_a_little_above_what_was_measured_is_taken(size, wrong):
+    """Laplace noise of a mean size; 0.039 was measured."""
+    noise = RECHECK_TOLERANCE["other"]
+    alarms = 0
+    for seed in range(50):
+        draw = torch.Generator().manual_seed(seed)
+        uniform = torch.rand(40, 30, generator=draw, dtype=torch.float64) - 0.5
+        rows = [-size * row.sign() * (1 - 2 * row.abs()).log() for row in uniform]
+        found = differences_of(rows, noise["largest"])
+        alarms += not all(found[name] <= noise[name] for name in noise)
+    assert (alarms > 45) if wrong else (alarms <= 5), alarms
+
+
+def test_bounds_of_low_precision_are_those_that_were_chosen_from_the_measurement():
+    assert RECHECK_TOLERANCE["other"] == {"largest": 1.0, "mean": 0.1, "drift": 0.4}

@@ -163,6 +163,30 @@ def test_an_external_library_is_known_by_its_code(composed, key, tmp_path, monke
     assert before != key(composed())
     (tmp_path / "own_layers.py").write_text("x = 2")
     assert key(config) != before
+    package = tmp_path / "own_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "layers.py").write_text("x = 1")
+    config = composed("dp", "actor_rollout_ref.model.external_lib=own_package")
+    before = key(config)
+    (package / "layers.py").write_text("x = 2")
+    assert key(config) != before
+    for built_in in ("sys", "builtins"):  # which verl imports as well
+        assert key(composed("dp", f"actor_rollout_ref.model.external_lib={built_in}"))
+    with pytest.raises(ValueError, match=r"names nope\.mod, which is no module here"):
+        key(composed("dp", "actor_rollout_ref.model.external_lib=nope.mod"))
+
+
+def test_modules_that_change_verl_in_every_process_are_in_it(composed, key, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "their_patches.py").write_text("x = 1")
+    before = key(composed())
+    monkeypatch.setenv("VERL_USE_EXTERNAL_MODULES", "fgrpo_plugin.host.register")
+    assert key(composed()) == before
+    monkeypatch.setenv("VERL_USE_EXTERNAL_MODULES", "fgrpo_plugin.host.register,their_patches")
+    with_theirs = key(composed())
+    (tmp_path / "their_patches.py").write_text("x = 2")
+    assert len({before, with_theirs, key(composed())}) == 3
 
 
 def test_versions_of_what_computes_are_in_it(composed, tmp_path):

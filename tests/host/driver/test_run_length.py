@@ -34,3 +34,9 @@ def test_lambda_that_does_not_reach_its_end_is_said():
     )
     values = {"schedule": "step", "values": [[1, 0.8], [20, 0.5], [50, 0.2]]}
     assert "lambda ends at 0.5: its schedule goes on to step 50, and the run to step 40" in said(10, 4, 40, values)
+
+
+def test_data_without_a_whole_step_are_said_elsewhere():
+    assert said(0, 5, 50) == ""
+    # Both ends count: what is planned, and what the epochs give.
+    assert "the run to step 20" in said(10, 9, 20, {"schedule": "step", "values": [[1, 0.8], [40, 0.2]]})

@@ -9,7 +9,10 @@ from fgrpo_plugin.host.settings.switch import check_and_fill_in, complete
 from tests.support.overrides import HAL, MICRO, REFERENCE, STATIC, SWITCH, F
 
 ROLLOUT = "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu"
+ACTOR, REF = "actor_rollout_ref.actor", "actor_rollout_ref.ref"
+PACKED = "actor_rollout_ref.model.use_remove_padding=true"
 SMALL = ["data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=4", "trainer.n_gpus_per_node=1"]
+LIMIT = "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu"
 RELEASED = f"{F}.preset=released"  # gamma = 1: with two mini-batches the actor computes log pi_old
 LORA = "actor_rollout_ref.model.lora_rank=8"
 
@@ -21,6 +24,17 @@ def test_micro_batches_that_divide_each_ranks_rows_are_taken(stock_config, input
         ["data.train_batch_size=300", f"{REFERENCE}=128", "actor_rollout_ref.ref.log_prob_use_dynamic_bsz=false"],
         [*STATIC, *SMALL, f"{MICRO}=4", f"{ROLLOUT}=7"],  # no pass reads the rollout's size
         [*SMALL, "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu=8"],
+        # A limit of exactly the longest row, and one that two ranks along the sequence share.
+        ["data.max_prompt_length=384", "data.max_response_length=16000"],
+        [
+            f"{ACTOR}.ulysses_sequence_parallel_size=2",
+            PACKED,
+            "data.max_prompt_length=768",
+            "data.max_response_length=32000",
+        ],
+        # With an adapter verl starts no worker for the reference.
+        [LORA, f"{REF}.log_prob_use_dynamic_bsz=false"],
+        [LORA, f"{REFERENCE}=7", f"{REF}.log_prob_use_dynamic_bsz=false"],
     ):
         complete(stock_config(*inputs, SWITCH, *overrides))
 
@@ -77,6 +91,20 @@ def test_micro_batches_that_divide_each_ranks_rows_are_taken(stock_config, input
             "data.train_batch_size=8 is no multiple of trainer.v1.sync.parameter_sync_step=3",
         ),
         ([*SMALL, "+trainer.v1.sync.parameter_sync_step=0"], "parameter_sync_step=0"),
+        # The reference's ranks along the sequence are its own.
+        (
+            [*(f"{ACTOR}.fsdp_config.ulysses_sequence_parallel_size=2", "data.max_response_length=24000"), PACKED],
+            "ref.log_prob_max_token_len_per_gpu=16384 does not hold the longest row",
+        ),
+        (
+            [
+                *(f"{ACTOR}.ulysses_sequence_parallel_size=2", f"{REF}.ulysses_sequence_parallel_size=1", PACKED),
+                *(f"{REF}.log_prob_use_dynamic_bsz=false", f"{REFERENCE}=1024"),
+            ],
+            f"4096 rows on 8 data-parallel ranks, no multiple of {REFERENCE}=1024 on each",
+        ),
+        # Each rank's rows count, not all of them.
+        ([*STATIC, *SMALL[:2], "trainer.n_gpus_per_node=2", f"{MICRO}=16"], "makes 16 rows on 2 data-parallel ranks"),
     ],
 )
 def test_rows_that_make_no_micro_batches_are_refused_before_ray(stock_config, inputs, overrides, words):
@@ -84,6 +112,35 @@ def test_rows_that_make_no_micro_batches_are_refused_before_ray(stock_config, in
     with pytest.raises(ValueError) as error:
         check_and_fill_in(config)
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (
+            [f"{F}.lam=1", f"{REF}.log_prob_max_token_len_per_gpu=8"],
+            "ref.log_prob_max_token_len_per_gpu=8 does not hold",
+        ),
+        ([f"{F}.lam=1", LORA, f"{LIMIT}=8"], "rollout.log_prob_max_token_len_per_gpu=8 does not hold"),
+        (["++data.preference.val_files=[y]", f"{LIMIT}=8"], "rollout.log_prob_max_token_len_per_gpu=8 does not hold"),
+        ([f"{LIMIT}=8"], None),
+    ],
+)
+def test_preference_rows_pass_through_micro_batches_too(stock_config, inputs, overrides, words):
+    start = ["++data.preference.files=[x]", "++data.preference.batch_size=16", "trainer.val_before_train=false"]
+    config = stock_config(*inputs, HAL, *start, "trainer.test_freq=-1", "data.train_batch_size=256", *overrides)
+    if words is None:
+        check_and_fill_in(config)
+        return
+    with pytest.raises(ValueError, match=words):
+        check_and_fill_in(config)
+
+
+def test_an_old_key_is_answered_with_a_size_that_fits(stock_config, inputs):
+    old = [f"{ACTOR}.ppo_micro_batch_size=24", f"{ACTOR}.ppo_mini_batch_size=8", "data.train_batch_size=8"]
+    config = stock_config(*inputs, SWITCH, *STATIC, *old)
+    with pytest.raises(ValueError, match=f"set {MICRO}=2 in its place"):  # 24 over 8 GPUs are 3, of 4 rows on each
+        check_and_fill_in(config)
 
 
 def test_the_held_out_pass_of_an_old_key_under_dynamic_batches_is_not_read(stock_config, inputs):

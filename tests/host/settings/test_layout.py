@@ -2,26 +2,20 @@
 
 import pytest
 
-from fgrpo_plugin.host.settings.layout import COUNTS, check_counts, check_parallel_sizes, uses_lora
+from fgrpo_plugin.host.settings.layout import (
+    check_parallel_sizes,
+    data_parallel_size,
+    model_parallel_size,
+    sequence_ranks,
+    uses_lora,
+)
 from fgrpo_plugin.host.settings.switch import check_and_fill_in
-from tests.support.overrides import HAL, SWITCH, F
+from tests.support.overrides import ASYNC, HAL, SWITCH, F
 
 MODEL = "actor_rollout_ref.model.path=Qwen/Qwen2.5-7B"  # 28 heads, 4 key-value heads
 ULYSSES = "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size"
 PACKED = "actor_rollout_ref.model.use_remove_padding=true"
 TP3 = "actor_rollout_ref.rollout.tensor_model_parallel_size=3"
-
-
-@pytest.mark.parametrize("value", ["0", "-1", "null", "2.5", "true"])
-@pytest.mark.parametrize("name", COUNTS)
-def test_what_verl_divides_by_is_a_whole_number_above_0(stock_config, inputs, name, value):
-    config = stock_config(*inputs, SWITCH, f"{name}={value}")
-    with pytest.raises(ValueError, match=f"^{name}=.* must be a whole number above 0"):
-        check_and_fill_in(config)
-
-
-def test_verls_own_counts_pass(stock_config):
-    check_counts(stock_config())
 
 
 @pytest.mark.parametrize(
@@ -76,3 +70,59 @@ def test_the_sizes_of_a_rollout_engine_that_never_starts_do_not_matter(stock_con
 )
 def test_adapters_that_are_sent_by_themselves(stock_config, overrides, lora):
     assert uses_lora(stock_config(*overrides)) is lora
+
+
+REF = "actor_rollout_ref.ref"
+
+
+def test_the_reference_has_sizes_of_its_own(stock_config):
+    """verl's older key of the actor is the reference's too, the newer one is not."""
+    older = stock_config(PACKED, "actor_rollout_ref.actor.ulysses_sequence_parallel_size=2")
+    assert [model_parallel_size(older, part) for part in ("actor", "ref")] == [2, 2]
+    newer = stock_config(PACKED, f"{ULYSSES}=2")
+    assert [model_parallel_size(newer, part) for part in ("actor", "ref")] == [2, 1]
+    assert [sequence_ranks(newer, part) for part in ("actor", "ref")] == [2, 1]
+    assert [data_parallel_size(newer, part) for part in ("actor", "ref")] == [4, 8]
+    # Above 1 the older key wins over the newer one.
+    both = stock_config("actor_rollout_ref.actor.ulysses_sequence_parallel_size=2", f"{ULYSSES}=4")
+    assert model_parallel_size(both) == 2
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (
+            [f"{REF}.ulysses_sequence_parallel_size=3"],
+            "no multiple of the model-parallel size 3 of actor_rollout_ref.ref",
+        ),
+        ([f"{REF}.fsdp_config.ulysses_sequence_parallel_size=16"], "size 16 of actor_rollout_ref.ref"),
+        ([f"{REF}.strategy=megatron"], "ref.strategy=megatron differs from actor_rollout_ref.actor.strategy=fsdp"),
+        (["model_engine=megatron", f"{REF}.megatron.tensor_model_parallel_size=3"], "size 3 of actor_rollout_ref.ref"),
+        (["actor_rollout_ref.rollout.data_parallel_size=3"], "no multiple of the 3 of one replica"),
+        (["actor_rollout_ref.rollout.pipeline_model_parallel_size=3"], "no multiple of the 3 of one replica"),
+        (
+            [*ASYNC, "trainer.n_gpus_per_node=6", "actor_rollout_ref.rollout.tensor_model_parallel_size=4"],
+            "6 GPUs that train and generate are no multiple of the 4",
+        ),
+        (
+            [
+                *ASYNC,
+                "actor_rollout_ref.rollout.n_gpus_per_node=6",
+                "actor_rollout_ref.rollout.tensor_model_parallel_size=4",
+            ],
+            "6 GPUs that generate are no multiple of the 4",
+        ),
+    ],
+)
+def test_every_engine_and_pool_is_looked_at(stock_config, overrides, words):
+    config = stock_config(PACKED, "actor_rollout_ref.rollout.tensor_model_parallel_size=1", *overrides)
+    with pytest.raises(ValueError, match=words):
+        check_parallel_sizes(config)
+    if any("trainer.n_gpus_per_node=6" in word for word in overrides):
+        apart = stock_config(*overrides, "++actor_rollout_ref.hybrid_engine=false")
+        check_parallel_sizes(apart)  # the training GPUs hold no replica
+
+
+def test_with_an_adapter_the_references_sizes_are_not_read(stock_config):
+    config = stock_config("actor_rollout_ref.model.lora_rank=8", f"{REF}.ulysses_sequence_parallel_size=3")
+    check_parallel_sizes(config)

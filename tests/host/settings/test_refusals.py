@@ -13,18 +13,40 @@ from tests.support.overrides import ASYNC, HAL, MICRO, REFERENCE, STATIC, SWITCH
         (["actor_rollout_ref.rollout.max_model_len=512"], "leaves no token for its response"),
         (["actor_rollout_ref.model.lora_rank=640"], "an adapter of rank 640"),
         (["actor_rollout_ref.rollout.name=null"], "a missing actor_rollout_ref.rollout.name"),
-        (["trainer.critic_warmup=5"], "verl would not update the actor in these steps"),
-        ([*ASYNC, "actor_rollout_ref.rollout.nnodes=0"], "rollout.nnodes or n_gpus_per_node below 1"),
+        (["trainer.critic_warmup=5"], "verl would not update the actor before that step"),
         (
             [*ASYNC, "actor_rollout_ref.rollout.checkpoint_engine.backend=naive"],
             "backend=naive in the mode separate_async",
         ),
         ([*ASYNC, "reward.reward_model.enable=true"], "enable_resource_pool=false in the mode separate_async"),
         ([*ASYNC, "actor_rollout_ref.model.lora_rank=8"], "every rollout comes from the initial policy"),
-        ([*ASYNC, "actor_rollout_ref.model.lora.rank=8"], "set actor_rollout_ref.model.lora.merge=true"),
         (
-            ["actor_rollout_ref.model.lora_rank=8", "actor_rollout_ref.rollout.checkpoint_engine.backend=nccl"],
-            "LoRA with actor_rollout_ref.rollout.checkpoint_engine.backend=nccl",
+            [*ASYNC, "model_engine=megatron", "actor_rollout_ref.model.lora.rank=8"],
+            "set actor_rollout_ref.model.lora.merge=true",
+        ),
+        (["actor_rollout_ref.model.lora.rank=8"], "LoRA without actor_rollout_ref.model.lora_rank"),
+        (["actor_rollout_ref.model.lora_adapter_path=/x"], "LoRA without actor_rollout_ref.model.lora_rank"),
+        (
+            ["model_engine=megatron", "actor_rollout_ref.model.lora_rank=8"],
+            "LoRA without actor_rollout_ref.model.lora.",
+        ),
+        (
+            ["algorithm.filter_groups.enable=true", "algorithm.filter_groups.metric=null"],
+            "without algorithm.filter_groups",
+        ),
+        (
+            [
+                *("algorithm.filter_groups.enable=true", "algorithm.filter_groups.metric=acc"),
+                "reward.reward_model.enable=true",
+            ],
+            "a reward model on the training GPUs",
+        ),
+        (
+            [
+                *("reward.reward_model.enable=true", "reward.reward_model.enable_resource_pool=true"),
+                "reward.reward_model.n_gpus_per_node=0",
+            ],
+            "enable_resource_pool=true without GPUs",
         ),
         (["algorithm.use_kl_in_reward=true"], "algorithm.use_kl_in_reward=true"),
         (["actor_rollout_ref.rollout.n=1"], "rollout.n=1"),
@@ -79,6 +101,9 @@ def test_contradictions_are_refused_by_name(stock_config, inputs, overrides, wor
         [*ASYNC],
         [*ASYNC, "actor_rollout_ref.model.lora_rank=8", "actor_rollout_ref.model.lora.merge=true"],
         ["actor_rollout_ref.model.lora_rank=8"],
+        # On shared GPUs verl sends an adapter inside a process, whatever is set.
+        ["actor_rollout_ref.model.lora_rank=8", "actor_rollout_ref.rollout.checkpoint_engine.backend=nccl"],
+        ["trainer.critic_warmup=1"],  # verl updates from this step on, and the first is 1
     ],
 )
 def test_adapters_that_verl_sends_are_taken(stock_config, inputs, overrides):
@@ -114,7 +139,7 @@ LAM_ONE = f"{F}.lam=1"
         ([f"{F}.preference_gamma=-1"], "preference_gamma=-1"),
         ([f"{F}.preference_gamma=1", "actor_rollout_ref.actor.ppo_epochs=2"], "takes the current policy for pi_old"),
         (["algorithm.adv_estimator=f_grpo", f"{F}.lam=0.5"], "set algorithm.adv_estimator=f_hal, or remove lam"),
-        ([LAM_ONE, "trainer.v1.trainer_mode=separate_async"], "trainer.v1.trainer_mode=separate_async with lam=1"),
+        ([LAM_ONE, *ASYNC], "trainer.v1.trainer_mode=separate_async with lam=1"),
         ([LAM_ONE, "trainer.v1.trainer_mode=colocate_async"], "trainer.v1.trainer_mode=colocate_async with lam=1"),
         ([LAM_ONE], "name them in data.preference.val_files"),
         ([LAM_ONE, "actor_rollout_ref.actor.entropy_coeff=0.1"], "they see on-policy rows only"),
