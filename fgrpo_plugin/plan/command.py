@@ -1,5 +1,6 @@
 """``fgrpo plan``: overrides of verl to a `PlannedRun`, and the report."""
 
+import importlib.util
 import json
 import sys
 from dataclasses import fields
@@ -63,12 +64,10 @@ def plan(
     asked = {field: value for field, value in asked.items() if value is not None}
     lengths = {"mean_prompt": mean_prompt, "mean_response": mean_response}
 
-    try:
-        import verl  # noqa: F401
-    except ModuleNotFoundError:
+    if importlib.util.find_spec("verl") is None:
         raise ValueError(
             "verl, whose configuration is planned, is not installed here; pip install verl==0.9.1 (no GPU is needed)."
-        ) from None
+        )
     from fgrpo_plugin.plan import report
     from fgrpo_plugin.plan.compose import check_run, compose_run, first_words, read_run, refusal
 

@@ -13,7 +13,7 @@ from fgrpo_plugin.host.settings.preferences import preference_settings
 from fgrpo_plugin.host.settings.reading import is_f_divergence, uses_our_loss
 from fgrpo_plugin.host.settings.switch import check_and_fill_in
 from fgrpo_plugin.host.settings.trainer_mode import check_trainer_mode
-from fgrpo_plugin.host.settings.verls_own import check_by_verl
+from fgrpo_plugin.host.settings.verls_own import check_by_verl, needs_reference
 from fgrpo_plugin.model_shape import find_model
 from fgrpo_plugin.plan.configuration import (
     check_micro_batches_are_set,
@@ -113,9 +113,7 @@ def check_run(config: DictConfig) -> list[str]:
     if OmegaConf.is_missing(config.actor_rollout_ref.rollout, "name"):  # which plans are for vLLM
         config.actor_rollout_ref.rollout.name = "vllm"
     if not (is_f_divergence(config) or uses_our_loss(config)):
-        from verl.trainer.ppo.utils import need_reference_policy
-
-        with_reference = need_reference_policy(config)
+        with_reference = needs_reference(config)
         check_micro_batches_are_set(config, with_reference)
         check_by_verl(config, use_reference_policy=with_reference)
         return []

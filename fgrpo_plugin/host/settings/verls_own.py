@@ -36,6 +36,13 @@ def check_by_verl(config: DictConfig, use_reference_policy: bool = True) -> None
         raise ValueError(f"verl refuses this configuration: {_one_line(error)}") from error
 
 
+def needs_reference(config: DictConfig) -> bool:
+    """Whether verl starts a reference policy for this configuration of one of its own algorithms."""
+    from verl.trainer.ppo.utils import need_reference_policy
+
+    return bool(need_reference_policy(config))
+
+
 def _one_line(error: BaseException) -> str:
     reason: Any = error
     while (cause := reason.__cause__) is not None:  # Hydra wraps what a dataclass raises
