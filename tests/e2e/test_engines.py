@@ -16,7 +16,7 @@ TWO = "trainer.n_gpus_per_node=2"
 MEGATRON = "actor_rollout_ref.actor.megatron"
 HYBRID = ("data.preference.keep_pairs=true", "actor_rollout_ref.actor.policy_loss.f_divergence.divergence=kl")
 TENSOR = (TWO, f"{MEGATRON}.tensor_model_parallel_size=2")
-GROUPS = "[quickstart_megatron,f_hal]"
+GROUPS = "[quickstart_megatron,f_grpo,f_hal]"
 # name -> config groups, overrides
 ENGINES = {
     "FSDP 1": ("laptop_hybrid", ("actor_rollout_ref.actor.strategy=fsdp", "actor_rollout_ref.ref.strategy=fsdp")),
