@@ -87,10 +87,11 @@ def check_parallel_sizes(config: Any, generates: bool = True) -> None:
 def _check_engine(config: Any, part: str) -> None:
     """GPUs and parallel sizes of one engine."""
     at, section, world = f"actor_rollout_ref.{part}", config.actor_rollout_ref[part], _world_size(config)
-    if section.strategy != config.actor_rollout_ref.actor.strategy:
+    actors = config.actor_rollout_ref.actor.strategy
+    if not any({section.strategy, actors} <= set(of_one_engine) for of_one_engine in STRATEGIES.values()):
         raise ValueError(
-            f"{at}.strategy={section.strategy} differs from actor_rollout_ref.actor.strategy="
-            f"{config.actor_rollout_ref.actor.strategy}; remove the former."
+            f"{at}.strategy={section.strategy} is of another engine than actor_rollout_ref.actor.strategy={actors}; "
+            "remove the former."
         )
     sizes = {"model-parallel": model_parallel_size(config, part)}
     if section.strategy == "megatron" and section.megatron.expert_model_parallel_size > 1:

@@ -96,7 +96,10 @@ def test_the_reference_has_sizes_of_its_own(stock_config):
             "no multiple of the model-parallel size 3 of actor_rollout_ref.ref",
         ),
         ([f"{REF}.fsdp_config.ulysses_sequence_parallel_size=16"], "size 16 of actor_rollout_ref.ref"),
-        ([f"{REF}.strategy=megatron"], "ref.strategy=megatron differs from actor_rollout_ref.actor.strategy=fsdp"),
+        (
+            [f"{REF}.strategy=megatron"],
+            "ref.strategy=megatron is of another engine than actor_",
+        ),
         (["model_engine=megatron", f"{REF}.megatron.tensor_model_parallel_size=3"], "size 3 of actor_rollout_ref.ref"),
         (["actor_rollout_ref.rollout.data_parallel_size=3"], "no multiple of the 3 of one replica"),
         (["actor_rollout_ref.rollout.pipeline_model_parallel_size=3"], "no multiple of the 3 of one replica"),
@@ -126,3 +129,8 @@ def test_every_engine_and_pool_is_looked_at(stock_config, overrides, words):
 def test_with_an_adapter_the_references_sizes_are_not_read(stock_config):
     config = stock_config("actor_rollout_ref.model.lora_rank=8", f"{REF}.ulysses_sequence_parallel_size=3")
     check_parallel_sizes(config)
+
+
+def test_the_reference_may_be_sharded_by_the_other_fsdp(stock_config):
+    tensor = "actor_rollout_ref.rollout.tensor_model_parallel_size=1"
+    check_parallel_sizes(stock_config(tensor, f"{REF}.strategy=fsdp2"))
