@@ -13,7 +13,7 @@ from fgrpo_plugin.quickstart.command import host_command, host_environment
 from fgrpo_plugin.quickstart.inputs import hybrid_inputs
 from fgrpo_plugin.quickstart.model import build_model, build_tokenizer, save_model
 from fgrpo_plugin.quickstart.options import QuickstartOptions
-from fgrpo_plugin.quickstart.processes import end_run
+from fgrpo_plugin.quickstart.processes import end_run, marked_processes
 from fgrpo_plugin.quickstart.summary import read_metrics
 
 STEPS, SAVED, ROWS = 4, 2, 64
@@ -101,6 +101,31 @@ class Host:
                 assert process.poll() is None and time.monotonic() < deadline, (run / "train.log").read_text()[-3000:]
                 time.sleep(0.1)
             process.send_signal(signal.SIGKILL)
+        finally:
+            end_run(run_id)
+        return run
+
+    def ends_by_itself(self, name: str, *overrides: str, kill: tuple[int, str] | None = None, **how: Any) -> Path:
+        """Run until it ends with an error, within a minute of the step that it ends in.
+
+        Args:
+            name: as for `start`.
+            kill: end the process whose title holds this text as soon as this step has been logged.
+        """
+        process, run_id, run = self.start(name, *overrides, **how)
+        deadline = time.monotonic() + 400
+        try:
+            if kill:
+                step, title = kill
+                while not any(row["step"] >= step for row in read_metrics(run / "metrics.jsonl")):
+                    assert process.poll() is None and time.monotonic() < deadline, (run / "train.log").read_text()[
+                        -3000:
+                    ]
+                    time.sleep(0.1)
+                (part,) = [found for found in marked_processes(run_id) if title in " ".join(found.cmdline())]
+                part.kill()
+                deadline = time.monotonic() + 60
+            assert process.wait(timeout=deadline - time.monotonic()) != 0
         finally:
             end_run(run_id)
         return run

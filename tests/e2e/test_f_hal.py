@@ -16,8 +16,11 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(scope="module")
 def resumed(host, uninterrupted) -> Path:
-    """Killed after the step that follows a checkpoint, and started again with the same command."""
-    run = host.kill_after(SAVED + 1, "interrupted")
+    """Its rollout server killed after the step that follows a checkpoint, and started again with the same command."""
+    run = host.ends_by_itself("interrupted", kill=(SAVED + 1, "vLLMHttpServer"))
+    log = (run / "train.log").read_text()
+    assert "fgrpo-plugin: rollout server 0 has died, and the run ends here" in log
+    assert "PartDied: rollout server 0 has died" in log  # what the command itself ends with
     assert not (run / "checkpoints" / f"global_step_{STEPS}").exists()
     return host.finish("interrupted")
 

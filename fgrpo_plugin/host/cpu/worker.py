@@ -17,16 +17,19 @@ class CpuWorkerExtension(vLLMColocateWorkerExtension):
     def update_weights_from_ipc(
         self, peft_config: dict[str, Any] | None = None, base_sync_done: bool = False, use_shm: bool = False
     ) -> None:
-        """Receive a complete set of weights and reload it through vLLM's model runner.
+        """Receive a LoRA adapter, as verl does it, or a complete set of weights.
 
         vLLM repacks linear weights for the CPU after loading and drops their weight loaders, so `load_weights`, which
-        the host calls, works once; `reload_weights` restores the loaders first, and wants every weight at once.
-
-        Raises:
-            NotImplementedError: for LoRA weights.
+        verl calls, works once; `reload_weights` restores the loaders first, and wants every weight at once.
         """
+        if peft_config is not None and base_sync_done:
+            super().update_weights_from_ipc(peft_config, base_sync_done, use_shm)
+            return
         if peft_config is not None:
-            raise NotImplementedError("LoRA weights cannot be sent to vLLM on the CPU platform; train all weights.")
+            raise ValueError(
+                "on the CPU platform vLLM reads the weights under a LoRA adapter itself: set "
+                "actor_rollout_ref.rollout.load_format=auto, or actor_rollout_ref.model.lora.merge=true."
+            )
 
         weights: list[tuple[str, torch.Tensor]] = []
 

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.contract import ESTIMATORS, PREFIX
 from fgrpo_plugin.host.driver.joining import JoiningGroup, join_batch
+from fgrpo_plugin.host.driver.liveness import watching
 from fgrpo_plugin.host.driver.log_probs import log_prob_multiple, stage_log_probs
 from fgrpo_plugin.host.driver.preference_source import PreferenceSource
 from fgrpo_plugin.host.driver.rows import (
@@ -78,6 +79,25 @@ class FDivergenceTrainer:
 
     def _count_steps(self) -> None:
         """Set the steps of an epoch and of the run, where verl's count of prompts does not."""
+
+    def fit(self, agent_loop_manager: Any) -> None:
+        with watching(self._parts(agent_loop_manager)):
+            super().fit(agent_loop_manager)  # type: ignore[misc]
+
+    def _parts(self, agent_loop_manager: Any) -> dict[str, Any]:
+        """The Ray actors that a step waits for, under the names that a message gives them."""
+        rollout, reward = getattr(self, "llm_server_manager", None), getattr(self, "reward_loop_manager", None)
+        replicas = rollout.get_replicas() if rollout else ()
+        groups = {
+            "actor worker": self.actor_rollout_wg.workers,
+            "reference worker": getattr(getattr(self, "ref_policy_wg", None), "workers", ()),
+            "rollout server": [server for replica in replicas for server in replica.servers],
+            "agent loop worker": getattr(agent_loop_manager, "agent_loop_workers", ()),
+            "reward loop worker": getattr(reward, "reward_loop_worker_handles", None) or (),
+        }
+        named = {f"{name} {index}": actor for name, actors in groups.items() for index, actor in enumerate(actors)}
+        # A worker that is both actor and reference is watched once, under its first name.
+        return {name: actor for actor, name in {actor: name for name, actor in reversed(named.items())}.items()}
 
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()  # type: ignore[misc]

@@ -1,0 +1,59 @@
+"""A part that dies ends the run, whatever the driver waits for; real actors of a small Ray."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+import ray
+
+from fgrpo_plugin.host.driver.liveness import PartDied, watching
+
+
+@ray.remote(num_cpus=0)
+class Part:
+    def pid(self) -> int:
+        return os.getpid()
+
+    def work(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_ray(tmp_path_factory):
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, _temp_dir=str(tmp_path_factory.mktemp("r")))
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.parametrize("wait", ["sleep", "get"])
+def test_a_death_is_raised_from_whatever_the_driver_waits_for(wait):
+    dies, lives = Part.remote(), Part.remote()
+    pid = ray.get(dies.pid.remote())
+    ray.get(lives.pid.remote())
+    killer = threading.Timer(0.5, os.kill, (pid, signal.SIGKILL))
+    killer.start()
+    begun = time.monotonic()
+    with (
+        pytest.raises(PartDied, match="rollout server 0 has died, and the run ends here"),
+        watching({"actor worker 0": lives, "rollout server 0": dies}, every=0.2),
+    ):
+        if wait == "sleep":
+            time.sleep(60)
+        else:
+            ray.get(lives.work.remote(60))
+    assert time.monotonic() - begun < 30
+
+
+def test_a_part_that_is_busy_or_of_a_run_that_has_ended_is_no_death():
+    busy = Part.remote()
+    pid = ray.get(busy.pid.remote())
+    before = signal.getsignal(signal.SIGUSR2)
+    work = busy.work.remote(2)
+    with watching({"actor worker 0": busy}, every=0.2):
+        ray.get(work)
+        time.sleep(1)
+    os.kill(pid, signal.SIGKILL)
+    time.sleep(1)
+    assert signal.getsignal(signal.SIGUSR2) == before
