@@ -1,32 +1,25 @@
 """``fgrpo quickstart``: tiny model, warm-up, the stock host on a CPU, and a table and a picture at the end."""
 
-import contextlib
 import json
-import signal
-import subprocess
-import tempfile
 import time
-import uuid
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from rich.table import Table
 
 from fgrpo_plugin.quickstart import task
-from fgrpo_plugin.quickstart.command import MODEL_LEARNING_RATE, check_overrides, host_command, host_environment
+from fgrpo_plugin.quickstart.command import MODEL_LEARNING_RATE, check_overrides, host_command
 from fgrpo_plugin.quickstart.inputs import (
-    RunInputs,
     UserData,
     addition_inputs,
     hybrid_inputs,
     prepare_user_data,
     user_inputs,
 )
-from fgrpo_plugin.quickstart.news import HostNews, Lines
+from fgrpo_plugin.quickstart.news import Lines
 from fgrpo_plugin.quickstart.options import (
     DEFAULT_STEPS,
     DIVERGENCES,
@@ -35,9 +28,8 @@ from fgrpo_plugin.quickstart.options import (
     QuickstartOptions,
     is_users_own,
 )
-from fgrpo_plugin.quickstart.processes import cleaned_up, only_run
+from fgrpo_plugin.quickstart.processes import only_run
 from fgrpo_plugin.quickstart.summary import (
-    REWARD,
     draw,
     heldout_accuracies,
     heldout_true_rewards,
@@ -45,9 +37,7 @@ from fgrpo_plugin.quickstart.summary import (
     rewards,
     summarize,
 )
-
-PATIENCE_SECONDS = 600.0
-"""Without a new line of metrics for so long, the host is taken for dead; a model of the user's own has six times it."""
+from fgrpo_plugin.quickstart.training import PATIENCE_SECONDS, interruptible, progress_bars, train
 
 
 def run_quickstart(options: QuickstartOptions, console: Console | None = None) -> Path:
@@ -98,14 +88,21 @@ def _run(options: QuickstartOptions, user_data: UserData | None, console: Consol
         check_overrides(run, options, steps)
     lines.say("settings checked")
 
-    with _progress(console) as progress, _interruptible():
+    with progress_bars(console) as progress, interruptible():
         model = options.model.absolute() if options.model else _warm_model(run, options.seed, progress, hybrid, lines)
         if hybrid:
             inputs = hybrid_inputs(run, model)
         else:
             inputs = addition_inputs(run, model) if user_data is None else user_inputs(run, model, user_data)
         lines.say(f"data written to {inputs.train.parent}")
-        _train(run, options, steps, inputs, progress, lines)
+        train(
+            run,
+            lambda ray_folder: host_command(run, options, steps, inputs, ray_folder),
+            steps,
+            progress,
+            lines,
+            patience=PATIENCE_SECONDS * (6 if is_users_own(options.model) else 1),
+        )
 
     summary = summarize(
         run / "metrics.jsonl",
@@ -156,85 +153,6 @@ def _warm_model(run: Path, seed: int, progress: Progress, for_hybrid: bool, line
     progress.update(bar, total=result.steps, completed=result.steps)
     lines.say(f"model made: {result.steps} steps of warm-up, sampled success {result.sampled_success:.2f}")
     return save_model(model, tokenizer, run / "model")
-
-
-def _train(
-    run: Path, options: QuickstartOptions, steps: int, inputs: RunInputs, progress: Progress, lines: Lines
-) -> None:
-    run_id = uuid.uuid4().hex
-    ray_folder = Path(tempfile.mkdtemp(prefix="fgrpo-"))  # short: Ray's socket paths must stay below 107 characters
-    log = run / "logs" / "train.log"
-    command = host_command(run, options, steps, inputs, ray_folder)
-    with cleaned_up(run_id, ray_folder), log.open("w") as output:
-        output.write(" ".join(command) + "\n")
-        output.flush()
-        process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env=host_environment(run, run_id),
-            start_new_session=True,  # a Ctrl-C comes to us alone, and the run is then ended in order
-        )
-        patience = PATIENCE_SECONDS * (6 if is_users_own(options.model) else 1)
-        news = HostNews(run / "metrics.jsonl", log, run / "checkpoints", steps, time.monotonic)
-        _follow(process, news, progress, patience, lines)
-    lines.say("verl has ended, and everything that it started")
-
-
-def _follow(process: subprocess.Popen, news: HostNews, progress: Progress, patience: float, lines: Lines) -> None:
-    """Show the host's progress until it ends."""
-    bar = progress.add_task("starting Ray, vLLM and the engines", total=None, reward="")
-    last_news, seen, steps = time.monotonic(), -1, news.steps
-    while True:
-        code = process.poll()
-        for line in news.lines():
-            lines.say(line)
-        rows = news.rows
-        if rows and rows[-1]["step"] != seen:
-            seen, last_news = rows[-1]["step"], time.monotonic()
-            reward = rows[-1]["data"].get(REWARD)
-            shown = "" if reward is None else f"reward {reward:.2f}"
-            progress.update(bar, description="training", total=steps, completed=seen, reward=shown)
-        lines.pulse(f"step {seen} of {steps}" if seen > 0 else None)
-        if code is not None:
-            break
-        if time.monotonic() - last_news > patience:
-            raise QuickstartError(f"the host has finished no step for {patience:.0f} s; its log is {news.log}.")
-        time.sleep(0.5)
-    if code != 0 or seen < steps:
-        why = _why(news.log)
-        raise QuickstartError(f"the host ended with exit code {code} after step {max(seen, 0)} of {steps}: {why}")
-
-
-def _why(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    lines = [line for line in lines if not line.startswith("Set the environment variable HYDRA_FULL_ERROR")]
-    ours = [line for line in lines if line.startswith("fgrpo-plugin: ")]
-    if lines and ours and lines[-1] == ours[-1]:
-        return lines[-1]
-    errors = [line for line in lines if "Error" in line and "UserWarning" not in line and "autoscaler" not in line]
-    return f"{(errors or lines or ['no output'])[-1][:400]} (log: {log})"
-
-
-def _progress(console: Console) -> Progress:
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    last = TextColumn("{task.fields[reward]}")
-    return Progress(*columns, TimeElapsedColumn(), last, console=console, disable=not console.is_terminal)
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM ends a run in the same orderly way as Ctrl-C."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _report(summary: dict[str, Any], run: Path, console: Console) -> None:

@@ -12,7 +12,7 @@ from rich.progress import Progress, TextColumn
 
 from fgrpo_plugin.quickstart.news import HostNews, Lines
 from fgrpo_plugin.quickstart.options import QuickstartError
-from fgrpo_plugin.quickstart.run import _follow, _why
+from fgrpo_plugin.quickstart.training import _follow, _why
 
 
 def follow(tmp_path, code, lines=(), steps=2, patience=30.0):
