@@ -5,6 +5,7 @@ preference rows of f-HAL.
 """
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -32,7 +33,9 @@ from fgrpo_plugin.host.metrics import divide_sums
 from fgrpo_plugin.host.preference_metrics import held_out_metrics
 from fgrpo_plugin.host.settings.batches import minibatches_of_update
 from fgrpo_plugin.host.settings.reading import joins_preferences, may_be_stale, read_settings
+from fgrpo_plugin.host.settings.record import RECORD_FILE, run_record
 from fgrpo_plugin.losses import implicit_reward
+from fgrpo_plugin.preference.reference_cache import write_whole
 from fgrpo_plugin.preference.tokens import TokenRow
 
 ROLLOUT_DIFFERENCE_WARNING = {"fresh": 0.01, "stale": 0.05}
@@ -109,8 +112,12 @@ class FDivergenceTrainer:
 
     def _save_checkpoint(self) -> None:
         # Before the host's own: its tracker file, written last, then never names a checkpoint without this state.
+        folder = self._checkpoint_folder()
         if self.preferences is not None:
-            self.preferences.save(self._checkpoint_folder())
+            self.preferences.save(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        record = run_record(self.config, self.global_steps, self.total_training_steps)
+        write_whole(folder / RECORD_FILE, (json.dumps(record, indent=1) + "\n").encode())
         super()._save_checkpoint()  # type: ignore[misc]
 
     def _checkpoint_folder(self) -> Path:

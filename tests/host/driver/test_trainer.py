@@ -4,6 +4,9 @@ Everything between `prepare_step` and `_compute_metrics` is the host's. The work
 do, and run its loss on log-probs that are a function of the tokens.
 """
 
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -173,3 +176,16 @@ def test_a_run_that_ends_before_its_steps_says_so_before_any_worker_starts(make,
     trainer._init_dataloader()
     said = capsys.readouterr().out
     assert f"the run ends after {2 * 1024 // PROMPTS} steps" in said and "its schedule goes on" not in said
+
+
+@pytest.mark.parametrize("estimator", ["f_grpo", "f_hal"])
+def test_a_checkpoint_keeps_the_runs_settings_beside_verls_files(make, tmp_path, estimator):
+    trainer, workers = make("sync", 1, estimator, f"trainer.default_local_dir={tmp_path / 'run'}")
+    folder = tmp_path / "run" / "global_step_1"
+    workers.save_checkpoint = lambda *given, **more: None
+    trainer.use_critic, trainer.train_dataloader = False, SimpleNamespace(state_dict=dict)
+    trainer._save_checkpoint()
+    assert (tmp_path / "run" / "latest_checkpointed_iteration.txt").read_text() == "1"
+    record = json.loads((folder / "f_divergence_run.json").read_text())
+    assert record["algorithm"] == estimator and record["step"] == 1 and record["total_steps"] == 3
+    assert ("lam" in record) == (estimator == "f_hal") == (folder / "f_divergence.json").is_file()

@@ -1,0 +1,69 @@
+"""What a checkpoint says of its run: settings as they came out, and nothing that is private."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fgrpo_plugin.host.settings.record import public_name, run_record
+from fgrpo_plugin.host.settings.switch import complete
+from tests.support.overrides import HAL, F
+
+ACTOR = "actor_rollout_ref.actor"
+
+
+def test_it_holds_what_presets_and_defaults_came_to(stock_config, inputs, preferences):
+    schedule = f"{F}.lam={{schedule: linear, start: 0.8, end: 0.2}}"
+    config = stock_config(*inputs, HAL, preferences, schedule, f"{F}.preset=paper", f"{ACTOR}.optim.lr=3e-6")
+    complete(config)
+    found = run_record(config, 3, 5)
+    assert json.loads(json.dumps(found)) == found
+    assert found["algorithm"] == "f_hal" and found["step"] == 3 and found["versions"]["verl"] == "0.9.1"
+    settings = found["f_divergence"]
+    assert (settings["preset"], settings["gamma"], settings["scale"], settings["beta"]) == ("paper", 0.0, "paper", 0.1)
+    assert found["lam"] == pytest.approx(0.5)
+    assert found["actor"]["optim.lr"] == 3e-6 and found["rollout"]["n"] == 4
+    assert found["model"].endswith("/model") and found["data"]["train_files"][0].endswith("/rows.parquet")
+    assert found["preference"]["files"][0].endswith("/prefs.jsonl")
+    assert "lora" not in found
+
+
+def test_a_secret_and_a_users_folder_stay_out(stock_config, inputs, monkeypatch, tmp_path):
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setenv("WANDB_API_KEY", "secret-of-the-environment")
+    given = ["+trainer.wandb_key=secret-of-the-run", "+reward.api_key=secret-of-the-judge"]
+    config = stock_config(*inputs, "algorithm.adv_estimator=f_grpo", *given)
+    complete(config)
+    found = json.dumps(run_record(config, 1, 1))
+    assert "secret" not in found and str(tmp_path) not in found and tmp_path.name not in found
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("Qwen/Qwen2.5-Math-1.5B", "Qwen/Qwen2.5-Math-1.5B"),
+        ("/home/alice/model", "model"),
+        ("/home/alice/data/gsm8k/train.parquet", "gsm8k/train.parquet"),
+        ("/mnt/lustre/home/alice/train.parquet", "train.parquet"),
+        ("/data/models/tiny", "models/tiny"),
+        ("/tiny", "tiny"),
+        ("/cache/hub/models--Qwen--Qwen2.5-0.5B/snapshots/060db", "Qwen/Qwen2.5-0.5B"),
+        ("https://alice:token@example.org/data.parquet?key=1", "https://example.org/data.parquet"),
+        ("hdfs://cluster/data/train.parquet", "hdfs://cluster/data/train.parquet"),
+        (None, None),
+    ],
+)
+def test_a_path_keeps_what_others_may_read(path, name):
+    assert public_name(path) == name
+
+
+def test_an_adapter_that_was_given_says_what_scales_it(stock_config, inputs, tmp_path):
+    adapter = tmp_path / "start"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"r": 8, "use_rslora": True, "revision": None}))
+    model = "actor_rollout_ref.model"
+    given = [f"{model}.lora_rank=8", f"{model}.lora_alpha=16", f"{model}.lora_adapter_path={adapter}"]
+    config = stock_config(*inputs, "algorithm.adv_estimator=grpo", *given)
+    found = run_record(config, 1, 1)["lora"]
+    assert found["lora_rank"] == 8 and found["lora_alpha"] == 16
+    assert found["adapter_config"] == {"r": 8, "use_rslora": True}
