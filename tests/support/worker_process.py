@@ -5,7 +5,8 @@
 A job: name, ranks, model folder, overrides of the configuration, file with a dumped batch (each data-parallel rank
 takes its contiguous share, as the host deals them), temperature. Where asked, `per_micro_batch` (a control that weights
 rows wrongly), `log_probs` (passes before the update: the actor's, the reference's with the adapter off, or those of a
-reference worker), `export` (the weights as the host sends them to the rollout engine, before the update) and
+reference worker), `export` (the weights as the host sends them to the rollout engine, before the update), `save` (a
+folder to save the updated actor to, with its log-probs of the rows; `shards`: Megatron's own form of the weights) and
 `checkpoint` (a folder to save to; then an update, and the same update by a new worker that loads from there). Every job
 starts from the model folder's weights and a new optimiser. The ranks are forked from this process, which has imported
 the host once for all of them.
@@ -121,6 +122,11 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         found["loss"] = output["metrics"]["loss"]
         found["metrics"] = {name: float(value) for name, value in reduce_metrics(dict(output["metrics"])).items()}
     found["parameters"] = parameters(engine)
+    if job.get("save"):
+        if job.get("shards"):  # asked for from the start, verl would want such weights to begin with
+            engine.checkpoint_mananager.use_dist_checkpointing = True
+        worker.save_checkpoint(job["save"])
+        found["log_probs, saved"] = log_probs(worker.compute_log_prob, share)
     if job.get("checkpoint"):
         worker.save_checkpoint(job["checkpoint"])
         update(worker, share, ranks=size, temperature=job["temperature"])
