@@ -1,4 +1,4 @@
-"""The command line: ``fgrpo doctor``, ``settings``, ``quickstart``, ``plan``, ``data`` and ``prefs``."""
+"""The command line: ``fgrpo doctor``, ``settings``, ``quickstart``, ``plan``, ``data``, ``prefs`` and ``export``."""
 
 import contextlib
 import functools
@@ -110,6 +110,42 @@ def data(
                 console.print(f"{found.rows} rows to {found.file}", soft_wrap=True)
                 for reason, count in found.left_out.most_common():
                     console.print(f"left out: {count} x {reason} (first: row {found.first_left_out[reason]})")
+
+
+@app.command()
+def export(
+    run: Annotated[
+        Path, typer.Argument(help="A run's checkpoint folder (its newest step), a global_step_N in it, or an actor.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; it appears when it is whole.")],
+    step: Annotated[int | None, typer.Option(help="Which step of a run's folder.")] = None,
+    adapter: Annotated[bool, typer.Option("--adapter", help="LoRA's adapter as PEFT's folder, not merged.")] = False,
+    dtype: Annotated[
+        str | None, typer.Option(help="bfloat16 (default for a model), float32, as-saved (default for an adapter).")
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="Folder or name of the model that was trained, where a checkpoint lacks it.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is in the folder.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the model's own code, which is in its folder.")
+    ] = False,
+) -> None:
+    """Write a checkpoint of verl as a Hugging Face folder with a model card; LoRA is merged, or written with PEFT."""
+    with _one_sentence("fgrpo export", code=1):
+        from fgrpo_plugin.export.exporting import export_run
+
+        export_run(
+            run,
+            output,
+            step=step,
+            adapter=adapter,
+            dtype=dtype,  # type: ignore[arg-type]  # checked there
+            base_model=base_model,
+            overwrite=overwrite,
+            trust_remote_code=trust_remote_code,
+            say=lambda line: print(line, flush=True),
+        )
 
 
 prefs = typer.Typer(help="Look at preference data, and convert them.", no_args_is_help=True, rich_markup_mode=None)
@@ -224,13 +260,13 @@ def _said(what: str) -> Callable[[int, Callable[[], float]], None]:
 
 
 @contextlib.contextmanager
-def _one_sentence(command: str) -> Iterator[None]:
-    """Bad input ends a command with its sentence and exit code 2, without a traceback."""
+def _one_sentence(command: str, code: int = 2) -> Iterator[None]:
+    """Bad input ends a command with its sentence and this exit code, without a traceback."""
     try:
         yield
     except (ValueError, OSError) as error:
         print(f"{command}: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None
+        raise typer.Exit(code) from None
 
 
 def _tokenizer(model: Path | None) -> Any:

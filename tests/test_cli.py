@@ -27,3 +27,11 @@ def test_reading_preferences_says_how_far_it_is(tmp_path, monkeypatch):
         assert result.exit_code == 0
         lines = [line for line in result.stderr.splitlines() if line]
         assert len(lines) == 20 and lines[-1].startswith("40 rows read, ")
+
+
+def test_export_ends_bad_input_in_one_sentence_and_exits_1(tmp_path):
+    for run, given in ((tmp_path / "none", []), (tmp_path, []), (tmp_path, ["--dtype", "int8"])):
+        result = CliRunner().invoke(app, ["export", str(run), "-o", str(tmp_path / "model"), *given])
+        assert result.exit_code == 1
+        assert result.stderr.startswith("fgrpo export: ") and len(result.stderr.strip().splitlines()) == 1
+        assert not (tmp_path / "model").exists()

@@ -41,12 +41,14 @@ def run_record(config: Any, step: int, total_steps: int) -> dict[str, Any]:
         defaults, lambda of this step, actor, data, rollout, preferences, LoRA. What is not set is left out.
     """
     model = "actor_rollout_ref.model"
+    path = OmegaConf.select(config, f"{model}.path")
     found: dict[str, Any] = {
         "versions": {name: _version(name) for name in ("verl", "torch", "transformers")}
         | {"fgrpo_plugin": fgrpo_plugin.__version__},
         "step": step,
         "total_steps": total_steps,
-        "model": public_name(OmegaConf.select(config, f"{model}.path")),
+        "model": public_name(path),
+        "model_is_local": path is not None and Path(path).expanduser().exists() and "models--" not in str(path),
         "algorithm": OmegaConf.select(config, "algorithm.adv_estimator"),
         "actor": _chosen(config, "actor_rollout_ref.actor", _ACTOR),
         "data": _chosen(config, "data", _DATA)

@@ -1,0 +1,110 @@
+"""The model card of an exported folder: what is known of how the model was made, and what is not."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fgrpo_plugin import __version__
+
+_PAPER = "https://arxiv.org/abs/2602.05946"
+_NAMES = {"f_grpo": "f-GRPO", "f_hal": "f-HAL"}
+_LOSS = (
+    "preset",
+    "divergence",
+    "link",
+    "alpha",
+    "beta",
+    "gamma",
+    "level",
+    "weighting",
+    "scale",
+    "implicit_reward_clip",
+)
+_UNKNOWN = "not recorded in the checkpoint"
+
+
+def model_card(
+    record: Mapping[str, Any], *, step: int | None, engine: str, form: str, dtype: str, base_model: str | None
+) -> str:
+    """README.md of the folder.
+
+    Args:
+        record: the run's settings (``host/settings/record.py``); empty where the checkpoint has none.
+        step: training step.
+        engine: FSDP or Megatron.
+        form: ``full weights``, ``LoRA, merged`` or ``LoRA adapter``.
+        dtype: of the weights.
+        base_model: on a model hub, or a local name; None where it is not known.
+    """
+    hub = base_model if base_model and base_model.count("/") == 1 and not record.get("model_is_local") else None
+    algorithm = record.get("algorithm")
+    named = _NAMES.get(str(algorithm), algorithm)
+    adapter = form == "LoRA adapter"
+    head = ["---", f"library_name: {'peft' if adapter else 'transformers'}", "pipeline_tag: text-generation"]
+    head += [f"base_model: {hub}"] if hub else []
+    head += [
+        "tags:",
+        "- verl",
+        "- reinforcement-learning",
+        *([f"- {str(algorithm).replace('_', '-')}"] if named else []),
+    ]
+    title = " ".join(["#", base_model.rpartition("/")[2] if base_model else "A model", "trained with", named or "verl"])
+    rows = [("Base model", base_model), ("Step", _of(step, record.get("total_steps"))), ("Weights", f"{form}, {dtype}")]
+    rows += _training(record, named)
+    versions = {name: value for name, value in (record.get("versions") or {}).items() if value}
+    rows += [("Versions", ", ".join(f"{_package(name)} {value}" for name, value in versions.items()) or None)]
+    rows += [("Engine", engine), ("Exported by", f"fgrpo-plugin {__version__}")]
+    table = ["| | |", "| --- | --- |", *(f"| {name} | {_cell(value)} |" for name, value in rows)]
+    said = [] if record else ["", "The checkpoint says nothing of its run's settings: it was not saved by this plugin."]
+    paper = [f"f-GRPO and f-HAL: Haldar et al., [arXiv 2602.05946]({_PAPER}).", ""] if algorithm in _NAMES else []
+    evaluated = "Evaluation: none is recorded here. Licence: that of the base model and of the data."
+    lines = [*head, "---", "", title, "", *table, *said, "", *paper, evaluated, "", "```python", *_use(adapter, hub)]
+    return "\n".join([*lines, "```", ""])
+
+
+def _training(record: Mapping[str, Any], named: str | None) -> list[tuple[str, Any]]:
+    loss, actor, data = (record.get(name) or {} for name in ("f_divergence", "actor", "data"))
+    rows: list[tuple[str, Any]] = [("Algorithm", named)]
+    rows += [(name, loss[name]) for name in _LOSS if loss.get(name) is not None]
+    if "lam" in record:
+        schedule = f" at this step, of {loss['lam']}" if isinstance(loss.get("lam"), Mapping) else ""
+        rows.append(("lambda", f"{record['lam']:g}{schedule}"))
+    rows.append(("Learning rate", actor.get("optim.lr")))
+    sizes = {"prompts a step": data.get("train_batch_size"), "a mini-batch": actor.get("ppo_mini_batch_size")}
+    sizes["responses a prompt"] = (record.get("rollout") or {}).get("n")
+    rows.append(("Batch", ", ".join(f"{value} {name}" for name, value in sizes.items() if value) or None))
+    if lora := record.get("lora"):
+        rank, alpha = (lora.get(f"lora_{name}", lora.get(name)) for name in ("rank", "alpha"))
+        rows.append(("LoRA", f"rank {rank}, alpha {alpha}"))
+    rows.append(("Data", ", ".join(data.get("train_files") or []) or None))
+    if files := (record.get("preference") or {}).get("files"):
+        rows.append(("Preference data", ", ".join(files)))
+    return rows
+
+
+def _of(step: int | None, total: int | None) -> str | None:
+    return None if step is None else f"{step} of {total}" if total else str(step)
+
+
+def _package(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _cell(value: Any) -> str:
+    return _UNKNOWN if value is None else str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _use(adapter: bool, base_model: str | None) -> list[str]:
+    if not adapter:
+        return [
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")',
+            'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
+        ]
+    return [
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM",
+        "",
+        f'base = AutoModelForCausalLM.from_pretrained("{base_model or "path/to/the/base/model"}")',
+        'model = PeftModel.from_pretrained(base, "path/to/this/folder")',
+    ]
