@@ -1,4 +1,4 @@
-"""LoRA through stock verl on the CPU: merged weights or the adapter sent to vLLM; a transfer that fails ends the run."""
+"""LoRA through stock verl on the CPU, merged or as an adapter; a transfer of weights that fails ends the run."""
 
 import pytest
 

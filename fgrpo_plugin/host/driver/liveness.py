@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ EVERY = 5.0
 """Seconds between two calls to a part that answers."""
 GRACE = 20.0
 """Seconds for the main thread to end once it has been told; then the process is ended."""
+LOOK = 3.0
+"""Seconds in which a dead part is looked for when the run ends with another error."""
 _SIGNAL = signal.SIGUSR2
 
 
@@ -50,7 +53,7 @@ def watching(parts: Mapping[str, Any], every: float = EVERY) -> Iterator[None]:
         if message is None:
             return
         died.append(message)
-        print(f"fgrpo-plugin: {message}", file=sys.stderr, flush=True)
+        _say(message)
         signal.pthread_kill(main, _SIGNAL)
         if not done.wait(GRACE):
             os._exit(1)
@@ -63,18 +66,33 @@ def watching(parts: Mapping[str, Any], every: float = EVERY) -> Iterator[None]:
         if died:
             raise PartDied(died[0]) from None
         raise
+    except Exception as error:
+        # A death shows itself as an error elsewhere too, such as prompts whose generation failed.
+        message = died[0] if died else _first_death(parts, 0.0, done, patience=LOOK)
+        if message is None:
+            raise
+        if not died:
+            _say(message)
+        raise PartDied(message) from error
     finally:
         done.set()
         signal.signal(_SIGNAL, previous)
 
 
-def _first_death(parts: Mapping[str, Any], every: float, done: threading.Event) -> str | None:
-    """Wait for a death; None where the run ended before one."""
+def _say(message: str) -> None:
+    print(f"fgrpo-plugin: {message}", file=sys.stderr, flush=True)
+
+
+def _first_death(
+    parts: Mapping[str, Any], every: float, done: threading.Event, patience: float = float("inf")
+) -> str | None:
+    """Wait for a death; None where the run ended, or patience did, before one."""
     import ray
 
+    began = time.monotonic()
     waiting = {actor.__ray_ready__.remote(): name for name, actor in parts.items()}
-    while waiting and not done.is_set():
-        answered, _ = ray.wait(list(waiting), timeout=every / 2)
+    while waiting and not done.is_set() and time.monotonic() - began < patience:
+        answered, _ = ray.wait(list(waiting), timeout=min(1.0, every or 1.0))
         for call in answered:
             name = waiting.pop(call)
             try:
@@ -82,11 +100,11 @@ def _first_death(parts: Mapping[str, Any], every: float, done: threading.Event) 
             except ray.exceptions.RayActorError as error:
                 if done.is_set():  # a part that the run's end has ended
                     return None
-                reason = " ".join(str(error).split())
-                return f"{name} has died, and the run ends here ({reason})."
+                return f"{name} has died, and the run ends here ({' '.join(str(error).split())})."
             except Exception:  # whatever else Ray says of the call, it is no death
                 pass
-            waiting[parts[name].__ray_ready__.remote()] = name
+            if patience == float("inf"):
+                waiting[parts[name].__ray_ready__.remote()] = name
         if answered:
             done.wait(every)
     return None

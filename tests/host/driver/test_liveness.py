@@ -57,3 +57,17 @@ def test_a_part_that_is_busy_or_of_a_run_that_has_ended_is_no_death():
     os.kill(pid, signal.SIGKILL)
     time.sleep(1)
     assert signal.getsignal(signal.SIGUSR2) == before
+
+
+def test_an_error_that_a_death_has_caused_is_told_from_one_that_none_has():
+    lives, dead = Part.remote(), Part.remote()
+    pid = ray.get(dead.pid.remote())
+    with pytest.raises(ZeroDivisionError), watching({"actor worker 0": lives, "agent loop worker 0": dead}, every=60):
+        1 / 0
+    with (
+        pytest.raises(PartDied, match="agent loop worker 0 has died") as raised,
+        watching({"actor worker 0": lives, "agent loop worker 0": dead}, every=60),
+    ):
+        os.kill(pid, signal.SIGKILL)
+        raise RuntimeError("eight prompts failed")
+    assert isinstance(raised.value.__cause__, RuntimeError)

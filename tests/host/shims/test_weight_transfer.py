@@ -1,4 +1,4 @@
-"""A transfer of weights whose receiver fails, dies or leaves too early ends with the cause; real sockets, a small Ray."""
+"""A transfer of weights whose receiver fails, dies or leaves too early ends with the cause."""
 
 import os
 import time
