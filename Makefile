@@ -8,7 +8,7 @@ PIP := $(BIN)/pip --disable-pip-version-check -q
 READY := $(VENV)/.ready
 comma := ,
 
-.PHONY: env quickstart lint types check test test-long test-long-workers test-long-runs test-long-quickstart mutants docs figures benchmarks clean
+.PHONY: env quickstart realmodel lint types check test test-long test-long-workers test-long-runs test-long-quickstart mutants docs figures benchmarks clean
 
 env: $(READY)
 
@@ -28,6 +28,13 @@ quickstart: $(READY)
 	  $(if $(LAM),--lam $(LAM)) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(STEPS),--steps $(STEPS)) $(if $(DATA),--data $(DATA)) \
 	  $(if $(MODEL),--model $(MODEL)) $(if $(RUN),--run-dir $(RUN)) $(ARGS)
+
+# make realmodel [ALGO=f_grpo|released|grpo|grpo_kl] [DIVERGENCE=pearson] [SEED=0] [STEPS=14] [DATA=file or folder]
+#   [MODEL=folder] [RUN=runs/realmodel]: a real language model from prompt to exported, evaluated weights (docs/model.md)
+realmodel: $(READY)
+	@$(BIN)/fgrpo realmodel $(if $(ALGO),--algo $(ALGO)) $(if $(DIVERGENCE),--divergence $(DIVERGENCE)) \
+	  $(if $(SEED),--seed $(SEED)) $(if $(STEPS),--steps $(STEPS)) $(if $(DATA),--data $(DATA)) \
+	  $(if $(MODEL),--model $(MODEL)) $(if $(RUN),--run $(RUN)) $(ARGS)
 
 lint: $(READY)
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports --no-logo

@@ -76,6 +76,42 @@ def quickstart(
         raise typer.Exit(2) from None
 
 
+@app.command()
+def realmodel(
+    run: Annotated[Path, typer.Option(help="Folder for everything; what is there is not made again.")] = Path(
+        "runs/realmodel"
+    ),
+    algo: Annotated[str, typer.Option(help="f_grpo, released (its preset), grpo, grpo_kl.")] = "f_grpo",
+    divergence: Annotated[str | None, typer.Option(help="Name of f.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the data order and the rollouts.")] = 0,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 14,
+    data: Annotated[
+        list[Path] | None, typer.Option(help="File or folder of problems, in place of MAWPS; repeatable.")
+    ] = None,
+    model: Annotated[Path | None, typer.Option(help="Local Hugging Face folder in place of SmolLM2.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Learning rate of the actor.")] = None,
+    override: Annotated[list[str] | None, typer.Option(help="Further Hydra override for verl; repeatable.")] = None,
+) -> None:
+    """Train a real language model on word problems on a CPU, export it, and evaluate it before and after."""
+    from fgrpo_plugin.realmodel.options import RealModelOptions
+    from fgrpo_plugin.realmodel.run import run_realmodel
+
+    with _one_sentence("fgrpo realmodel"):
+        run_realmodel(
+            RealModelOptions(
+                folder=run,
+                algo=algo,
+                divergence=divergence,
+                model=model,
+                data=tuple(data or ()),
+                steps=steps,
+                seed=seed,
+                learning_rate=learning_rate,
+                overrides=tuple(override or ()),
+            )
+        )
+
+
 @app.command(context_settings={"ignore_unknown_options": True})  # older ones, which it rewrites
 @functools.wraps(plan_run)
 def plan(**options: Any) -> None:

@@ -1,0 +1,261 @@
+"""The real model's table: arms with equal tuning, three seeds each, and a control that must stand still.
+
+    python experiments/real_model/arms.py DATA... [--only grpo-lr1e-05-seed100] [--commit] [--report-only]
+
+Each arm is tried at two learning rates on seed 100, and the better of them (sampled reward of the last five steps, on
+training problems) is used for the seeds 0, 1 and 2. A run that is in results.json is not made again; the first that is
+missing is made, then the next. `--commit` commits results.json and the pages after each run.
+"""
+
+import json
+import os
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from fgrpo_plugin.eval.statistics import bootstrap
+from fgrpo_plugin.realmodel.model import NAME
+from fgrpo_plugin.realmodel.options import RealModelOptions
+from fgrpo_plugin.realmodel.run import MAX_TOKENS, arm_name, run_realmodel
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+RESULTS = HERE / "results.json"
+STEPS = 14
+TUNING_SEED, SEEDS = 100, (0, 1, 2)
+LAST = 5
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One algorithm, as `fgrpo realmodel` is given it, and the two learning rates that it is tried at."""
+
+    title: str
+    algo: str
+    divergence: str | None
+    rates: tuple[float, float]
+
+
+NEEDED = (
+    Arm("GRPO, no KL", "grpo", None, (1e-5, 3e-5)),
+    Arm("f-GRPO, pearson", "f_grpo", "pearson", (1e-5, 3e-5)),
+)
+LATER = (
+    Arm("GRPO, KL 0.001", "grpo_kl", None, (1e-5, 3e-5)),
+    Arm("f-GRPO, jensen_shannon", "f_grpo", "jensen_shannon", (1e-5, 3e-5)),
+    Arm("f-GRPO, pearson, preset released", "released", "pearson", (1e-5, 3e-5)),
+)
+CONTROL = Arm("control: learning rate 0", "f_grpo", "pearson", (0.0, 0.0))
+
+
+def options(arm: Arm, rate: float, seed: int, folder: Path, data: tuple[Path, ...]) -> RealModelOptions:
+    """A run of an arm."""
+    return RealModelOptions(
+        folder=folder,
+        algo=arm.algo,
+        divergence=arm.divergence,
+        data=data,
+        steps=STEPS,
+        seed=seed,
+        learning_rate=rate,
+    )
+
+
+def learned(result: Mapping[str, Any]) -> float:
+    """What tuning looks at: the sampled reward of the last steps, on training problems."""
+    return statistics.fmean(result["rewards"][-LAST:])
+
+
+def best_rate(arm: Arm, results: Mapping[str, Any]) -> float | None:
+    """The better learning rate of an arm, once both have been tried."""
+    tried = {rate: results.get(_name(arm, rate, TUNING_SEED)) for rate in arm.rates}
+    if not all(tried.values()):
+        return None
+    return max(arm.rates, key=lambda rate: learned(tried[rate]))  # type: ignore[arg-type]
+
+
+def _name(arm: Arm, rate: float, seed: int) -> str:
+    return arm_name(options(arm, rate, seed, Path("."), ()))
+
+
+def wanted(results: Mapping[str, Any]) -> Iterator[tuple[Arm, float, int]]:
+    """Runs that are missing and can be made now, in the order in which they are made."""
+    for arms in (NEEDED, (CONTROL,), LATER):
+        runs = [(arm, rate, TUNING_SEED) for arm in arms if arm is not CONTROL for rate in arm.rates]
+        for arm in arms:
+            rate = 0.0 if arm is CONTROL else best_rate(arm, results)
+            if rate is not None:
+                runs += [(arm, rate, seed) for seed in (SEEDS[:1] if arm is CONTROL else SEEDS)]
+        missing = [run for run in runs if _name(*run) not in results]
+        yield from missing
+        if missing:
+            return
+
+
+def read() -> dict[str, Any]:
+    """Every finished run."""
+    return json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+
+
+def commit() -> str:
+    """The commit that is measured."""
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def record(name: str, result: dict[str, Any]) -> None:
+    """Keep a run's result beside the others, one line each."""
+    results = read() | {name: result | {"commit": commit(), "date": str(date.today()), "hardware": hardware()}}
+    lines = [f"{json.dumps(key)}: {json.dumps(results[key])}" for key in sorted(results)]
+    RESULTS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def hardware() -> str:
+    """What the figures were measured on."""
+    return f"{len(os.sched_getaffinity(0))} CPU cores ({platform.machine()}), no GPU"
+
+
+def main(
+    data: Annotated[list[Path] | None, typer.Argument(help="As for fgrpo realmodel --data.")] = None,
+    folder: Annotated[Path, typer.Option(help="Of the runs.")] = Path("runs/realmodel"),
+    only: Annotated[str, typer.Option(help="This run alone, by the name of its folder.")] = "",
+    most: Annotated[int, typer.Option(help="Runs to make.")] = 100,
+    save: Annotated[bool, typer.Option("--commit", help="Commit each result.")] = False,
+    report_only: Annotated[bool, typer.Option("--report-only")] = False,
+) -> None:
+    """Make the missing runs and the pages."""
+    while not report_only and most > 0:
+        runs = [run for run in wanted(read()) if not only or _name(*run) == only]
+        if not runs:
+            break
+        name = _name(*runs[0])
+        made = run_realmodel(options(*runs[0], folder, tuple(data or ())), Console())
+        record(name, json.loads((made / "result.json").read_text()))
+        shutil.rmtree(made / "model", ignore_errors=True)
+        most -= 1
+        write_report()
+        if save:
+            changed = ["experiments/real_model", "README.md"]
+            subprocess.run(["git", "add", *changed], cwd=ROOT, check=True)
+            subprocess.run(["git", "commit", "-qm", f"The real model, measured: {name}"], cwd=ROOT, check=True)
+    write_report()
+
+
+HEAD = (
+    "| | learning rate | right before | right after | after - before | with a number | cut | tokens |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- |"
+)
+
+
+def row(title: str, runs: list[Mapping[str, Any]]) -> str:
+    """A line of the table: means over seeds; the interval is a paired bootstrap over problems of the seeds' mean."""
+    if not runs:
+        return f"| {title} | not run | | | | | | |"
+    gains = [
+        [int(after) - int(before) for before, after in zip(run["right"]["before"], run["right"]["after"], strict=True)]
+        for run in runs
+    ]
+    mean = [statistics.fmean(values) for values in zip(*gains, strict=True)]
+    low, high = bootstrap(mean)
+
+    def pair(key: str, form: str) -> str:
+        old, new = (statistics.fmean(run[when][key] for run in runs) for when in ("before", "after"))
+        return f"{old:{form}} -> {new:{form}}"
+
+    before, after = (statistics.fmean(run[when]["right"] for run in runs) for when in ("before", "after"))
+    seeds = ", ".join(str(run["seed"]) for run in runs)
+    return (
+        f"| {title} (seed{'s' * (len(runs) > 1)} {seeds}) | {runs[0]['learning_rate']:g} | {before:.3f} | {after:.3f} | "
+        f"{statistics.fmean(mean):+.3f} [{low:+.3f}, {high:+.3f}] | {pair('parsable', '.2f')} | {pair('cut', '.2f')} | "
+        f"{pair('tokens', '.0f')} |"
+    )
+
+
+def write_report() -> None:
+    """experiments/real_model/README.md, and the table in the repository's README."""
+    results = read()
+    lines = [HEAD]
+    for arm in (*NEEDED, *LATER, CONTROL):
+        rate = 0.0 if arm is CONTROL else best_rate(arm, results)
+        names = [_name(arm, rate, seed) for seed in SEEDS] if rate is not None else []
+        lines.append(row(arm.title, [results[name] for name in names if name in results]))
+    tuning = ["| | learning rate | sampled reward, last 5 steps | held-out after |", "| --- | --- | --- | --- |"]
+    for arm in (*NEEDED, *LATER):
+        for rate in arm.rates:
+            found = results.get(_name(arm, rate, TUNING_SEED))
+            shown = f"{learned(found):.3f} | {found['after']['right']:.3f}" if found else "not run |"
+            tuning.append(f"| {arm.title} | {rate:g} | {shown} |")
+    each = ["| run | sampled reward, first 5 steps | last 5 | s a step | measured |", "| --- | --- | --- | --- | --- |"]
+    for name in sorted(results):
+        found = results[name]
+        first = statistics.fmean(found["rewards"][:LAST])
+        where = f"{found['commit']}, {found['date']}, {found['hardware']}"
+        each.append(f"| {name} | {first:.3f} | {learned(found):.3f} | {found['seconds_a_step']:.0f} | {where} |")
+    prompts = json.loads((HERE / "prompts.json").read_text()) if (HERE / "prompts.json").is_file() else {}
+    chosen = ["| prompt | right | with a number | cut | tokens |", "| --- | --- | --- | --- | --- |"]
+    for name, found in prompts.items():
+        values = f"{found['right']:.3f} | {found['parsable']:.2f} | {found['cut']:.2f} | {found['tokens']:.0f}"
+        chosen.append(f"| {name} | {values} |")
+    problems = next(iter(results.values()))["problems"] if results else 400
+    table = "\n".join(lines)
+    (HERE / "README.md").write_text(
+        PAGE.format(
+            name=NAME,
+            table=table,
+            tuning="\n".join(tuning),
+            each="\n".join(each),
+            prompts="\n".join(chosen),
+            problems=problems,
+            tokens=MAX_TOKENS,
+            steps=STEPS,
+        )
+    )
+    readme = ROOT / "README.md"
+    block = r"(<!-- real_model -->\n).*?(\n<!-- /real_model -->)"
+    readme.write_text(re.sub(block, lambda found: found[1] + table + found[2], readme.read_text(), flags=re.DOTALL))
+
+
+PAGE = """# A real model: measured
+
+{name}, on one-step word problems of MAWPS (single-op and add-sub as published), through verl as it is: FSDP2, vLLM, float32,
+{steps} steps of 8 prompts x 8 responses. Made by `python experiments/real_model/arms.py DATA...`; one run by `make realmodel`.
+
+"Right": the last number anywhere in the response is the answer. {problems} held-out problems, greedy, at most {tokens}
+tokens; before and after are scored alike. The interval is a paired bootstrap over problems (95 %, 10,000 resamples) of the
+mean over seeds; one that includes 0 shows no difference. The reward is 1 for a right response and nothing else. Training
+prompts are those of 256 of which some of 8 responses are right and some are not before training.
+
+{table}
+
+## Tuning
+
+Every arm is tried at two learning rates on seed 100; the rate with the higher sampled reward in the last 5 steps, on
+training problems, is used for the seeds above. Held-out accuracy stands beside it and decides nothing.
+
+{tuning}
+
+## The prompt
+
+Three fixed prompts on 120 training problems before training, greedy. The best of those at which 95 of 100 responses end
+by themselves is used, before and after, by every arm.
+
+{prompts}
+
+## Each run
+
+{each}
+"""
+
+
+if __name__ == "__main__":
+    typer.run(main)

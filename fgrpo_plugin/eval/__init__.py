@@ -1,0 +1,1 @@
+"""Evaluation of models on local files, without verl."""

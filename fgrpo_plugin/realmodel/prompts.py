@@ -1,0 +1,89 @@
+"""The fixed prompts, the choice among them, and which training problems can teach anything."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fgrpo_plugin.eval.scoring import is_right, last_number
+from fgrpo_plugin.realmodel.problems import Problem
+
+PROMPTS = {
+    "number": "{problem}\nAnswer with the number only.",
+    "sentence": "{problem}\nGive the final answer as a number at the end of one short sentence.",
+    "calculation": "{problem}\nWrite one short calculation and then the answer as a number.",
+}
+CHOSEN = "sentence"
+"""The best of them on training problems whose responses end by themselves; experiments/real_model has the figures."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Shares of a set's responses.
+
+    Attributes:
+        right: the last number is the answer.
+        parsable: there is a number.
+        cut: stopped by the limit of tokens.
+        tokens: mean length.
+    """
+
+    right: float
+    parsable: float
+    cut: float
+    tokens: float
+
+
+def chat(problem: Problem, prompt: str) -> list[dict[str, str]]:
+    """The messages that a problem becomes."""
+    return [{"role": "user", "content": PROMPTS[prompt].format(problem=problem.text)}]
+
+
+def shares(problems: Mapping[str, Problem], responses: Mapping[str, Sequence[Mapping[str, Any]]]) -> Shares:
+    """Score responses by the last number anywhere in them.
+
+    Args:
+        problems: id -> problem.
+        responses: id -> responses, as `sampling.responses` gives them.
+    """
+    every = [(problems[key], one) for key, given in responses.items() for one in given]
+    count = len(every)
+    return Shares(
+        right=sum(is_right(one["text"], problem.answer) for problem, one in every) / count,
+        parsable=sum(last_number(one["text"]) is not None for _, one in every) / count,
+        cut=sum(not one["ended"] for _, one in every) / count,
+        tokens=sum(one["tokens"] for _, one in every) / count,
+    )
+
+
+def mixed(problems: Mapping[str, Problem], responses: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """The problems of which some responses are right and some are not: the others' advantages are 0."""
+    found = []
+    for key, given in responses.items():
+        right = sum(is_right(one["text"], problems[key].answer) for one in given)
+        if 0 < right < len(given):
+            found.append(key)
+    return found
+
+
+def verl_rows(problems: Mapping[str, Problem], keys: Sequence[str], prompt: str) -> list[dict[str, Any]]:
+    """Problems in verl's data format."""
+    return [
+        {
+            "data_source": "word_problems",
+            "prompt": chat(problems[key], prompt),
+            "ability": "math",
+            "reward_model": {"style": "rule", "ground_truth": problems[key].answer},
+            "extra_info": {"index": key},
+        }
+        for key in keys
+    ]
+
+
+def write_parquet(rows: Sequence[dict[str, Any]], path: Path) -> Path:
+    """Write rows for verl."""
+    import datasets
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    datasets.Dataset.from_list(list(rows)).to_parquet(str(path))
+    return path

@@ -1,0 +1,263 @@
+"""``fgrpo realmodel``: fetch, convert, screen, train through verl, export, evaluate; what is there is kept."""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from fgrpo_plugin.eval.scoring import is_right
+from fgrpo_plugin.eval.statistics import bootstrap
+from fgrpo_plugin.export.exporting import export_run
+from fgrpo_plugin.quickstart.news import Lines
+from fgrpo_plugin.quickstart.processes import only_run
+from fgrpo_plugin.quickstart.summary import draw, read_metrics, rewards
+from fgrpo_plugin.quickstart.training import PATIENCE_SECONDS, interruptible, progress_bars, train
+from fgrpo_plugin.realmodel.model import NAME, smollm2
+from fgrpo_plugin.realmodel.options import ARMS, RealModelError, RealModelOptions
+from fgrpo_plugin.realmodel.problems import Problem, read_problems, split
+from fgrpo_plugin.realmodel.prompts import CHOSEN, chat, mixed, shares, verl_rows, write_parquet
+from fgrpo_plugin.realmodel.sampling import responses
+
+MAX_TOKENS = 64
+"""Of a response; 95 of 100 responses before training end by themselves within it."""
+SCREENED, SAMPLES, TEMPERATURE = 256, 8, 0.5
+"""Training problems that are tried before training, how often each, and how: as they are sampled in training."""
+LEARNING_RATE = 1e-5
+
+
+def arm_name(options: RealModelOptions) -> str:
+    """The folder of a run beside those of other settings."""
+    divergence = options.divergence or ("" if options.algo.startswith("grpo") else "pearson")
+    rate = LEARNING_RATE if options.learning_rate is None else options.learning_rate
+    return "-".join(filter(None, (options.algo, divergence, f"lr{rate:g}", f"seed{options.seed}")))
+
+
+def run_realmodel(options: RealModelOptions, console: Console | None = None) -> Path:
+    """Make what is missing of a run.
+
+    Args:
+        options: what to run.
+        console: where progress and the table go.
+
+    Returns:
+        The run's folder, with `result.json`, `reward_curve.png` and the exported `model`.
+
+    Raises:
+        RealModelError: bad input, or a part failed; what was done is kept, and the same command goes on.
+        fgrpo_plugin.quickstart.options.QuickstartError: verl failed.
+    """
+    options.check()
+    with only_run() as alone:
+        if not alone:
+            raise RealModelError("another run is under way on this machine; wait for it to end, or stop it.")
+        console = console or Console()
+        with progress_bars(console) as progress, interruptible():
+            return _run(options, console, progress, Lines(console))
+
+
+def _run(options: RealModelOptions, console: Console, progress: Progress, lines: Lines) -> Path:
+    folder = options.folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    console.print(f"everything goes to {folder}", soft_wrap=True)
+    _keep_inputs(folder, options)
+    model = options.model.absolute() if options.model else smollm2(folder / "model")
+    lines.say(f"model: {model}")
+    training, held_out = split(read_problems(options.data))
+    lines.say(f"{len(training)} problems to train on, {len(held_out)} held out")
+
+    follow = _follower(progress, lines)
+    before = _evaluate(model, held_out, folder / "before.jsonl", follow("held-out problems before training"))
+    train_file = _screen(model, training, folder, follow("screening training problems"), lines)
+
+    run = folder / arm_name(options)
+    done = run / "result.json"
+    if not done.is_file():
+        started = time.monotonic()
+        exported = run / "model"
+        if not (exported / "config.json").is_file():
+            (run / "logs").mkdir(parents=True, exist_ok=True)
+            train(
+                run,
+                lambda ray: verl_command(run, options, model, train_file, ray),
+                options.steps,
+                progress,
+                lines,
+                patience=PATIENCE_SECONDS * 6,
+                threads=2,
+            )
+            export_run(run / "checkpoints", exported, dtype="float32", say=lines.say)
+        after = _evaluate(exported, held_out, run / "after.jsonl", follow("held-out problems after training"))
+        result = _result(run, options, held_out, before, after, time.monotonic() - started)
+        done.write_text(json.dumps(result, indent=1) + "\n")
+        shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    result = json.loads(done.read_text())
+    draw({run.name: [result["rewards"]]}, run / "reward_curve.png", f"{run.name} ({NAME})")
+    report(result, console)
+    console.print(f"model: {run / 'model'}\ncurve: {run / 'reward_curve.png'}", soft_wrap=True)
+    return run
+
+
+def _keep_inputs(folder: Path, options: RealModelOptions) -> None:
+    """Refuse a folder whose problems and model are others than asked for."""
+    given = {
+        "MODEL": str(options.model.absolute()) if options.model else NAME,
+        "DATA": [str(path.absolute()) for path in options.data],
+    }
+    kept = folder / "inputs.json"
+    if kept.is_file():
+        for name, value in json.loads(kept.read_text()).items():
+            if value != given[name]:
+                raise RealModelError(f"RUN={folder} was begun with {name}={value}; for {given[name]} name another.")
+    kept.write_text(json.dumps(given) + "\n")
+
+
+def _follower(progress: Progress, lines: Lines) -> Callable[[str], Callable[[int, int], None]]:
+    def follow(what: str) -> Callable[[int, int], None]:
+        bar = progress.add_task(what, total=None, reward="", start=False)
+        began: list[tuple[float, int]] = []
+
+        def show(done: int, total: int) -> None:
+            now = time.monotonic()
+            if not began:
+                began.append((now, done))
+                progress.start_task(bar)
+                lines.say(f"{what}: {done} of {total}")
+            start, first = began[0]
+            left = (now - start) / (done - first) * (total - done) if done > first else None
+            progress.update(bar, total=total, completed=done, reward=f"{left:.0f} s left" if left else "")
+            lines.pulse(f"{what}: {done} of {total}" + (f", about {left:.0f} s left" if left else ""))
+
+        return show
+
+    return follow
+
+
+def _named(problems: Sequence[Problem]) -> dict[str, Problem]:
+    return {str(number): problem for number, problem in enumerate(problems)}
+
+
+def _evaluate(
+    model: Path, problems: Sequence[Problem], output: Path, on_progress: Callable[[int, int], None]
+) -> dict[str, list[dict[str, Any]]]:
+    """Greedy responses to the held-out problems."""
+    chats = {key: chat(problem, CHOSEN) for key, problem in _named(problems).items()}
+    return responses(
+        model, chats, output, samples=1, temperature=0.0, max_tokens=MAX_TOKENS, seed=0, on_progress=on_progress
+    )
+
+
+def _screen(
+    model: Path, problems: Sequence[Problem], folder: Path, on_progress: Callable[[int, int], None], lines: Lines
+) -> Path:
+    """Write the training problems that the model solves sometimes: the others' groups have no advantage."""
+    target = folder / "train.parquet"
+    named = _named(problems[:SCREENED])
+    if not target.is_file():
+        chats = {key: chat(problem, CHOSEN) for key, problem in named.items()}
+        found = responses(
+            model,
+            chats,
+            folder / "screened.jsonl",
+            samples=SAMPLES,
+            temperature=TEMPERATURE,
+            max_tokens=MAX_TOKENS,
+            seed=0,
+            on_progress=on_progress,
+        )
+        keys = mixed(named, found)
+        if len(keys) < 8:
+            raise RealModelError(
+                f"of {len(named)} training problems the model solves {len(keys)} sometimes and not always, and 8 are a "
+                "step's; name easier or harder problems: DATA=..."
+            )
+        write_parquet(verl_rows(named, keys, CHOSEN), target)
+        lines.say(f"{len(keys)} of {len(named)} training problems have right and wrong responses; they are trained on")
+    return target
+
+
+def verl_command(run: Path, options: RealModelOptions, model: Path, train_file: Path, ray_folder: Path) -> list[str]:
+    """The words of verl's command; what does not depend on this run stands in ``conf/fgrpo/smollm2.yaml``."""
+    rate = LEARNING_RATE if options.learning_rate is None else options.learning_rate
+    overrides = [
+        "+fgrpo=smollm2",
+        *ARMS[options.algo],
+        f"data.train_files={train_file}",
+        f"data.val_files={train_file}",
+        f"data.seed={options.seed}",
+        f"actor_rollout_ref.model.path={model}",
+        f"actor_rollout_ref.rollout.seed={options.seed}",
+        f"actor_rollout_ref.actor.optim.lr={rate}",
+        f"trainer.total_training_steps={options.steps}",
+        f"trainer.default_local_dir={run / 'checkpoints'}",
+        f"hydra.run.dir={run / 'logs' / 'hydra'}",
+        f"+ray_kwargs.ray_init._temp_dir={ray_folder}",
+    ]
+    if not options.algo.startswith("grpo"):
+        divergence = options.divergence or "pearson"
+        overrides.append(f"++actor_rollout_ref.actor.policy_loss.f_divergence.divergence={divergence}")
+    return [sys.executable, "-m", "verl.trainer.main_ppo", *overrides, *options.overrides]
+
+
+def _result(
+    run: Path,
+    options: RealModelOptions,
+    problems: Sequence[Problem],
+    before: Mapping[str, Sequence[Mapping[str, Any]]],
+    after: Mapping[str, Sequence[Mapping[str, Any]]],
+    seconds: float,
+) -> dict[str, Any]:
+    named = _named(problems)
+    right = {
+        when: [int(is_right(given[key][0]["text"], named[key].answer)) for key in named]
+        for when, given in (("before", before), ("after", after))
+    }
+    gain = [new - old for old, new in zip(right["before"], right["after"], strict=True)]
+    rows = read_metrics(run / "metrics.jsonl")
+    times = [row["data"]["timing_s/step"] for row in rows if "timing_s/step" in row["data"]]
+    return {
+        "algorithm": options.algo,
+        "divergence": None if options.algo.startswith("grpo") else options.divergence or "pearson",
+        "learning_rate": LEARNING_RATE if options.learning_rate is None else options.learning_rate,
+        "seed": options.seed,
+        "steps": options.steps,
+        "problems": len(problems),
+        "before": asdict(shares(named, before)),
+        "after": asdict(shares(named, after)),
+        "before_interval": bootstrap(right["before"]),
+        "after_interval": bootstrap(right["after"]),
+        "gain": sum(gain) / len(gain),
+        "gain_interval": bootstrap(gain),
+        "right": {when: "".join(map(str, values)) for when, values in right.items()},
+        "rewards": rewards(rows),
+        "seconds_a_step": sorted(times)[len(times) // 2] if times else None,
+        "seconds": round(seconds),
+    }
+
+
+def report(result: Mapping[str, Any], console: Console) -> None:
+    """The table at a run's end."""
+    title = f"{result['algorithm']} {result['divergence'] or ''} seed {result['seed']}: {NAME}"
+    table = Table(title=f"{title}, {result['problems']} held-out problems, greedy")
+    for column in ("", "before", "after"):
+        table.add_column(column, justify="right" if column else "left")
+
+    def share(key: str) -> tuple[str, str]:
+        return f"{result['before'][key]:.3f}", f"{result['after'][key]:.3f}"
+
+    intervals = [" [{:.3f}, {:.3f}]".format(*result[f"{when}_interval"]) for when in ("before", "after")]
+    table.add_row("right", *(value + interval for value, interval in zip(share("right"), intervals, strict=True)))
+    table.add_row("with a number", *share("parsable"))
+    table.add_row("cut at the limit", *share("cut"))
+    table.add_row("tokens", *(f"{result[when]['tokens']:.1f}" for when in ("before", "after")))
+    console.print(table)
+    low, high = result["gain_interval"]
+    verdict = "no difference is shown" if low <= 0 <= high else "the difference is not chance"
+    console.print(f"after - before: {result['gain']:+.3f}, 95 % interval [{low:+.3f}, {high:+.3f}] (paired): {verdict}")
