@@ -68,5 +68,5 @@ def test_what_cannot_be_used_is_refused_by_row_and_file(tmp_path, rows, words):
 def test_few_problems_and_an_empty_folder_are_refused(tmp_path):
     with pytest.raises(RealModelError, match="15 problems are too few"):
         split([Problem(str(number), "1") for number in range(15)])
-    with pytest.raises(RealModelError, match="holds no .jsonl"):
+    with pytest.raises(RealModelError, match=r"holds no \.jsonl"):
         read_problems([tmp_path])
