@@ -99,6 +99,7 @@ def _split(name: str, value: torch.Tensor, config: dict[str, Any], folder: Path,
 
 def _read(folder: Path) -> State:
     import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
     try:
@@ -109,7 +110,8 @@ def _read(folder: Path) -> State:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that one process reads alone
             dcp.load(found, storage_reader=reader, no_dist=True)
-    except Exception as error:  # torch's CheckpointException, OSError, pickle's
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{folder} is half-written ({reason:.120}); choose an earlier step with --step.") from None
+    except (Exception, CheckpointException) as error:  # the latter is no Exception; it holds those of the ranks
+        held = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+        reason = (str(held).splitlines() or [type(held).__name__])[0]
+        raise ValueError(f"{folder} is half-written ({reason:.200}); choose an earlier step with --step.") from None
     return found

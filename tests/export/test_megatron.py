@@ -1,7 +1,6 @@
 """Megatron's checkpoints: the bridge's files, and its own shards under Hugging Face's names."""
 
 import json
-import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -39,11 +38,6 @@ def test_shards_without_their_model_or_with_another_are_refused(megatron, runs, 
         export_run(megatron.folder / "shards, tensor", tmp_path / "model", say=quiet)
     with pytest.raises(ValueError, match=r"by its configuration|do not fit the shards"):
         export_run(megatron.folder / "shards, tensor", tmp_path / "model", base_model=str(runs.model), say=quiet)
-    spoilt = tmp_path / "run"
-    shutil.copytree(megatron.folder / "shards, tensor", spoilt)
-    next((spoilt / "global_step_7/actor/model/dist_ckpt").glob("*.distcp")).unlink()
-    with pytest.raises(ValueError, match=r"dist_ckpt is half-written \(.*; choose an earlier step with --step\.$"):
-        export_run(spoilt, tmp_path / "model", base_model=str(megatron.model), say=quiet)
     assert not (tmp_path / "model").exists()
 
 
@@ -65,10 +59,18 @@ def test_queries_keys_and_values_are_taken_apart_by_their_groups(tmp_path):
     qkv = torch.arange(2.0 * len(marks)).view(2, len(marks), 1)
     shards = {"decoder.layers.self_attention.linear_qkv.weight": qkv, "output_layer.weight": torch.ones(8, 1)}
     shards["embedding.word_embeddings.weight"] = torch.ones(8, 1)
-    dcp.save(shards, checkpoint_id=tmp_path / "model" / "dist_ckpt", no_dist=True)
+    folder = tmp_path / "model" / "dist_ckpt"
+    dcp.save(shards, checkpoint_id=folder, no_dist=True)
     found = load_shards(SimpleNamespace(actor=tmp_path), tmp_path, quiet)
     assert found["model.embed_tokens.weight"].shape == (vocabulary, 1) and "lm_head.weight" not in found
     for layer in range(2):
         for kind in "qkv":
             expected = [qkv[layer, i, 0] for i, mark in enumerate(marks) if mark[0] == kind]
             assert found[f"model.layers.{layer}.self_attn.{kind}_proj.weight"].squeeze(1).tolist() == expected
+    next(folder.glob("*.distcp")).unlink()
+    with pytest.raises(ValueError, match=r"dist_ckpt is half-written \(.*No such file.*; choose an earlier step .*$"):
+        load_shards(SimpleNamespace(actor=tmp_path), tmp_path, quiet)
+    (folder / ".metadata").write_bytes(b"cut")
+    with pytest.raises(ValueError, match="dist_ckpt is half-written") as raised:
+        load_shards(SimpleNamespace(actor=tmp_path), tmp_path, quiet)
+    assert "\n" not in str(raised.value)
