@@ -42,6 +42,19 @@ def test_a_rank_file_is_read_without_running_its_code(runs, tmp_path):
     assert not (tmp_path / "mark").exists()
 
 
+def test_files_that_name_gpus_are_read_where_there_are_none(runs, tmp_path):
+    """As a run on GPUs writes its meshes; that it tags its tensors so is torch's `map_location`."""
+    actor = copied(runs.folder / "full", tmp_path / "run")
+    expected = load_rank_files(find_checkpoint(actor), quiet)
+    for file in actor.glob("model_world_size_*.pt"):
+        shard = torch.load(file, weights_only=True)
+        for value in shard.values():
+            value.device_mesh._device_type = "cuda"
+        torch.save(shard, file)
+    found = load_rank_files(find_checkpoint(actor), quiet)
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_names_that_are_not_wanted_are_not_put_together(runs):
     checkpoint = find_checkpoint(runs.folder / "lora")
     found = load_rank_files(checkpoint, quiet, only=lambda name: "lora_A" in name)
