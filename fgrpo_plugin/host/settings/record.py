@@ -16,7 +16,15 @@ from fgrpo_plugin.host.settings.reading import is_f_divergence, read_settings
 RECORD_FILE = "f_divergence_run.json"
 """In a checkpoint's ``global_step_N`` folder."""
 _ACTOR = (
-    *("strategy", "ppo_mini_batch_size", "ppo_epochs", "clip_grad", "entropy_coeff", "use_kl_loss", "kl_loss_coef"),
+    *(
+        "strategy",
+        "ppo_mini_batch_size",
+        "ppo_epochs",
+        "optim.clip_grad",
+        "entropy_coeff",
+        "use_kl_loss",
+        "kl_loss_coef",
+    ),
     *("optim.lr", "optim.lr_warmup_steps", "optim.lr_warmup_steps_ratio", "optim.weight_decay", "optim.optimizer"),
 )
 _DATA = ("train_batch_size", "max_prompt_length", "max_response_length", "seed")

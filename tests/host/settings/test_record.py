@@ -22,7 +22,8 @@ def test_it_holds_what_presets_and_defaults_came_to(stock_config, inputs, prefer
     settings = found["f_divergence"]
     assert (settings["preset"], settings["gamma"], settings["scale"], settings["beta"]) == ("paper", 0.0, "paper", 0.1)
     assert found["lam"] == pytest.approx(0.5)
-    assert found["actor"]["optim.lr"] == 3e-6 and found["rollout"]["n"] == 4
+    assert found["actor"]["optim.lr"] == 3e-6 and found["actor"]["optim.clip_grad"] == 1.0
+    assert found["rollout"]["n"] == 4
     assert found["model"].endswith("/model") and found["model_is_local"]
     assert found["data"]["train_files"][0].endswith("/rows.parquet")
     assert found["preference"]["files"][0].endswith("/prefs.jsonl")
