@@ -227,7 +227,7 @@ def write_report() -> None:
 
 PAGE = """# A real model: measured
 
-{name}, on one-step word problems of MAWPS (single-op and add-sub as published), through verl as it is: FSDP2, vLLM, float32,
+{name}, on MAWPS's single-operation word problems, through verl as it is: FSDP2, vLLM, float32,
 {steps} steps of 8 prompts x 8 responses. Made by `python experiments/real_model/arms.py DATA...`; one run by `make realmodel`.
 
 "Right": the last number anywhere in the response is the answer. {problems} held-out problems, greedy, at most {tokens}
@@ -246,7 +246,7 @@ training problems, is used for the seeds above. Held-out accuracy stands beside 
 
 ## The prompt
 
-Three fixed prompts on 120 training problems before training, greedy. The best of those at which 95 of 100 responses end
+Three fixed prompts on 100 training problems before training, greedy. The best of those at which 95 of 100 responses end
 by themselves is used, before and after, by every arm.
 
 {prompts}

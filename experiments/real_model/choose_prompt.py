@@ -9,13 +9,13 @@ from pathlib import Path
 
 import typer
 
+from fgrpo_plugin.eval.sampling import responses
 from fgrpo_plugin.realmodel.model import smollm2
 from fgrpo_plugin.realmodel.problems import read_problems, split
 from fgrpo_plugin.realmodel.prompts import PROMPTS, chat, shares
 from fgrpo_plugin.realmodel.run import MAX_TOKENS
-from fgrpo_plugin.realmodel.sampling import responses
 
-PROBLEMS = 120
+PROBLEMS = 100
 
 
 def main(
@@ -30,7 +30,7 @@ def main(
         given = responses(
             smollm2(folder.absolute() / "model"),
             {key: chat(problem, prompt) for key, problem in named.items()},
-            folder.absolute() / "prompts" / f"{prompt}.jsonl",
+            folder.absolute() / "prompts" / f"{prompt.replace(' ', '_')}.jsonl",
             samples=1,
             temperature=0.0,
             max_tokens=MAX_TOKENS,

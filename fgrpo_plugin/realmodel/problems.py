@@ -11,8 +11,8 @@ from fgrpo_plugin.data.math_sets import MATH_SETS
 from fgrpo_plugin.eval.scoring import last_number
 from fgrpo_plugin.realmodel.options import RealModelError
 
-ONE_STEP = ("mawps_singleop", "mawps_addsub")
-"""The files of MAWPS whose problems take one step, as published."""
+ONE_STEP = "mawps_singleop"
+"""How the file of MAWPS begins whose problems take one operation, as published."""
 HELD_OUT = 400
 COLUMNS = (("input", "target"), ("Body+Question", "Answer"), ("question", "answer"), ("problem", "answer"))
 """Pairs of columns in which problems are published; `a+b` is two of them."""
@@ -30,8 +30,8 @@ def read_problems(data: Sequence[Path]) -> list[Problem]:
     """Every problem once, in an order that depends on their texts alone.
 
     Args:
-        data: files, and folders of files; of a folder the one-step problems of MAWPS where it has them, else every
-            file. None: MAWPS from where it is published.
+        data: files, and folders of files; of a folder MAWPS's single-operation problems where it has them, else
+            every file. None: MAWPS from where it is published.
 
     Raises:
         RealModelError: nothing can be read, a column is missing, or an answer holds no number.

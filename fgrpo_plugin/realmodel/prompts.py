@@ -8,12 +8,27 @@ from typing import Any
 from fgrpo_plugin.eval.scoring import is_right, last_number
 from fgrpo_plugin.realmodel.problems import Problem
 
-PROMPTS = {
-    "number": "{problem}\nAnswer with the number only.",
-    "sentence": "{problem}\nGive the final answer as a number at the end of one short sentence.",
-    "calculation": "{problem}\nWrite one short calculation and then the answer as a number.",
+_EXAMPLES = (
+    ("Tom had 9 nuts and ate 2. How many nuts are left?", "Tom has 9 - 2 = 7 nuts."),
+    ("There are 5 bags with 6 apples each. How many apples are there?", "There are 5 * 6 = 30 apples."),
+    ("Ann has 3 pens and buys 4 more. How many pens does she have?", "Ann has 3 + 4 = 7 pens."),
+    ("Sam shares 12 cards among 4 friends. How many does each get?", "Each friend gets 12 / 4 = 3 cards."),
+)
+_SENTENCE = "Answer with one short sentence."
+
+
+def _turns(system: str, examples: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    said = [(role, text) for pair in examples for role, text in zip(("user", "assistant"), pair, strict=True)]
+    return [{"role": role, "content": text} for role, text in [("system", system), *said]]
+
+
+PROMPTS: dict[str, list[dict[str, str]]] = {
+    "instruction": _turns("Answer with one short calculation and the result as a number.", ()),
+    "two examples": _turns(_SENTENCE, _EXAMPLES[:2]),
+    "four examples": _turns(_SENTENCE, _EXAMPLES),
 }
-CHOSEN = "sentence"
+"""What is said before a problem."""
+CHOSEN = "two examples"
 """The best of them on training problems whose responses end by themselves; experiments/real_model has the figures."""
 
 
@@ -36,7 +51,7 @@ class Shares:
 
 def chat(problem: Problem, prompt: str) -> list[dict[str, str]]:
     """The messages that a problem becomes."""
-    return [{"role": "user", "content": PROMPTS[prompt].format(problem=problem.text)}]
+    return [*PROMPTS[prompt], {"role": "user", "content": problem.text}]
 
 
 def shares(problems: Mapping[str, Problem], responses: Mapping[str, Sequence[Mapping[str, Any]]]) -> Shares:
@@ -44,7 +59,7 @@ def shares(problems: Mapping[str, Problem], responses: Mapping[str, Sequence[Map
 
     Args:
         problems: id -> problem.
-        responses: id -> responses, as `sampling.responses` gives them.
+        responses: id -> responses, as `eval.sampling.responses` gives them.
     """
     every = [(problems[key], one) for key, given in responses.items() for one in given]
     count = len(every)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from fgrpo_plugin.eval.sampling import responses
 from fgrpo_plugin.eval.scoring import is_right
 from fgrpo_plugin.eval.statistics import bootstrap
 from fgrpo_plugin.export.exporting import export_run
@@ -24,9 +25,8 @@ from fgrpo_plugin.realmodel.model import NAME, smollm2
 from fgrpo_plugin.realmodel.options import ARMS, RealModelError, RealModelOptions
 from fgrpo_plugin.realmodel.problems import Problem, read_problems, split
 from fgrpo_plugin.realmodel.prompts import CHOSEN, chat, mixed, shares, verl_rows, write_parquet
-from fgrpo_plugin.realmodel.sampling import responses
 
-MAX_TOKENS = 64
+MAX_TOKENS = 96
 """Of a response; 95 of 100 responses before training end by themselves within it."""
 SCREENED, SAMPLES, TEMPERATURE = 256, 8, 0.5
 """Training problems that are tried before training, how often each, and how: as they are sampled in training."""

@@ -34,9 +34,10 @@ def test_a_folder_gives_its_one_step_problems_where_it_has_them_and_else_every_f
     write(tmp_path / "svamp.jsonl", [{"input": "svamp", "target": 1}])
     assert [problem.text for problem in read_problems([tmp_path])] == ["svamp"]
     write(tmp_path / "mawps_singleop.jsonl", [{"input": "one", "target": 1}])
-    write(tmp_path / "mawps_addsub.jsonl", [{"input": "two", "target": 2}, {"input": "one", "target": 9}])
-    found = read_problems([tmp_path])
-    assert {problem.text: problem.answer for problem in found} == {"one": "9", "two": "2"}  # addsub is read first
+    write(tmp_path / "mawps_addsub.jsonl", [{"input": "two", "target": 2}])
+    assert [problem.text for problem in read_problems([tmp_path])] == ["one"]
+    both = read_problems([tmp_path / "mawps_singleop.jsonl", tmp_path / "mawps_addsub.jsonl"])
+    assert {problem.text: problem.answer for problem in both} == {"one": "1", "two": "2"}
 
 
 def test_the_order_and_so_the_split_does_not_depend_on_the_files(tmp_path):

@@ -23,7 +23,7 @@ def test_a_problem_teaches_where_some_responses_are_right_and_some_are_not():
 
 def test_rows_of_verl_hold_the_chat_and_the_answer():
     (row,) = verl_rows(PROBLEMS, ["b"], CHOSEN)
-    assert row["prompt"] == chat(PROBLEMS["b"], CHOSEN) and row["prompt"][0]["content"].startswith("1 + 2?\n")
+    assert row["prompt"] == chat(PROBLEMS["b"], CHOSEN) and row["prompt"][-1] == {"role": "user", "content": "1 + 2?"}
     assert row["reward_model"]["ground_truth"] == "3" and row["extra_info"] == {"index": "b"}
     assert len(PROMPTS) == 3 and CHOSEN in PROMPTS
 

@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fgrpo_plugin.realmodel.options import RealModelError
-
 CHUNK = 32
 """Prompts that vLLM is given at once; what is written is whole chunks."""
 
@@ -42,7 +40,7 @@ def responses(
         id -> responses, each with `text`, `tokens` and `ended`: whether it ended by itself.
 
     Raises:
-        RealModelError: vLLM failed; its log is named.
+        ValueError: vLLM failed; its log is named.
     """
     job = {"model": str(model), "samples": samples, "temperature": temperature, "max_tokens": max_tokens, "seed": seed}
     head = {"settings": job}
@@ -54,10 +52,10 @@ def responses(
         work.write_text(json.dumps({**job, "output": str(output), "chats": missing}))
         if not output.is_file():
             output.write_text(json.dumps(head) + "\n")
-        env = {**os.environ, "VERL_PLATFORM": "cpu", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
+        env = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
         with log.open("w") as said:
             process = subprocess.Popen(
-                [sys.executable, "-m", "fgrpo_plugin.realmodel.sampling", str(work)], stdout=said, stderr=said, env=env
+                [sys.executable, "-m", "fgrpo_plugin.eval.sampling", str(work)], stdout=said, stderr=said, env=env
             )
             try:
                 while process.poll() is None:
@@ -68,7 +66,7 @@ def responses(
                 process.wait()
         if process.returncode != 0:
             words = [line for line in log.read_text(errors="replace").splitlines() if "Error" in line] or ["no error"]
-            raise RealModelError(f"vLLM could not sample {model}: {words[-1].strip()[:300]} (log: {log}).")
+            raise ValueError(f"vLLM could not sample {model}: {words[-1].strip()[:300]} (log: {log}).")
         work.unlink()
         found = _read(output, head)
     on_progress(len(chats), len(chats))
@@ -80,15 +78,12 @@ def _read(output: Path, head: dict[str, Any]) -> dict[str, list[dict[str, Any]]]
         return {}
     lines = output.read_text().splitlines(keepends=True)
     if lines and json.loads(lines[0]) != head:
-        raise RealModelError(f"{output} was made with other settings; remove it, or name another folder.")
+        raise ValueError(f"{output} was made with other settings; remove it, or name another folder.")
     whole = [json.loads(line) for line in lines[1:] if line.endswith("\n")]
     return {row["id"]: row["responses"] for row in whole}
 
 
 def _sample(job: dict[str, Any]) -> None:
-    from fgrpo_plugin.host.cpu import package_metadata
-
-    package_metadata.offer()
     from vllm import LLM, SamplingParams
 
     engine = LLM(
