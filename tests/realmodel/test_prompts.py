@@ -2,7 +2,6 @@
 
 from fgrpo_plugin.realmodel.problems import Problem
 from fgrpo_plugin.realmodel.prompts import CHOSEN, PROMPTS, Shares, chat, mixed, shares, verl_rows
-from fgrpo_plugin.realmodel.reward import compute_score
 
 PROBLEMS = {"a": Problem("2 + 2?", "4"), "b": Problem("1 + 2?", "3"), "c": Problem("0 + 1?", "1")}
 
@@ -26,9 +25,3 @@ def test_rows_of_verl_hold_the_chat_and_the_answer():
     assert row["prompt"] == chat(PROBLEMS["b"], CHOSEN) and row["prompt"][-1] == {"role": "user", "content": "1 + 2?"}
     assert row["reward_model"]["ground_truth"] == "3" and row["extra_info"] == {"index": "b"}
     assert len(PROMPTS) == 3 and CHOSEN in PROMPTS
-
-
-def test_the_reward_is_right_or_not_and_nothing_for_the_form():
-    assert compute_score("word_problems", "It is 4.", "4") == {"score": 1.0, "acc": 1.0, "parsable": 1.0}
-    assert compute_score("word_problems", "5", "4") == {"score": 0.0, "acc": 0.0, "parsable": 1.0}
-    assert compute_score("word_problems", "four", "4") == {"score": 0.0, "acc": 0.0, "parsable": 0.0}

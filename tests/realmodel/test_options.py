@@ -1,0 +1,32 @@
+"""What is refused before anything is fetched, by its option's name."""
+
+from pathlib import Path
+
+import pytest
+
+from fgrpo_plugin.realmodel.options import ARMS, RealModelError, RealModelOptions
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"algo": "ppo"}, "ALGO=ppo is not known; choose one of grpo, grpo_kl, f_grpo, released"),
+        ({"algo": "grpo", "divergence": "pearson"}, "DIVERGENCE=pearson means nothing to ALGO=grpo"),
+        ({"divergence": "person"}, "DIVERGENCE=person is not known; choose one of"),
+        ({"divergence": "alpha"}, "DIVERGENCE=alpha is not known"),
+        ({"steps": 0}, "STEPS=0 must lie between 1 and"),
+        ({"learning_rate": 1.0}, r"--learning-rate=1.0 must lie in \[0, 1\)"),
+        ({"seed": -1}, "SEED=-1 must be 0 or more"),
+        ({"folder": Path(__file__)}, "is a file; name a folder"),
+        ({"data": (Path("/nowhere/at_all"),)}, "DATA=/nowhere/at_all does not exist"),
+        ({"model": Path("/nowhere/at_all")}, "MODEL=/nowhere/at_all has no config.json"),
+    ],
+)
+def test_a_bad_option_is_named_with_its_remedy(tmp_path, given, words):
+    with pytest.raises(RealModelError, match=words):
+        RealModelOptions(**{"folder": tmp_path, **given}).check()
+
+
+@pytest.mark.parametrize("algo", ARMS)
+def test_every_algorithm_is_taken(tmp_path, algo):
+    RealModelOptions(folder=tmp_path / "new", algo=algo, learning_rate=0.0).check()
