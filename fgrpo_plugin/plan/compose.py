@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from fgrpo_plugin.host.contract import ESTIMATORS, F_HAL, LOSS
 from fgrpo_plugin.host.settings.compose import compose, describe_unknown, host_defaults, unknown_settings
 from fgrpo_plugin.host.settings.preferences import preference_settings
-from fgrpo_plugin.host.settings.reading import is_f_divergence, uses_our_loss
+from fgrpo_plugin.host.settings.reading import is_f_divergence, section_values, uses_our_loss
 from fgrpo_plugin.host.settings.switch import check_and_fill_in
 from fgrpo_plugin.host.settings.trainer_mode import check_trainer_mode
 from fgrpo_plugin.host.settings.verls_own import check_by_verl, needs_reference
@@ -136,10 +136,10 @@ def refusal(words: list[str]) -> str | None:
 
 def _fill_in_files(config: DictConfig) -> list[str]:
     """What is missing of preference files here, and a name in place of none: the data are not read."""
-    if config.algorithm.adv_estimator != F_HAL or OmegaConf.select(config, f"{LOSS}.f_divergence.lam") == 0:
+    if config.algorithm.adv_estimator != F_HAL or section_values(config, f"{LOSS}.f_divergence").get("lam") == 0:
         return []
     missing = []
-    if not OmegaConf.select(config, "data.preference.files"):
+    if not section_values(config, "data.preference").get("files"):
         missing.append("data.preference.files is empty: the run needs preference data, ++data.preference.files=[...].")
         OmegaConf.update(config, "data.preference.files", ["any"], force_add=True)
     wanted = preference_settings(config)

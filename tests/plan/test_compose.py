@@ -38,6 +38,8 @@ REFUSED = [
         "f_divergence.lam=0.5 needs preference data",
     ),
     ("--recipe safety --lam 1", "reward.reward_model.enable=true with lam=1 contradicts"),
+    ("--recipe math_7b algorithm.adv_estimator=f_hal ++data.preference=3", "data.preference=3 must be a section"),
+    ("--recipe safety ++data.preference.files=???", "data.preference.files=??? has no value yet"),
     ("--recipe safety +data.preference.nosuch=4", "data.preference.nosuch is not known"),
     ("--recipe safety --preference-rows 100", "batch_size=100 must be a multiple of 16"),
     ("--recipe math_7b algorithm.adv_estimator=grpo", "asks for f-GRPO but algorithm.adv_estimator=grpo"),

@@ -1,12 +1,10 @@
 """The section ``policy_loss.f_divergence``: from what is given to hyper-parameters, and what they come to."""
 
-from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.contract import F_HAL, LOSS, PREFIX
-from fgrpo_plugin.host.settings.reading import may_be_stale
+from fgrpo_plugin.host.settings.reading import may_be_stale, section_values
 
 DEFAULT_LAM = 0.5
 
@@ -17,8 +15,7 @@ def f_divergence_settings(config: DictConfig) -> FDivergenceConfig:
     Raises:
         ValueError: an unknown key or a bad value; the message names it and the remedy.
     """
-    given = OmegaConf.select(config, f"{LOSS}.f_divergence")
-    values: dict[str, Any] = OmegaConf.to_container(given, resolve=True) if given is not None else {}  # type: ignore
+    values = section_values(config, f"{LOSS}.f_divergence")
     f_hal = config.algorithm.adv_estimator == F_HAL
     if f_hal and values.get("lam") is None:
         values["lam"] = DEFAULT_LAM
@@ -28,8 +25,8 @@ def f_divergence_settings(config: DictConfig) -> FDivergenceConfig:
         raise ValueError(f"{LOSS}.f_divergence.{error}") from error
     if not f_hal and settings.lam != 0:
         raise ValueError(
-            f"{LOSS}.f_divergence.lam={settings.lam} needs preference data, which algorithm.adv_estimator=f_grpo does "
-            "not read; set algorithm.adv_estimator=f_hal, or remove lam."
+            f"{LOSS}.f_divergence.lam={settings.lam!s:.200} needs preference data, which "
+            "algorithm.adv_estimator=f_grpo does not read; set algorithm.adv_estimator=f_hal, or remove lam."
         )
     settings.old_log_prob = "current" if _one_step_on_fresh_rollouts(config) else "recomputed"
     if settings.preference_gamma and settings.old_log_prob != "current":

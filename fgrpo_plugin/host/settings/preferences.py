@@ -3,12 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.settings.batches import check_micro_batches, prompts_of_update
 from fgrpo_plugin.host.settings.layout import data_parallel_size
-from fgrpo_plugin.host.settings.reading import recomputes_old_log_prob
+from fgrpo_plugin.host.settings.reading import recomputes_old_log_prob, section_values
 from fgrpo_plugin.preference.config import PreferenceConfig
 from fgrpo_plugin.preference.files import PreferenceData, digests_of, stream_preferences
 from fgrpo_plugin.preference.loading import LoadedRows, RowSettings, load_rows
@@ -23,8 +21,7 @@ def preference_settings(config: Any) -> PreferenceConfig:
     Raises:
         ValueError: the section is missing, has an unknown key or a bad value; the message names it.
     """
-    section = OmegaConf.select(config, "data.preference")
-    values: dict[str, Any] = OmegaConf.to_container(section, resolve=True) if section is not None else {}  # type: ignore
+    values = section_values(config, "data.preference")
     try:
         return PreferenceConfig(**values)
     except ValueError as error:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.contract import ESTIMATORS, F_GRPO, F_HAL, LOSS, VALIDATED
@@ -17,8 +18,37 @@ def is_f_divergence(config: Any) -> bool:
 def uses_our_loss(config: Any) -> bool:
     """Whether the run asks for our loss or its settings."""
     return OmegaConf.select(config, f"{LOSS}.loss_mode") in ESTIMATORS or (
-        OmegaConf.select(config, f"{LOSS}.f_divergence") is not None
+        OmegaConf.select(config, f"{LOSS}.f_divergence", throw_on_resolution_failure=False) is not None
     )
+
+
+def section_values(config: Any, name: str) -> dict[str, Any]:
+    """What is set in a section of this package, ``policy_loss.f_divergence`` or ``data.preference``; {} without it.
+
+    Args:
+        config: verl's whole configuration.
+        name: the section's full name.
+
+    Raises:
+        ValueError: it is no section, holds ``???``, or a ``${...}`` that leads nowhere; names the key and the remedy.
+    """
+    try:
+        section = OmegaConf.select(config, name, throw_on_missing=True)
+        if section is None:
+            return {}
+        if isinstance(section, DictConfig):
+            values: Any = OmegaConf.to_container(section, resolve=True, throw_on_missing=True)
+            return {str(key): value for key, value in values.items()}
+    except MissingMandatoryValue as error:
+        raise ValueError(f"{error.full_key or name}=??? has no value yet; set it, or remove it.") from None
+    except Exception as error:  # of OmegaConf, or of a resolver
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        key = getattr(error, "full_key", None) or name
+        raise ValueError(
+            f"{key} cannot be read ({reason:.200}); correct the ${{...}} in it, or write the value itself."
+        ) from None
+    shown = " ".join(str(section).split())
+    raise ValueError(f"{name}={shown:.200} must be a section; write ++{name}.<setting>=<value>.")
 
 
 def joins_preferences(config: Any) -> bool:
@@ -39,7 +69,7 @@ def may_be_stale(config: Any) -> bool:
 
 def generates(config: Any, settings: FDivergenceConfig) -> bool:
     """Whether a rollout engine is started: under f_grpo lambda is 0, any other being refused."""
-    return settings.constant_lam != 1 or bool(OmegaConf.select(config, "data.preference.keep_rollout", default=False))
+    return settings.constant_lam != 1 or bool(section_values(config, "data.preference").get("keep_rollout"))
 
 
 def recomputes_old_log_prob(settings: FDivergenceConfig) -> bool:

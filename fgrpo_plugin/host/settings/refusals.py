@@ -21,7 +21,7 @@ from fgrpo_plugin.host.settings.layout import (
     reference_is_in_actor,
     uses_lora,
 )
-from fgrpo_plugin.host.settings.reading import generates, is_f_divergence
+from fgrpo_plugin.host.settings.reading import generates, is_f_divergence, section_values
 
 ENGINES = ("fsdp_config", "megatron", "veomni")
 FILES = ("files", "val_files")
@@ -57,9 +57,10 @@ def check_settings(config: DictConfig) -> FDivergenceConfig:
     estimator = config.algorithm.adv_estimator
     check_counts(config)
     settings = f_divergence_settings(config)
+    preference = section_values(config, "data.preference")
     _refuse_contradictions(config, settings)
     check_parallel_sizes(config, generates(config, settings))
-    if estimator == F_GRPO and any(OmegaConf.select(config, f"data.preference.{name}") for name in FILES):
+    if estimator == F_GRPO and any(preference.get(name) for name in FILES):
         raise ValueError(
             "data.preference names files, which algorithm.adv_estimator=f_grpo does not read; set "
             "algorithm.adv_estimator=f_hal, or remove them."
