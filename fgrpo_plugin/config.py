@@ -170,7 +170,9 @@ class LambdaSchedule:
             or self.values[0][0] != 1
             or any(later <= first for (first, _), (later, _) in pairwise(self.values))
         ):
-            raise ValueError(f"lam.values={self.values!r} must be [[1, lambda], [step, lambda], ...] by rising step.")
+            raise ValueError(
+                f"lam.values={self.values!r:.200} must be [[1, lambda], [step, lambda], ...] by rising step."
+            )
         unread = ("values",) if self.schedule != "step" else ("start", "end", "steps")
         if given := [name for name in unread if getattr(self, name) is not None]:
             raise ValueError(f"lam.{given[0]} is not read with schedule={self.schedule}; remove it.")

@@ -40,7 +40,8 @@ def typed_settings(prefix: str = "") -> Callable[[Class], Class]:
         prefix: of the fields' names in errors.
 
     Returns:
-        The decorator. What the class raises is a ValueError of one sentence: setting, value, what it must be.
+        The decorator. What the class raises is a ValueError of one sentence: setting, value (its
+        first 200 characters), what it must be.
     """
     config = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -105,13 +106,13 @@ def _sentence(cls: type, error: ValidationError, prefix: str, values: dict[str, 
         return str(reason)
     name, known = str(found["loc"][0]), _fields(cls)
     if name not in known:
-        return f"{prefix}{name} is not known; choose among {', '.join(known)}."
+        return f"{prefix}{name:.200} is not known; choose among {', '.join(known)}."
     must = expected(known[name].annotation, known[name].metadata)
-    given = f"{prefix}{name}={values[name]!r}" if name in values else f"{prefix}{name} is missing: it"
+    given = f"{prefix}{name}={values[name]!r:.200}" if name in values else f"{prefix}{name} is missing: it"
     return f"{given} must be {must}."
 
 
 def require_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Refuse an argument that is not among the allowed words; the message lists them."""
     if value not in allowed:
-        raise ValueError(f"{name}={value!r} must be one of {', '.join(allowed)}.")
+        raise ValueError(f"{name}={value!r:.200} must be one of {', '.join(allowed)}.")

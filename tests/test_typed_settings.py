@@ -88,6 +88,15 @@ def test_unknown_settings_and_checks_of_several_are_said_as_they_are():
         Example(steps=3)
 
 
+def test_long_values_are_cut():
+    with pytest.raises(ValueError, match=r"^section\.level='a{199} must be one of row, token\.$"):
+        Example(level="a" * 5000)
+    with pytest.raises(ValueError, match=r"^section\.a{200} is not known; choose among beta"):
+        Example(**{"a" * 5000: 1})
+    with pytest.raises(ValueError, match=r"^level='a{199} must be one of sequence, token\.$"):
+        require_one_of("level", "a" * 5000, ("sequence", "token"))
+
+
 def test_a_setting_without_a_default_is_asked_for():
     @typed_settings()
     class Needs:

@@ -64,9 +64,19 @@ class PreferenceConfig:
     def __post_init__(self) -> None:
         if not self.files:
             raise ValueError("files is empty; name at least one file or dataset, data.preference.files=[...].")
-        trained = {name for file in self.files for name in identity(file, self.split, self.config)}
-        if both := [file for file in self.val_files if identity(file, self.val_split, self.config) & trained]:
-            raise ValueError(f"val_files={both} are trained on too; name held-out data.")
+        trained = {name for file in self.files for name in _identity("files", file, self.split, self.config)}
+        held_out = {file: _identity("val_files", file, self.val_split, self.config) for file in self.val_files}
+        if both := [file for file, names in held_out.items() if names & trained]:
+            raise ValueError(f"val_files={both!r:.200} are trained on too; name held-out data.")
+
+
+def _identity(setting: str, file: str, split: str, config: str | None) -> set[str]:
+    """As `identity`; a name that the file system does not take is refused."""
+    try:
+        return identity(file, split, config)
+    except (OSError, RuntimeError) as error:  # too long, in a closed folder, in the home of an unknown user
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{setting}: {file!r:.200} cannot be looked for ({reason}); correct the name.") from None
 
 
 def checked_columns(columns: Any) -> dict[str, Any]:
@@ -76,18 +86,20 @@ def checked_columns(columns: Any) -> dict[str, Any]:
         ValueError: it is no such mapping, or no format reads what it names.
     """
     if columns is not None and not isinstance(columns, Mapping):
-        raise ValueError(f"columns={columns!r} must name columns, for example {{prompt: question}}.")
+        raise ValueError(f"columns={columns!r:.200} must name columns, for example {{prompt: question}}.")
     for name, given in (columns or {}).items():
         several = isinstance(given, list | tuple) and bool(given)
         if not isinstance(name, str) or (
             given is not None and not all(isinstance(part, str) and part for part in (given if several else [given]))
         ):
-            raise ValueError(f"columns={columns!r}: {name} must be a column, a list of columns, or null.")
+            raise ValueError(f"columns={columns!r:.200}: {name!s:.200} must be a column, a list of columns, or null.")
         ranks = [part for part in (given if several else [given]) if str(part).lower().split("_")[-1] in RANKS]
         if ranks and name in set(SCORES) - set(RANKS):
             raise ValueError(
-                f"columns={columns!r}: the smallest of ranks is the best; name them {{ranks: {ranks[0]}}}."
+                f"columns={columns!r:.200}: the smallest of ranks is the best; name them {{ranks: {ranks[0]}}}."
             )
         if given is not None and name not in READABLE:
-            raise ValueError(f"columns={columns!r}: no format reads {name!r}; known are {', '.join(READABLE)}.")
+            raise ValueError(
+                f"columns={columns!r:.200}: no format reads {name!r:.200}; known are {', '.join(READABLE)}."
+            )
     return dict(columns or {})

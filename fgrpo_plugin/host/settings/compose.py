@@ -70,7 +70,7 @@ def unknown_settings(config: Any) -> list[str]:
     return [
         name
         for name in dict.fromkeys(_leaves(config))
-        if not name.startswith(FREE_FORM) and not known.intersection(_with_sections(name))
+        if not f"{name}.".startswith(FREE_FORM) and not known.intersection(_with_sections(name))
     ]
 
 
