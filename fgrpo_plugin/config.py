@@ -10,6 +10,8 @@ from pydantic import BeforeValidator, Field
 from fgrpo_plugin.divergences import Divergence, get_divergence
 from fgrpo_plugin.typed_settings import Expected, Finite, Name, NotNegative, Positive, Share, typed_settings
 
+SMALLEST, LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+"""Normal numbers of float32."""
 PRESETS: dict[str, dict[str, Any]] = {
     "stable": {"gamma": 0.0, "scale": "unit", "weight_scale": "side", "weight_level": "token_mean"},
     "paper": {"gamma": 0.0, "scale": "paper", "weight_scale": "group", "weight_level": "sequence"},
@@ -101,7 +103,18 @@ class FDivergenceConfig:
                 f"weight_cap={self.weight_cap:g} with weight_scale=group: a cap is in multiples of a side's mean "
                 "weight, which only weight_scale=side sets to 1; remove the cap, or set weight_scale=side."
             )
+        self._check_scales()
         self.build_divergence()
+
+    def _check_scales(self) -> None:
+        """The workers compute in float32, where a factor beyond its range is infinite or 0."""
+        s_all, s_on = self.scales()
+        if any(not SMALLEST <= factor <= LARGEST for factor in (self.beta, s_all, s_on, s_all * s_on)):
+            raise ValueError(
+                f"beta={self.beta:g} with gamma={self.gamma:g} and scale={self.scale} makes the scales "
+                f"[{s_all:g}, {s_on:g}]: beta, both scales and their product must be in float32's range, "
+                f"{SMALLEST:.2g} to {LARGEST:.2g}; set beta near 0.1, or other scales."
+            )
 
     def build_divergence(self) -> Divergence:
         """The divergence with its link.

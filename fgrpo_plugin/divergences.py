@@ -167,11 +167,11 @@ def get_divergence(name: str, link: str | None = None, **params: float) -> Diver
     """
     if name == "kldo":
         raise ValueError(
-            "divergence name='kldo': its log-mean-exp couples all rows of a step, but f-GRPO and f-HAL need a mean "
+            "divergence='kldo': its log-mean-exp couples all rows of a step, but f-GRPO and f-HAL need a mean "
             "over rows; use 'kl' (the same divergence without the log), or fgrpo_plugin.losses.kldo_loss by itself"
         )
     if name not in available_divergences():
-        raise ValueError(f"unknown divergence name={name!r}; known: {', '.join(available_divergences())}")
+        raise ValueError(f"divergence={name!r:.200} is not known; choose among {', '.join(available_divergences())}")
     alpha = params.pop("alpha", None)
     if params:
         raise ValueError(f"unknown parameter {sorted(params)} for divergence {name!r}; only 'alpha' takes one, `alpha`")
@@ -188,7 +188,7 @@ def get_divergence(name: str, link: str | None = None, **params: float) -> Diver
     chosen = links[link]
     if isinstance(chosen, str):
         other = "density_ratio" if link == "variational" else "variational"
-        raise ValueError(f"divergence {name!r} has no link={link!r}: {chosen}; use link={other!r}")
+        raise ValueError(f"divergence={name!r} has no link={link!r}: {chosen}; use link={other!r}")
     return Divergence(name, link, None if alpha is None else float(alpha), entry, chosen)
 
 

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 
 from fgrpo_plugin.config import FDivergenceConfig
 
@@ -75,8 +76,8 @@ def test_bad_lambdas_are_named(lam, words):
 @pytest.mark.parametrize(
     "settings, words",
     [
-        ({"divergence": "nope"}, "unknown divergence name='nope'"),
-        ({"divergence": "jeffreys", "link": "variational"}, "no link='variational'"),
+        ({"divergence": "nope"}, "^divergence='nope' is not known; choose among kl, reverse_kl"),
+        ({"divergence": "jeffreys", "link": "variational"}, "^divergence='jeffreys' has no link='variational'"),
         ({"divergence": "alpha"}, "alpha=None"),
         ({"divergence": "alpha", "alpha": "0.5"}, "alpha='0.5' must be a number, or null"),
         ({"divergence": None}, "divergence=None must be a name"),
@@ -98,6 +99,24 @@ def test_bad_lambdas_are_named(lam, words):
         ({"implicit_reward_clip": 0}, "implicit_reward_clip=0 must be"),
         ({"scale": "big"}, "scale='big'"),
         ({"scale": [1.0]}, r"scale=\[1.0\]"),
+        ({"divergence": "kldo"}, "^divergence='kldo': its log-mean-exp couples"),
+        ({"divergence": "n" * 500}, "^divergence='n{199} is not known"),
+        (
+            {"beta": 1e-320},
+            r"^beta=9.99989e-321 with gamma=0 and scale=unit makes the scales \[inf, 1\]: .* set beta near 0.1, or",
+        ),
+        ({"beta": 1e-39}, "beta=1e-39 with gamma=0 and scale=unit"),
+        ({"beta": 1e-39, "scale": [1, 1]}, r"beta=1e-39 with gamma=0 and scale=\[1.0, 1.0\]"),
+        ({"beta": 1e39, "scale": [1, 1]}, "beta=1e\\+39 with"),
+        ({"beta": 1e38, "gamma": 1e38}, r"makes the scales \[5e-39, 1\]"),
+        ({"beta": 1e-39, "preset": "paper"}, r"scale=paper makes the scales \[1, 1e\+39\]"),
+        (
+            {"scale": [1e39, 1]},
+            "scale=.* beta, both scales and their product must be in float32's range, 1.2e-38 to 3.4e",
+        ),
+        ({"scale": [1, 1e-39]}, "must be in float32's range"),
+        ({"scale": [1e-30, 1e-30]}, "must be in float32's range"),
+        ({"scale": [1e30, 1e30]}, "must be in float32's range"),
         ({"scale": [1.0, 0.0]}, r"scale=\[1.0, 0.0\]"),
     ],
 )
@@ -110,6 +129,14 @@ def test_what_is_at_the_edge_of_a_range_is_allowed():
     settings = FDivergenceConfig(gamma=0, preference_gamma=0, weight_cap=1, lam=1, scale=(1, 2))
     assert (settings.gamma, settings.weight_cap, settings.constant_lam) == (0, 1, 1.0) and settings.scales() == (1, 2)
     assert FDivergenceConfig(lam={"schedule": "linear", "start": 0, "end": 1, "steps": 2}).lam_at(2, 9) == 1
+
+
+def test_scales_are_those_that_float32_has():
+    from fgrpo_plugin.config import LARGEST, SMALLEST
+
+    assert torch.finfo(torch.float32).tiny == SMALLEST and torch.finfo(torch.float32).max == LARGEST
+    for edge in (SMALLEST, LARGEST):
+        assert FDivergenceConfig(beta=edge, scale=[1, edge]).scales() == (1, edge)
 
 
 def test_the_defaults_are_the_documented_ones():

@@ -328,8 +328,8 @@ def test_density_ratio_attains_the_variational_bound(weights):
 @pytest.mark.parametrize(
     ("arguments", "params", "message"),
     [
-        (("kldo",), {}, "name='kldo'.*couples all rows.*use 'kl'"),
-        (("klx",), {}, "unknown divergence name='klx'; known: kl,"),
+        (("kldo",), {}, "divergence='kldo'.*couples all rows.*use 'kl'"),
+        (("klx",), {}, "divergence='klx' is not known; choose among kl,"),
         (("kl", "exotic"), {}, "unknown link='exotic'"),
         (("total_variation", "density_ratio"), {}, "sign, so it has no gradient; use link='variational'"),
         (("jeffreys", "variational"), {}, "Lambert's W.*use link='density_ratio'"),
