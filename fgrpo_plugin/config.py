@@ -44,6 +44,9 @@ _Lambda = Annotated[
 class FDivergenceConfig:
     """Hyper-parameters of the f-divergence losses (Haldar et al., arXiv 2602.05946).
 
+    Frozen. What the preset fills in is a value like any other from then on, which ``dataclasses.replace`` keeps: for
+    another preset construct anew, from what you set yourself.
+
     Raises:
         ValueError: a value out of its range; the message names the setting, the value and the remedy.
     """
@@ -95,7 +98,7 @@ class FDivergenceConfig:
     def __post_init__(self) -> None:
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) is None:
-                setattr(self, name, value)
+                object.__setattr__(self, name, value)
         if isinstance(self.lam, Mapping):
             LambdaSchedule(**self.lam)
         if self.weight_cap is not None and self.weight_scale == "group":

@@ -29,10 +29,11 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1), Expected("a name")]
 
 
-@dataclass_transform()
+@dataclass_transform(frozen_default=True)
 def typed_settings(prefix: str = "") -> Callable[[Class], Class]:
-    """Make a class a dataclass whose fields are checked when it is constructed.
+    """Make a class a frozen dataclass whose fields are checked when it is constructed.
 
+    Nothing can be assigned afterwards, which nothing would check: ``dataclasses.replace`` makes another instance.
     A number in quotes is no number, true and false are none, and an unknown name is refused. The text under a field is
     its description.
 
@@ -46,7 +47,7 @@ def typed_settings(prefix: str = "") -> Callable[[Class], Class]:
     config = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True)
 
     def decorate(cls: Class) -> Class:
-        made: Any = validated_dataclass(config=config)(cls)
+        made: Any = validated_dataclass(config=config, frozen=True)(cls)
         construct = made.__init__
 
         @wraps(construct)

@@ -1,6 +1,7 @@
 """Hyper-parameters of the f-divergence losses: their ranges and defaults, lambda and its schedules."""
 
 import math
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
@@ -137,6 +138,17 @@ def test_scales_are_those_that_float32_has():
     assert torch.finfo(torch.float32).tiny == SMALLEST and torch.finfo(torch.float32).max == LARGEST
     for edge in (SMALLEST, LARGEST):
         assert FDivergenceConfig(beta=edge, scale=[1, edge]).scales() == (1, edge)
+
+
+def test_what_a_preset_filled_in_is_kept_by_replace():
+    """As the class says: it cannot be told from what was set, so that another preset takes another construction."""
+    settings = FDivergenceConfig(beta=0.2)
+    assert replace(settings, preset="paper") == FDivergenceConfig(
+        beta=0.2, preset="paper", gamma=0, scale="unit", weight_scale="side", weight_level="token_mean"
+    )
+    assert replace(settings, beta=0.1) == FDivergenceConfig()
+    with pytest.raises(FrozenInstanceError, match="preset"):
+        settings.preset = "paper"
 
 
 def test_the_defaults_are_the_documented_ones():

@@ -3,7 +3,7 @@
 import copy
 import math
 import pickle
-from dataclasses import asdict, fields, replace
+from dataclasses import FrozenInstanceError, asdict, fields, replace
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -113,6 +113,13 @@ def test_they_are_dataclasses_that_travel():
     assert pickle.loads(pickle.dumps(made)) == made
     with pytest.raises(ValueError, match="gamma=-1"):
         replace(made, gamma=-1)
+
+
+def test_nothing_is_assigned_unchecked():
+    made = Example()
+    with pytest.raises(FrozenInstanceError, match="beta"):
+        made.beta = -1
+    assert made == Example()
 
 
 def test_each_setting_is_described_once():

@@ -1,5 +1,7 @@
 """The section ``policy_loss.f_divergence``: from what is given to hyper-parameters, and what they come to."""
 
+from dataclasses import replace
+
 from omegaconf import DictConfig
 
 from fgrpo_plugin.config import FDivergenceConfig
@@ -28,7 +30,7 @@ def f_divergence_settings(config: DictConfig) -> FDivergenceConfig:
             f"{LOSS}.f_divergence.lam={settings.lam!s:.200} needs preference data, which "
             "algorithm.adv_estimator=f_grpo does not read; set algorithm.adv_estimator=f_hal, or remove lam."
         )
-    settings.old_log_prob = "current" if _one_step_on_fresh_rollouts(config) else "recomputed"
+    settings = replace(settings, old_log_prob="current" if _one_step_on_fresh_rollouts(config) else "recomputed")
     if settings.preference_gamma and settings.old_log_prob != "current":
         raise ValueError(
             f"{LOSS}.f_divergence.preference_gamma={settings.preference_gamma} takes the current policy for pi_old, "
