@@ -10,6 +10,8 @@ from pydantic import BeforeValidator, Field
 from fgrpo_plugin.divergences import Divergence, get_divergence
 from fgrpo_plugin.typed_settings import Expected, Finite, Name, NotNegative, Positive, Share, typed_settings
 
+DEFAULT_LAM = 0.5
+"""lambda of f-HAL where none is set; f-GRPO has 0."""
 SMALLEST, LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
 """Normal numbers of float32."""
 PRESETS: dict[str, dict[str, Any]] = {
@@ -52,15 +54,15 @@ class FDivergenceConfig:
     """
 
     preset: Literal["stable", "paper", "released"] = "stable"
-    """What gamma, scale, weight_scale and weight_level are where they are null (`PRESETS`). ``stable``: ours.
+    """What gamma, scale, weight_scale and weight_level are where they are null. ``stable``: ours.
     ``paper``: Algorithm 1 to the letter. ``released``: what the authors' scripts are reported to run; wherever pi_old
     is the policy itself (one optimiser step on fresh rollouts) its gradient is that of ``paper``."""
     divergence: Name = "pearson"
-    """Name of f, see ``fgrpo_plugin.divergences.available_divergences()``."""
+    """Name of f, built in or given to ``register_divergence``; docs/divergences.md has what each one does."""
     link: Literal["variational", "density_ratio"] | None = None
     """``variational`` or ``density_ratio``; null takes the variational link where there is one."""
     alpha: Finite | None = None
-    """Order of the ``alpha`` divergence; no other divergence takes it."""
+    """Order of ``divergence=alpha``; no other divergence takes it."""
     beta: Positive = 0.1
     """Scale of log(pi/pi_ref) in the implicit reward; smaller allows the policy to go further from the reference."""
     gamma: NotNegative | None = None
@@ -71,7 +73,8 @@ class FDivergenceConfig:
     """Weights inside a group: ``softmax_is`` (self-normalised importance sampling, the paper's), ``softmax``
     (without 1/pi_old) or ``none``."""
     weight_cap: Annotated[Finite, Field(ge=1)] | None = None
-    """Largest weight, in multiples of a side's mean weight; the excess goes to the side's other rows."""
+    """Largest weight, in multiples of a side's mean weight; the excess goes to the side's other
+    rows. With ``weight_scale=side`` only."""
     weight_temperature: Positive = 1.0
     """Divides the reward inside the softmax of the group weights."""
     weight_level: Literal["token_mean", "sequence"] | None = None
@@ -81,14 +84,15 @@ class FDivergenceConfig:
     """Weights of the softmax modes: a mean of 1 on each ``side`` of a group, or shares of the whole ``group`` as in the
     paper; null takes the preset's."""
     scale: Literal["unit", "paper"] | _Pair | None = None
-    """(s_all, s_on): ``unit`` = (1/(beta+gamma), 1), ``paper`` = (1, (1+beta)/(beta+gamma)), or two positive numbers;
-    null takes the preset's."""
+    """[s_all, s_on], of which s_all multiplies the whole loss and s_on its on-policy half: ``unit`` is
+    [1/(beta+gamma), 1], ``paper`` is [1, (1+beta)/(beta+gamma)], or two positive numbers; null takes the preset's."""
     implicit_reward_clip: Positive | None = None
     """Clips the implicit reward to [-c, c] before the link, inside the divergence's own float32 range."""
     lam: _Lambda = 0.0
     """lambda, the weight of the off-policy half (f-HAL), in [0, 1]; f-GRPO is lam = 0. Or a schedule:
     ``{schedule: linear | cosine, start: 0.8, end: 0.2, steps: null}`` (null: the whole run), or
-    ``{schedule: step, values: [[1, 0.8], [100, 0.5]]}`` (from step 1, from step 100)."""
+    ``{schedule: step, values: [[1, 0.8], [100, 0.5]]}`` (from step 1, from step 100). What a number does depends on the
+    preset: docs/lambda.md."""
     preference_gamma: NotNegative = 0.0
     """gamma of preference rows, whose pi_old is the current policy at the beginning of the update."""
     old_log_prob: Literal["current", "recomputed"] = "current"

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -57,38 +58,26 @@ def test_the_readmes_example_runs():
     assert gradient[1].sum() < 0 < gradient[0].sum()  # the good row goes up, the bad one down
 
 
-def _rows(text: str) -> dict[str, list[str]]:
-    """First column -> the other columns, of every table row whose first column is code."""
-    rows = (line.strip("|\n ").split(" | ") for line in text.splitlines() if line.startswith("| `"))
-    return {row[0]: row[1:] for row in rows}
-
-
-def test_the_tables_of_settings_are_those_of_the_code():
-    from dataclasses import fields
-
-    from fgrpo_plugin.config import PRESETS, FDivergenceConfig
-    from fgrpo_plugin.host.settings.refusals import ACTOR_SETTINGS
+def test_the_tables_of_settings_are_made_of_their_fields():
+    from fgrpo_plugin.config import FDivergenceConfig
     from fgrpo_plugin.preference.config import PreferenceConfig
 
-    readme, page = _rows((DOCS.parent / "README.md").read_text()), _rows((DOCS / "f_hal.md").read_text())
-    for setting, meaning in ACTOR_SETTINGS.items():
-        assert readme[", ".join(f"`{name}`" for name in setting.split(", "))] == [meaning]
-    for config, table, filled_in, by_preset in (
-        (FDivergenceConfig, readme, {"lam"}, set(PRESETS["stable"])),
-        (PreferenceConfig, page, {"files"}, set()),
-    ):
-        documented = {name.strip("`"): row for names, row in table.items() for name in names.split(", ")}
-        for field in fields(config):
-            if field.name == "old_log_prob":  # filled in by the validation, never set
-                continue
-            default = documented[field.name][0].strip("`")
-            assert (default == "by preset") == (field.name in by_preset), field.name
-            if field.name in by_preset:
-                assert field.default is None, field.name
-                continue
-            if field.name not in filled_in and not field.name.endswith("split") and field.name != "val_files":
-                said = {"null": None, "false": False, "true": True}.get(default, default)
-                assert said == field.default or float(said) == field.default, field.name
+    settings = maker("settings")
+    texts = [(DOCS.parent / name).read_text() for name in settings.PAGES]
+    for name, text in zip(settings.PAGES, texts, strict=True):
+        assert settings.filled(text) == text, f"run `make docs`: {name} is out of date"
+        # What is changed by hand is set right.
+        assert settings.filled(settings.BLOCK.sub(lambda block: block[1] + "| by hand |" + block[3], text)) == text
+    found = {block[2]: block[0].splitlines() for text in texts for block in settings.BLOCK.finditer(text)}
+    assert found.keys() == settings.TABLES.keys()
+    for table, cls in (("settings", FDivergenceConfig), ("preference", PreferenceConfig)):
+        named = {line.split("`")[1]: line for line in found[table] if line.startswith("| `")}
+        assert list(named) == [field.name for field in fields(cls) if field.name != "old_log_prob"]
+        assert all(len(re.split(r"(?<!\\)\|", line)) == 5 and not line.endswith("|  |") for line in named.values())
+    rows = "\n".join(found["settings"])
+    assert "| `beta` | 0.1 | Scale of log(pi/pi_ref)" in rows and "| `lam` | 0.5 for `f_hal` | " in rows
+    assert "0.0 (`stable`, `paper`), 1.0 (`released`) |" in rows and "`jeffreys`, `alpha` |" in rows
+    assert "| `lam` | 0.5 for `f_hal` | " in found["both halves"][3] and len(found["both halves"]) == 6
 
 
 def test_the_table_of_presets_is_that_of_the_code():

@@ -7,6 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 MAKERS = (
     ("docs/make/groups.py",),
+    ("docs/make/settings.py",),
     ("docs/make/divergences.py",),
     ("docs/make/metrics.py",),
     ("docs/make/theory.py",),

@@ -6,14 +6,14 @@ from typing import Any
 
 import yaml
 
-from fgrpo_plugin.config import FDivergenceConfig
+from fgrpo_plugin.config import DEFAULT_LAM, FDivergenceConfig
 from fgrpo_plugin.preference.config import PreferenceConfig
 from fgrpo_plugin.typed_settings import settings_of
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "fgrpo_plugin" / "conf" / "fgrpo"
 FILLED_IN = {"old_log_prob"}  # by the validation, never set
-OF_BOTH_HALVES = {"lam": 0.5, "preference_gamma": 0.0}
+OF_BOTH_HALVES = {"lam": DEFAULT_LAM, "preference_gamma": 0.0}
 """Settings of the loss that only f-HAL reads, and their values in its group."""
 
 F_GRPO = """\

@@ -37,7 +37,7 @@ class PreferenceConfig:
     val_files: _Files = field(default_factory=list)
     """Held-out preference data; their accuracy is reported whenever verl validates."""
     split: _Split = "train"
-    """Split of a named or saved dataset."""
+    """Split of a named or saved dataset, or of a snapshot of one."""
     val_split: _Split = "test"
     """Split of named or saved datasets among ``val_files``."""
     config: Annotated[Name, Expected("the name of a configuration")] | None = None
@@ -53,7 +53,8 @@ class PreferenceConfig:
     on_bad_row: Literal["error", "skip"] = "error"
     """``error``, or ``skip`` (counted and reported)."""
     on_too_long: Literal["error", "drop", "truncate"] = "error"
-    """``error``, ``drop`` or ``truncate`` (counted and reported), against verl's prompt and response lengths."""
+    """``error``, ``drop`` or ``truncate`` (counted and reported), against ``data.max_prompt_length`` and
+    ``max_response_length``."""
     on_templated: Literal["error", "skip", "keep"] = "error"
     """Text that holds marks of a chat template or special tokens: ``error``, ``skip`` (counted) or ``keep``."""
     cache_dir: Annotated[Name, Expected("a folder")] | None = None

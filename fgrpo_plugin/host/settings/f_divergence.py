@@ -4,11 +4,9 @@ from dataclasses import replace
 
 from omegaconf import DictConfig
 
-from fgrpo_plugin.config import FDivergenceConfig
+from fgrpo_plugin.config import DEFAULT_LAM, FDivergenceConfig
 from fgrpo_plugin.host.contract import F_HAL, LOSS, PREFIX
 from fgrpo_plugin.host.settings.reading import may_be_stale, section_values
-
-DEFAULT_LAM = 0.5
 
 
 def f_divergence_settings(config: DictConfig) -> FDivergenceConfig:
