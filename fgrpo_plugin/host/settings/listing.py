@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fgrpo_plugin.config import FDivergenceConfig
+from fgrpo_plugin.config import DEFAULT_LAM, FDivergenceConfig
 from fgrpo_plugin.host.contract import LOSS
 from fgrpo_plugin.host.settings.refusals import ACTOR_SETTINGS
 from fgrpo_plugin.preference.config import PreferenceConfig
@@ -24,6 +24,7 @@ def print_settings() -> None:
         for name, default, must, meaning in settings_of(cls):
             if name != FILLED_IN:
                 shown = default if isinstance(default, str) else json.dumps(default)
+                shown += f"; {DEFAULT_LAM} for f_hal" if name == "lam" else ""
                 table.add_row(name, shown, escape(must), escape(meaning.replace("`", "")))
         console.print(table)
     table = Table("setting of verl", "under f-GRPO and f-HAL", title="actor_rollout_ref.actor", title_justify="left")

@@ -18,6 +18,7 @@ def test_every_setting_is_printed_on_request(monkeypatch):
     for cls in (FDivergenceConfig, PreferenceConfig):
         assert {field.name for field in fields(cls)} - {"old_log_prob"} <= rows.keys()
     assert rows["beta"][:2] == ["0.1", "a number > 0"] and rows["weight_temperature"][0] == "1.0"
+    assert rows["lam"][0] == "0.0; 0.5 for f_hal"
     assert rows["scale"][1] == "one of unit, paper, or two numbers > 0, [s_all, s_on], or null"
     for name, meaning in ACTOR_SETTINGS.items():
         assert rows[name] == [meaning]
