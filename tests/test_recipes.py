@@ -301,6 +301,17 @@ def test_a_recipe_logs_without_an_account(stock_config, group):
     assert stock_config(f"+fgrpo={group}").trainer.logger == ["console", "tensorboard"]
 
 
+@pytest.mark.parametrize("group, logger", [("cpu", []), ("cpu_megatron", []), ("quickstart", ["file"])])
+def test_a_run_on_a_cpu_does_so_too_and_may_have_another_logger(stock_config, group, logger):
+    assert stock_config(f"+fgrpo={group}").trainer.logger == ["console", *logger]
+    assert stock_config(f"+fgrpo={group}", "trainer.logger=[wandb]").trainer.logger == ["wandb"]
+
+
+@pytest.mark.parametrize("group", ["f_grpo", "f_hal", "data_limr", "data_open_rs"])
+def test_a_group_of_an_algorithm_or_of_data_leaves_the_loggers_alone(stock_config, group):
+    assert stock_config(f"+fgrpo={group}").trainer.logger == stock_config().trainer.logger
+
+
 def _documented_overrides() -> list[tuple[str, list[str]]]:
     """Every ``python -m verl.trainer.main_ppo ...`` in a fenced block of a README or a docs page."""
     found = []

@@ -18,6 +18,7 @@ from fgrpo_plugin.host.settings.preferences import check_preference_batch, check
 from fgrpo_plugin.host.settings.prompts import check_prompts
 from fgrpo_plugin.host.settings.reading import generates, recomputes_old_log_prob
 from fgrpo_plugin.host.settings.refusals import check_settings
+from fgrpo_plugin.host.settings.tracking import missing_account
 from fgrpo_plugin.host.settings.trainer_mode import check_trainer_mode
 from fgrpo_plugin.host.settings.verls_own import check_by_verl
 
@@ -46,6 +47,8 @@ def complete(config: DictConfig) -> None:
     if settings.constant_lam != 0:
         check_preferences(config, tokenizer)
     _report(config.algorithm.adv_estimator, settings, changes)
+    if said := missing_account(config):
+        print(f"fgrpo-plugin: {said}", flush=True)
 
 
 def check_and_fill_in(config: DictConfig) -> tuple[FDivergenceConfig, list[tuple[str, Any, str]]]:
