@@ -8,7 +8,7 @@ PIP := $(BIN)/pip --disable-pip-version-check -q
 READY := $(VENV)/.ready
 comma := ,
 
-.PHONY: env quickstart realmodel lint types check test test-long test-long-workers test-long-runs test-long-quickstart mutants docs figures benchmarks clean
+.PHONY: env quickstart realmodel lint types check test test-long test-long-workers test-long-realmodel test-long-runs test-long-quickstart mutants docs figures benchmarks clean
 
 env: $(READY)
 
@@ -50,10 +50,13 @@ test: $(READY)
 	@$(BIN)/python -m pytest -m "not long"
 
 # What is longer than `make test` may be, in parts of at most an hour; each part's last result stands in docs/testing.md.
-test-long: test-long-workers test-long-runs test-long-quickstart
+test-long: test-long-workers test-long-realmodel test-long-runs test-long-quickstart
 
 test-long-workers: $(READY)
 	@$(BIN)/python -m pytest -m long tests/host
+
+test-long-realmodel: $(READY)
+	@$(BIN)/python -m pytest -m long tests/realmodel
 
 test-long-runs: $(READY)
 	@$(BIN)/python -m pytest -m long tests/e2e --ignore tests/e2e/test_quickstart_matrix.py
