@@ -40,8 +40,10 @@ def responses(
         id -> responses, each with `text`, `tokens` and `ended`: whether it ended by itself.
 
     Raises:
-        ValueError: vLLM failed; its log is named.
+        ValueError: vLLM failed, and its log is named; `output` is of other settings; several greedy samples.
     """
+    if temperature == 0 and samples > 1:
+        raise ValueError(f"{samples} samples at temperature 0 are the same response; ask for 1, or a temperature.")
     job = {"model": str(model), "samples": samples, "temperature": temperature, "max_tokens": max_tokens, "seed": seed}
     head = {"settings": job}
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -84,13 +86,19 @@ def _read(output: Path, head: dict[str, Any]) -> dict[str, list[dict[str, Any]]]
 
 
 def _sample(job: dict[str, Any]) -> None:
+    from transformers import AutoTokenizer
     from vllm import LLM, SamplingParams
 
+    tokenizer = AutoTokenizer.from_pretrained(job["model"])
+    prompts = [
+        tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
+        for chat in job["chats"].values()
+    ]
     engine = LLM(
         job["model"],
         dtype="float32",
         enforce_eager=True,
-        max_model_len=1024,
+        max_model_len=max(map(len, prompts)) + job["max_tokens"],
         kv_cache_memory_bytes=1 << 30,
         distributed_executor_backend="uni",
         seed=job["seed"],
