@@ -148,8 +148,10 @@ def job(
         overrides.append(f"{place}.{key}={value}")
     overrides.append(f"{actor}.optim.total_training_steps=100")
     overrides += [f"actor_rollout_ref.rollout.temperature={TEMPERATURE}"]
-    if not micro:
-        overrides += [f"{actor}.use_dynamic_bsz=true", f"{actor}.ppo_max_token_len_per_gpu={TOKENS}"]
+    # Under Megatron verl refuses micro-batches of more rows than a step has rollouts, which ours with preferences are.
+    at_once = micro if group == "cpu_megatron" and ON_POLICY % (micro or 1) else 1
+    if not micro or at_once > 1:
+        overrides += [f"{actor}.use_dynamic_bsz=true", f"{actor}.ppo_max_token_len_per_gpu={TOKENS * at_once}"]
     else:
         overrides += [f"{actor}.ppo_micro_batch_size_per_gpu={micro}"]
         size = f"log_prob_micro_batch_size_per_gpu={math.gcd(micro, ON_POLICY)}"
