@@ -13,7 +13,8 @@ from fgrpo_plugin.realmodel.options import RealModelError
 
 ONE_STEP = "mawps_singleop"
 """How the file of MAWPS begins whose problems take one operation, as published."""
-HELD_OUT = 400
+HELD_OUT, LEAST = 400, 100
+"""Problems held out, where so many at least are left to train on."""
 COLUMNS = (("input", "target"), ("Body+Question", "Answer"), ("question", "answer"), ("problem", "answer"))
 """Pairs of columns in which problems are published; `a+b` is two of them."""
 
@@ -45,14 +46,14 @@ def read_problems(data: Sequence[Path]) -> list[Problem]:
 
 
 def split(problems: Sequence[Problem], held_out: int = HELD_OUT) -> tuple[list[Problem], list[Problem]]:
-    """Training and held-out problems: the first `held_out` are held out, a half where there are too few.
+    """Training and held-out problems: the first `held_out` are held out, at most a half where there are few.
 
     Raises:
         RealModelError: fewer than 16 problems.
     """
     if len(problems) < 16:
         raise RealModelError(f"DATA: {len(problems)} problems are too few to train on and hold some out; give 16.")
-    count = min(held_out, len(problems) // 2)
+    count = held_out if len(problems) >= held_out + LEAST else min(held_out, len(problems) // 2)
     return list(problems[count:]), list(problems[:count])
 
 

@@ -50,7 +50,9 @@ def test_several_greedy_samples_are_refused(model, tmp_path):
         responses(model, CHATS, tmp_path / "new.jsonl", **{**HOW, "samples": 2})
 
 
-@pytest.mark.parametrize("changed", [{"max_tokens": 7}, {"temperature": 1.0}, {"seed": 1}, {"samples": 2, "temperature": 1.0}])
+@pytest.mark.parametrize(
+    "changed", [{"max_tokens": 7}, {"temperature": 1.0}, {"seed": 1}, {"samples": 2, "temperature": 1.0}]
+)
 def test_a_file_of_other_settings_is_refused(made, model, changed):
     output, _, _ = made
     with pytest.raises(ValueError, match="was made with other settings; remove it"):

@@ -48,7 +48,11 @@ def test_the_order_and_so_the_split_does_not_depend_on_the_files(tmp_path):
     training, held_out = split(forth)
     assert len(held_out) == HELD_OUT == 400 and len(training) == 600
     assert not {p.text for p in training} & {p.text for p in held_out}
-    assert [len(part) for part in split(forth[:50])] == [25, 25]
+    assert [[len(part) for part in split(forth[:count])] for count in (50, 499, 500)] == [
+        [25, 25],
+        [250, 249],
+        [100, 400],
+    ]
 
 
 @pytest.mark.parametrize(
