@@ -43,7 +43,7 @@ def _shim(name: str):
 
 def _weight_transfer(name: str):
     def apply(module: ModuleType) -> None:
-        from fgrpo_plugin.host.shims import weight_transfer
+        from fgrpo_plugin.host.worker import weight_transfer
 
         getattr(weight_transfer, name)(module)
 

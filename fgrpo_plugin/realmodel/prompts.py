@@ -28,7 +28,7 @@ PROMPTS: dict[str, list[dict[str, str]]] = {
     "four examples": _turns(_SENTENCE, _EXAMPLES),
 }
 """What is said before a problem."""
-CHOSEN = "two examples"
+CHOSEN = "four examples"
 """The best of them on training problems whose responses end by themselves; experiments/real_model has the figures."""
 
 

@@ -1,4 +1,4 @@
-"""Ends a transfer of weights whose receiver has failed. It has no patch upstream yet.
+"""Ends a transfer of weights whose receiver has failed.
 
 verl's sender waits for its receiver, a vLLM worker, without a limit: an error there, or its death, was never read, and
 the run waited for ever. Here the sender looks at the receiver's call while it waits.

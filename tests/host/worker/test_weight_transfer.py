@@ -8,8 +8,8 @@ import pytest
 import ray
 import zmq
 
-from fgrpo_plugin.host.shims import weight_transfer
-from fgrpo_plugin.host.shims.weight_transfer import WatchedSocket
+from fgrpo_plugin.host.worker import weight_transfer
+from fgrpo_plugin.host.worker.weight_transfer import WatchedSocket
 
 
 @ray.remote(num_cpus=0, max_concurrency=2)
