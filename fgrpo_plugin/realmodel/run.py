@@ -31,6 +31,7 @@ MAX_TOKENS = 96
 SCREENED, SAMPLES, TEMPERATURE = 256, 8, 0.5
 """Training problems that are tried before training, how often each, and how: as they are sampled in training."""
 LEARNING_RATE = 1e-5
+EARLIER = "metrics_before_resuming.jsonl"
 
 
 def arm_name(options: RealModelOptions) -> str:
@@ -82,8 +83,9 @@ def _run(options: RealModelOptions, console: Console, progress: Progress, lines:
     if not done.is_file():
         started = time.monotonic()
         exported = run / "model"
-        if not (exported / "config.json").is_file():
+        if not (exported / "config.json").is_file() and not _is_trained(run, options.steps):
             (run / "logs").mkdir(parents=True, exist_ok=True)
+            _keep_metrics(run)
             train(
                 run,
                 lambda ray: verl_command(run, options, model, train_file, ray),
@@ -93,6 +95,7 @@ def _run(options: RealModelOptions, console: Console, progress: Progress, lines:
                 patience=PATIENCE_SECONDS * 6,
                 threads=2,
             )
+        if not (exported / "config.json").is_file():
             export_run(run / "checkpoints", exported, dtype="float32", say=lines.say)
         after = _evaluate(exported, held_out, run / "after.jsonl", follow("held-out problems after training"))
         result = _result(run, options, held_out, before, after, time.monotonic() - started)
@@ -206,6 +209,26 @@ def verl_command(run: Path, options: RealModelOptions, model: Path, train_file: 
     return [sys.executable, "-m", "verl.trainer.main_ppo", *overrides, *options.overrides]
 
 
+def _is_trained(run: Path, steps: int) -> bool:
+    saved = run / "checkpoints" / "latest_checkpointed_iteration.txt"
+    return saved.is_file() and saved.read_text().strip() == str(steps)
+
+
+def _keep_metrics(run: Path) -> None:
+    """Put the metrics of a run that was stopped aside: verl begins its file anew when it resumes."""
+    written = run / "metrics.jsonl"
+    if written.is_file():
+        with (run / EARLIER).open("a") as earlier:
+            earlier.writelines(json.dumps(row) + "\n" for row in read_metrics(written))
+        written.unlink()
+
+
+def _metrics(run: Path) -> list[dict[str, Any]]:
+    """Every step once, as it was made last."""
+    rows = {row["step"]: row for name in (EARLIER, "metrics.jsonl") for row in read_metrics(run / name)}
+    return [rows[step] for step in sorted(rows)]
+
+
 def _result(
     run: Path,
     options: RealModelOptions,
@@ -220,7 +243,7 @@ def _result(
         for when, given in (("before", before), ("after", after))
     }
     gain = [new - old for old, new in zip(right["before"], right["after"], strict=True)]
-    rows = read_metrics(run / "metrics.jsonl")
+    rows = _metrics(run)
     times = [row["data"]["timing_s/step"] for row in rows if "timing_s/step" in row["data"]]
     return {
         "algorithm": options.algo,

@@ -89,3 +89,23 @@ def test_problems_of_which_none_is_solved_sometimes_are_refused(tmp_path, monkey
         module._screen(tmp_path, problems, tmp_path, lambda done, total: None, lines)
     assert (asked["samples"], asked["temperature"], asked["max_tokens"]) == (SAMPLES, TEMPERATURE, MAX_TOKENS)
     assert not (tmp_path / "train.parquet").exists()
+
+
+def test_a_resumed_run_has_every_step_once_and_a_trained_one_is_not_trained_again(tmp_path):
+    def write(*rows):
+        lines = [json.dumps({"step": step, "data": {"critic/score/mean": value}}) + "\n" for step, value in rows]
+        (tmp_path / "metrics.jsonl").write_text("".join(lines) + '{"step": 9, "da')
+
+    write((1, 0.1), (2, 0.2), (3, 0.3))
+    module._keep_metrics(tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+    write((3, 0.5), (4, 0.6))  # the third was made again, from the checkpoint of the second
+    module._keep_metrics(tmp_path)
+    write((5, 0.7))
+    assert [(row["step"], row["data"]["critic/score/mean"]) for row in module._metrics(tmp_path)] == [
+        (1, 0.1), (2, 0.2), (3, 0.5), (4, 0.6), (5, 0.7),
+    ]  # fmt: skip
+    assert not module._is_trained(tmp_path, 5)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("5")
+    assert module._is_trained(tmp_path, 5) and not module._is_trained(tmp_path, 15)
