@@ -228,7 +228,7 @@ def write_report() -> None:
 PAGE = """# A real model: measured
 
 {name}, on MAWPS's single-operation word problems, through verl as it is: FSDP2, vLLM, float32,
-{steps} steps of 8 prompts x 8 responses. Made by `python experiments/real_model/arms.py DATA...`; one run by `make realmodel`.
+{steps} steps of 4 prompts x 8 responses. Made by `python experiments/real_model/arms.py DATA...`; one run by `make realmodel`.
 
 "Right": the last number anywhere in the response is the answer. {problems} held-out problems, greedy, at most {tokens}
 tokens; before and after are scored alike. The interval is a paired bootstrap over problems (95 %, 10,000 resamples) of the

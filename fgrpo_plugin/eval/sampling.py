@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-CHUNK = 32
+CHUNK = 128
 """Prompts that vLLM is given at once; what is written is whole chunks."""
 
 

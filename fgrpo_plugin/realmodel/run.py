@@ -30,6 +30,7 @@ MAX_TOKENS = 96
 """Of a response; 95 of 100 responses before training end by themselves within it."""
 SCREENED, SAMPLES, TEMPERATURE = 256, 8, 0.5
 """Training problems that are tried before training, how often each, and how: as they are sampled in training."""
+PROMPTS_A_STEP = 4  # as in conf/fgrpo/smollm2.yaml
 LEARNING_RATE = 1e-5
 EARLIER = "metrics_before_resuming.jsonl"
 
@@ -176,10 +177,10 @@ def _screen(
             on_progress=on_progress,
         )
         keys = mixed(named, found)
-        if len(keys) < 8:
+        if len(keys) < PROMPTS_A_STEP:
             raise RealModelError(
-                f"of {len(named)} training problems the model solves {len(keys)} sometimes and not always, and 8 are a "
-                "step's; name easier or harder problems: DATA=..."
+                f"of {len(named)} training problems the model solves {len(keys)} sometimes and not always, and "
+                f"{PROMPTS_A_STEP} are a step's; name easier or harder problems: DATA=..."
             )
         write_parquet(verl_rows(named, keys, CHOSEN), target)
         lines.say(f"{len(keys)} of {len(named)} training problems have right and wrong responses; they are trained on")

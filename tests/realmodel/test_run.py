@@ -30,6 +30,7 @@ def test_every_algorithm_composes_and_differs_by_its_loss_alone(tmp_path, algo):
     # The model is screened as it is sampled in training, and evaluated with the same limit.
     rollout = config.actor_rollout_ref.rollout
     assert (rollout.n, rollout.temperature, rollout.response_length) == (SAMPLES, TEMPERATURE, MAX_TOKENS)
+    assert config.data.train_batch_size == module.PROMPTS_A_STEP
     assert rollout.max_model_len == config.data.max_prompt_length + MAX_TOKENS
     assert config.reward.custom_reward_function.path == "pkg://fgrpo_plugin.realmodel.reward"
     assert config.trainer.resume_mode == "auto" and config.trainer.save_freq > 0
