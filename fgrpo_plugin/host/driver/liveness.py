@@ -38,10 +38,10 @@ def watching(parts: Mapping[str, Any], every: float = EVERY) -> Iterator[None]:
         yield
         return
     died: list[str] = []
-    done = threading.Event()
+    done, ending = threading.Event(), threading.Event()
 
     def end(signum: int, frame: Any) -> None:
-        if died and not done.is_set():
+        if died and not ending.is_set():
             raise KeyboardInterrupt  # the one exception that ray.get passes on from a signal
 
     previous = signal.signal(_SIGNAL, end)
@@ -49,7 +49,9 @@ def watching(parts: Mapping[str, Any], every: float = EVERY) -> Iterator[None]:
     assert main is not None
 
     def watch() -> None:
-        message = _first_death(parts, every, done)
+        message = None
+        with contextlib.suppress(Exception):  # Ray is being shut down
+            message = _first_death(parts, every, done)
         if message is None:
             return
         died.append(message)
@@ -67,14 +69,19 @@ def watching(parts: Mapping[str, Any], every: float = EVERY) -> Iterator[None]:
             raise PartDied(died[0]) from None
         raise
     except Exception as error:
-        # A death shows itself as an error elsewhere too, such as prompts whose generation failed.
-        message = died[0] if died else _first_death(parts, 0.0, done, patience=LOOK)
+        # A death shows itself as an error elsewhere too, such as prompts whose generation failed. The watch may see it
+        # now as well, and its signal must not cut this short.
+        ending.set()
+        message = died[0] if died else None
+        with contextlib.suppress(Exception):  # Ray itself may be gone; the error that is here says more
+            message = message or _first_death(parts, 0.0, done, patience=LOOK)
         if message is None:
             raise
         if not died:
             _say(message)
         raise PartDied(message) from error
     finally:
+        ending.set()
         done.set()
         signal.signal(_SIGNAL, previous)
 

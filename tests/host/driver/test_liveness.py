@@ -71,3 +71,12 @@ def test_an_error_that_a_death_has_caused_is_told_from_one_that_none_has():
         os.kill(pid, signal.SIGKILL)
         raise RuntimeError("eight prompts failed")
     assert isinstance(raised.value.__cause__, RuntimeError)
+
+
+def test_a_watch_that_sees_the_death_while_an_error_is_on_its_way_does_not_cut_it_short():
+    for _ in range(3):
+        dead = Part.remote()
+        pid = ray.get(dead.pid.remote())
+        with pytest.raises(PartDied), watching({"rollout server 0": dead}, every=0.05):
+            os.kill(pid, signal.SIGKILL)
+            raise RuntimeError("eight prompts failed")
