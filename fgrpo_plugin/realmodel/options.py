@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fgrpo_plugin.divergences import available_divergences
+from fgrpo_plugin.host.settings.inputs import check_model, load_tokenizer
 
 ARMS = {
     "grpo": ("algorithm.adv_estimator=grpo",),
@@ -77,5 +78,9 @@ class RealModelOptions:
         for path in self.data:
             if not path.exists():
                 raise RealModelError(f"DATA={path} does not exist; name a file or folder of problems.")
-        if self.model is not None and not (self.model / "config.json").is_file():
-            raise RealModelError(f"MODEL={self.model} has no config.json; name a Hugging Face folder.")
+        if self.model is not None:
+            try:
+                check_model(str(self.model.absolute()), "MODEL")
+                load_tokenizer(self.model, "MODEL")
+            except ValueError as error:
+                raise RealModelError(str(error)) from None

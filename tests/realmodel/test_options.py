@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from fgrpo_plugin.quickstart.model import build_tokenizer
 from fgrpo_plugin.realmodel.options import ARMS, RealModelError, RealModelOptions
 
 
@@ -19,7 +20,7 @@ from fgrpo_plugin.realmodel.options import ARMS, RealModelError, RealModelOption
         ({"seed": -1}, "SEED=-1 must be 0 or more"),
         ({"folder": Path(__file__)}, "is a file; name a folder"),
         ({"data": (Path("/nowhere/at_all"),)}, "DATA=/nowhere/at_all does not exist"),
-        ({"model": Path("/nowhere/at_all")}, "MODEL=/nowhere/at_all has no config.json"),
+        ({"model": Path("/nowhere/at_all")}, "MODEL=/nowhere/at_all: there is no such folder"),
     ],
 )
 def test_a_bad_option_is_named_with_its_remedy(tmp_path, given, words):
@@ -30,3 +31,12 @@ def test_a_bad_option_is_named_with_its_remedy(tmp_path, given, words):
 @pytest.mark.parametrize("algo", ARMS)
 def test_every_algorithm_is_taken(tmp_path, algo):
     RealModelOptions(folder=tmp_path / "new", algo=algo, learning_rate=0.0).check()
+
+
+def test_a_model_without_a_chat_template_is_refused_before_anything_is_sampled(tmp_path):
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(RealModelError, match=r"MODEL=.*has no chat template; set tokenizer\.chat_template"):
+        RealModelOptions(folder=tmp_path, model=tmp_path / "model").check()
