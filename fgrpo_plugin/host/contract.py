@@ -65,6 +65,9 @@ USED_SOURCES: dict[str, dict[str, str]] = {
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._init_dataloader": {
         "86cf3749e087b883b1ddfd5b153f1e8c0d1bc83aaa0c66bf43ce63c04602d3c4": "verl 0.9.1",
     },
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer.fit": {
+        "7d83a81c2e62979ffec22f90dc8f2e44bf98dd59d6b50809c359727090cb4a56": "verl 0.9.1",
+    },
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._load_checkpoint": {
         "bb446d77c48ac6cc633e86c83b7195b78d899ece10d1b5e7150908acddb17265": "verl 0.9.1",
         "0264a1b4164f90124c773c00694ecde90681c425fb1f59f28cd2d3b19fd18fa8": "verl main at 1dda039b9",
