@@ -208,6 +208,9 @@ def fit_policy(
 ) -> Table:
     """The policy that minimises loss(r), r = beta log(pi / pi_ref), by L-BFGS on its logits from pi_ref.
 
+    A line search ends where the loss changes in its last digit alone, which in a flat valley is short of the minimum;
+    Newton's steps go on from there, and the point with the smallest gradient is taken.
+
     Args:
         reference: pi_ref, (Y,), positive.
         beta: > 0.
@@ -219,10 +222,10 @@ def fit_policy(
     Returns:
         pi, (Y,).
     """
-    logits = reference.log().clone().requires_grad_()
-    constant = torch.zeros((), dtype=reference.dtype, requires_grad=free_constant)
+    size = reference.shape[-1]
+    free = torch.cat([reference.log(), reference.new_zeros(int(free_constant))]).requires_grad_()
     optimizer = torch.optim.LBFGS(
-        [logits, constant] if free_constant else [logits],
+        [free],
         max_iter=steps,
         tolerance_grad=1e-12,
         tolerance_change=0.0,
@@ -230,14 +233,29 @@ def fit_policy(
         line_search_fn="strong_wolfe",
     )
 
+    def value(point: torch.Tensor) -> torch.Tensor:
+        return loss(beta * (point[:size].log_softmax(-1) - reference.log()) + point[size:].sum())
+
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        value = loss(beta * (logits.log_softmax(-1) - reference.log()) + constant)
-        value.backward()
-        return value
+        result = value(free)
+        result.backward()
+        return result
+
+    def gradient(point: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad(value(point.requires_grad_()), point)[0]
 
     optimizer.step(closure)
-    return logits.detach().softmax(-1)
+    points, slopes = [free.detach()], [gradient(free.detach())]
+    for _ in range(10):
+        # Logits have a direction along which nothing changes: the least-norm step.
+        curvature = torch.autograd.functional.hessian(value, points[-1])
+        points.append((points[-1] - torch.linalg.pinv(curvature, hermitian=True) @ slopes[-1]).detach())
+        slopes.append(gradient(points[-1]))
+        if not bool(slopes[-1].isfinite().all()):
+            break
+    best = min(range(len(points)), key=lambda at: slopes[at].norm().nan_to_num(torch.inf).item())
+    return points[best][:size].detach().softmax(-1)
 
 
 def _above_mean(policy: Table, rewards: Table) -> Table:

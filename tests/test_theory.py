@@ -170,6 +170,15 @@ def test_the_minimiser_over_policies_is_the_iterate_if_a_constant_of_the_prompt_
     torch.testing.assert_close(best, expected, rtol=0, atol=1e-6)
 
 
+def test_the_minimum_is_reached_from_where_a_line_search_ends_early():
+    # The flattest of them: after 80 of L-BFGS's iterations a probability is still wrong by 3e-5.
+    d = get_divergence("alpha", "density_ratio", alpha=3.0)
+    reference, rewards = prompt()
+    aligned, unaligned = alignment_sides(reference, rewards, eps=0.3)
+    best = fit_policy(reference, 1.0, lambda r: population_fdo(r, aligned, unaligned, d), free_constant=True, steps=80)
+    torch.testing.assert_close(best, iterate(reference, aligned, unaligned, d, beta=1.0), rtol=0, atol=1e-12)
+
+
 def test_the_minimiser_over_policies_is_another_if_the_reward_is_bound_to_the_policy():
     reference, rewards = prompt()
     aligned, unaligned = alignment_sides(reference, rewards, eps=0.3)
