@@ -29,7 +29,7 @@ quickstart: $(READY)
 	  $(if $(SEED),--seed $(SEED)) $(if $(STEPS),--steps $(STEPS)) $(if $(DATA),--data $(DATA)) \
 	  $(if $(MODEL),--model $(MODEL)) $(if $(RUN),--run-dir $(RUN)) $(ARGS)
 
-# make realmodel [ALGO=f_grpo|released|grpo|grpo_kl] [DIVERGENCE=pearson] [SEED=0] [STEPS=14] [DATA=file or folder]
+# make realmodel [ALGO=f_grpo|released|grpo|grpo_kl] [DIVERGENCE=pearson] [SEED=0] [STEPS=8] [DATA=file or folder]
 #   [MODEL=folder] [RUN=runs/realmodel]: a real language model from prompt to exported, evaluated weights (docs/model.md)
 realmodel: $(READY)
 	@$(BIN)/fgrpo realmodel $(if $(ALGO),--algo $(ALGO)) $(if $(DIVERGENCE),--divergence $(DIVERGENCE)) \

@@ -1,4 +1,4 @@
-"""The command line: ``fgrpo doctor``, ``settings``, ``quickstart``, ``plan``, ``data``, ``prefs`` and ``export``."""
+"""The command line, ``fgrpo``: each command is a function here, or in the room that it is of."""
 
 import contextlib
 import functools
@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from fgrpo_plugin.eval import command as eval_command
 from fgrpo_plugin.plan.command import plan as plan_run
 
 app = typer.Typer(
@@ -84,7 +85,7 @@ def realmodel(
     algo: Annotated[str, typer.Option(help="f_grpo, released (its preset), grpo, grpo_kl.")] = "f_grpo",
     divergence: Annotated[str | None, typer.Option(help="Name of f.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the data order and the rollouts.")] = 0,
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 14,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 8,
     data: Annotated[
         list[Path] | None, typer.Option(help="File or folder of problems, in place of MAWPS; repeatable.")
     ] = None,
@@ -303,6 +304,12 @@ def _one_sentence(command: str, code: int = 2) -> Iterator[None]:
     except (ValueError, OSError) as error:
         print(f"{command}: {error}", file=sys.stderr)
         raise typer.Exit(code) from None
+
+
+evaluation = typer.Typer(help="Evaluate models.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(evaluation, name="eval")
+for _name, _command in (("math", eval_command.math), ("table", eval_command.table)):
+    evaluation.command(_name)(_one_sentence(f"fgrpo eval {_name}")(_command))
 
 
 def _tokenizer(model: Path | None) -> Any:

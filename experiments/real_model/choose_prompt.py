@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from fgrpo_plugin.eval.sampling import responses
+from fgrpo_plugin.eval.sampling import Sampling, responses
 from fgrpo_plugin.realmodel.model import smollm2
 from fgrpo_plugin.realmodel.problems import read_problems, split
 from fgrpo_plugin.realmodel.prompts import PROMPTS, chat, shares
@@ -31,10 +31,7 @@ def main(
             smollm2(folder.absolute() / "model"),
             {key: chat(problem, prompt) for key, problem in named.items()},
             folder.absolute() / "prompts" / f"{prompt.replace(' ', '_')}.jsonl",
-            samples=1,
-            temperature=0.0,
-            max_tokens=MAX_TOKENS,
-            seed=0,
+            Sampling(max_tokens=MAX_TOKENS),
         )
         found[prompt] = asdict(shares(named, given)) | {"problems": len(named)}
         print(prompt, found[prompt], flush=True)

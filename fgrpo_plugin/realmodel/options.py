@@ -48,7 +48,7 @@ class RealModelOptions:
     divergence: str | None = None
     model: Path | None = None
     data: tuple[Path, ...] = ()
-    steps: int = 14
+    steps: int = 8
     seed: int = 0
     learning_rate: float | None = None
     overrides: tuple[str, ...] = ()

@@ -8,6 +8,7 @@ from typing import Any
 
 from fgrpo_plugin import tables
 from fgrpo_plugin.data.math_sets import MATH_SETS
+from fgrpo_plugin.eval.problem_sets import question_and_answer
 from fgrpo_plugin.eval.scoring import last_number
 from fgrpo_plugin.realmodel.options import RealModelError
 
@@ -15,8 +16,6 @@ ONE_STEP = "mawps_singleop"
 """How the file of MAWPS begins whose problems take one operation, as published."""
 HELD_OUT, LEAST = 400, 100
 """Problems held out, where so many at least are left to train on."""
-COLUMNS = (("input", "target"), ("Body+Question", "Answer"), ("question", "answer"), ("problem", "answer"))
-"""Pairs of columns in which problems are published; `a+b` is two of them."""
 
 
 @dataclass(frozen=True)
@@ -87,19 +86,11 @@ def _tables(data: Sequence[Path]) -> Iterable[tuple[str, Iterable[dict[str, Any]
 
 
 def _problem(row: dict[str, Any], place: str, number: int) -> Problem:
-    if isinstance(row.get("prompt"), list | tuple) and isinstance(row.get("reward_model"), dict):
-        text, answer = str(row["prompt"][-1].get("content") or ""), row["reward_model"].get("ground_truth")
-    else:
-        pair = next((pair for pair in COLUMNS if all(name in row for name in [*pair[0].split("+"), pair[1]])), None)
-        if pair is None:
-            wanted = "; ".join(" and ".join(pair).replace("+", ", ") for pair in COLUMNS)
-            raise RealModelError(
-                f"{place}: no columns of a problem and its answer (found: {', '.join(row)}); rename them to one of: "
-                f"{wanted}."
-            )
-        parts = [str(row[name] or "").strip() for name in pair[0].split("+")]
-        text = " ".join([*(part if part[-1:] in ".?!," else f"{part}." for part in parts[:-1] if part), parts[-1]])
-        answer = row[pair[1]]
+    try:
+        asked, answer = question_and_answer(row)
+    except ValueError as reason:
+        raise RealModelError(f"{place}: {reason}.") from None
+    text = asked if isinstance(asked, str) else str(asked[-1].get("content") or "") if asked else ""
     value = last_number(str(answer)) if isinstance(answer, str | int | float) else None
     if not text.strip() or value is None:
         raise RealModelError(f"{place}: row {number} has {'no number as its answer' if text.strip() else 'no text'}.")

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from fgrpo_plugin.eval.sampling import responses
+from fgrpo_plugin.eval.sampling import Sampling, responses
 from fgrpo_plugin.eval.scoring import is_right
 from fgrpo_plugin.eval.statistics import bootstrap
 from fgrpo_plugin.export.exporting import export_run
@@ -31,7 +31,7 @@ MAX_TOKENS = 96
 SCREENED, SAMPLES, TEMPERATURE = 256, 8, 0.5
 """Training problems that are tried before training, how often each, and how: as they are sampled in training."""
 PROMPTS_A_STEP = 4  # as in conf/fgrpo/smollm2.yaml
-LEARNING_RATE = 1e-5
+LEARNING_RATE = 1e-4
 EARLIER = "metrics_before_resuming.jsonl"
 
 
@@ -153,9 +153,7 @@ def _evaluate(
 ) -> dict[str, list[dict[str, Any]]]:
     """Greedy responses to the held-out problems."""
     chats = {key: chat(problem, CHOSEN) for key, problem in _named(problems).items()}
-    return responses(
-        model, chats, output, samples=1, temperature=0.0, max_tokens=MAX_TOKENS, seed=0, on_progress=on_progress
-    )
+    return responses(model, chats, output, Sampling(max_tokens=MAX_TOKENS), on_progress=on_progress)
 
 
 def _screen(
@@ -170,10 +168,7 @@ def _screen(
             model,
             chats,
             folder / "screened.jsonl",
-            samples=SAMPLES,
-            temperature=TEMPERATURE,
-            max_tokens=MAX_TOKENS,
-            seed=0,
+            Sampling(SAMPLES, TEMPERATURE, max_tokens=MAX_TOKENS),
             on_progress=on_progress,
         )
         keys = mixed(named, found)

@@ -1,8 +1,10 @@
-"""The last number anywhere in a response, compared as a number."""
+"""The last number anywhere in a response, compared as a number; answers as math-verify compares them."""
+
+import sys
 
 import pytest
 
-from fgrpo_plugin.eval.scoring import is_right, last_number
+from fgrpo_plugin.eval.scoring import is_right, last_number, parsed_answer, parsed_response, same_answer
 
 
 @pytest.mark.parametrize(
@@ -44,3 +46,39 @@ def test_the_last_number_of_a_text(text, number):
 )
 def test_right_is_the_same_number_to_six_digits(response, answer, right):
     assert is_right(response, answer) is right
+
+
+@pytest.mark.parametrize(
+    "answer, response, right",
+    [
+        ("18", "so 9 + 9 = 18 dollars", True),
+        ("18", "#### 18", True),
+        ("18", r"\boxed{18}, which is twice 9", True),  # a box counts before what follows it
+        ("18", r"\boxed{9}. Or 18", False),
+        ("145.0", "145", True),
+        ("145.0", r"\boxed{145.5}", False),
+        ("1,234", r"\boxed{1234}", True),
+        (r"\frac{1}{2}", r"\boxed{0.5}", True),
+        (r"\frac{\pi}{2}", r"$\dfrac{\pi}{2}$", True),
+        (r"\left( 3, \frac{\pi}{2} \right)", r"\boxed{(3, \pi/2)}", True),
+        (r"\left( 3, \frac{\pi}{2} \right)", r"\boxed{(\pi/2, 3)}", False),
+        (r"so \boxed{x+1}", r"\boxed{1+x}", True),
+        (r"p - q", r"\boxed{q - p}", False),
+        ("18", "no idea", False),
+        ("18", "", False),
+    ],
+)
+def test_answers_are_compared_as_mathematics(answer, response, right):
+    assert same_answer(parsed_answer(answer), parsed_response(response)) is right
+
+
+@pytest.mark.parametrize("answer", ["", "  "])
+def test_nothing_is_no_answer(answer):
+    assert parsed_answer(answer) == []
+    assert not same_answer([], parsed_response("1")) and not same_answer(parsed_answer("1"), [])
+
+
+def test_without_math_verify_the_remedy_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(ValueError, match=r"pip install 'fgrpo-plugin\[eval\]'"):
+        parsed_answer("1")

@@ -1,0 +1,68 @@
+"""A file of responses: written as they come, continued where it stopped, refused where it is of other settings."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Responses = dict[str, list[dict[str, Any]]]
+"""Id of a prompt -> its responses: `text`, `tokens` (None: unknown), and `ended`, whether it ended by itself."""
+
+
+class KeptResponses:
+    """The responses that a file holds: settings in its first line, then a JSON line a prompt.
+
+    Args:
+        path: of the file.
+        settings: of the sampling; whatever changes a response.
+
+    Raises:
+        ValueError: the file is of other settings, or no file of responses.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self.path, self.settings = path, dict(settings)
+        if path.is_file():
+            self._check()
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"settings": self.settings}) + "\n")
+
+    def _check(self) -> None:
+        with self.path.open() as lines:
+            first = lines.readline()
+        try:
+            found = json.loads(first)["settings"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"{self.path} does not begin with settings, so it holds no responses; name another folder."
+            ) from None
+        keys = dict.fromkeys([*found, *self.settings])
+        other = [f"{key} {found.get(key)}, now {self.settings.get(key)}" for key in keys
+                 if found.get(key) != self.settings.get(key)]  # fmt: skip
+        if other:
+            raise ValueError(
+                f"{self.path} was made with other settings ({'; '.join(other)}); remove it, or name another folder."
+            )
+
+    def read(self) -> Responses:
+        """Every prompt whose line is whole."""
+        lines = self.path.read_text().splitlines(keepends=True)[1:]
+        rows = [json.loads(line) for line in lines if line.endswith("\n")]
+        return {row["id"]: row["responses"] for row in rows}
+
+    @contextlib.contextmanager
+    def more(self) -> Iterator[Callable[[str, Sequence[Mapping[str, Any]]], None]]:
+        """Append prompts; a line that broke off is dropped first."""
+        text = self.path.read_bytes()
+        if not text.endswith(b"\n"):  # of a run that was killed while it wrote
+            with self.path.open("r+b") as file:
+                file.truncate(text.rfind(b"\n") + 1)
+        with self.path.open("a") as lines:
+
+            def add(key: str, responses: Sequence[Mapping[str, Any]]) -> None:
+                lines.write(json.dumps({"id": key, "responses": list(responses)}) + "\n")
+                lines.flush()
+
+            yield add

@@ -1,0 +1,104 @@
+"""``fgrpo eval math``: sample, score, and keep what a table is made of."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fgrpo_plugin.eval.kept import Responses
+from fgrpo_plugin.eval.problem_sets import MathProblem, ProblemSet
+from fgrpo_plugin.eval.scoring import parsed_answer, parsed_response, same_answer
+from fgrpo_plugin.eval.table import SCORES
+
+Progress = Callable[[int, int], None]
+Sampler = Callable[[str, Mapping[str, Sequence[Mapping[str, str]]], Path, Progress], Responses]
+"""Model, chats, output and progress -> responses."""
+
+
+def named_models(models: Sequence[str]) -> dict[str, str]:
+    """Name in tables -> model; `name=model` names it, else the last part of its path does.
+
+    Raises:
+        ValueError: two have one name, or a name is no name of a folder.
+    """
+    found: dict[str, str] = {}
+    for given in models:
+        name, _, model = given.rpartition("=") if "=" in given else (Path(given).name, "", given)
+        if not re.fullmatch(r"[\w.+@-]+", name) or name in (".", ".."):
+            raise ValueError(f"MODEL {given}: {name!r} cannot be a folder's name; name it: NAME={model}.")
+        if name in found:
+            raise ValueError(f"two models are called {name}; name one: NAME={model}.")
+        found[name] = model
+    return found
+
+
+def evaluate(
+    models: Mapping[str, str],
+    sets: Sequence[ProblemSet],
+    folder: Path,
+    sample: Sampler,
+    *,
+    sampling: Mapping[str, Any],
+    follow: Callable[[str], Progress],
+) -> None:
+    """Sample every model on every set, and write each one's scores beside its responses.
+
+    Args:
+        models: name -> folder, or name at the server.
+        sets: of problems.
+        folder: has `<model>/<set>.jsonl`, the responses, and `<model>/<set>.scores.json`.
+        sample: gives a model's responses, and keeps them in a file.
+        sampling: settings, for the scores.
+        follow: what is under way -> what is told how far it is.
+
+    Raises:
+        ValueError: a model could not be sampled, or `folder` holds responses of other settings.
+    """
+    for name, model in models.items():
+        for one in sets:
+            chats = {key: list(problem.chat) for key, problem in one.problems.items()}
+            output = folder / name / f"{one.name}.jsonl"
+            responses = sample(model, chats, output, follow(f"{name} on {one.name}"))
+            scored = follow(f"{name} on {one.name}: comparing answers")
+            rows = []
+            for number, (key, problem) in enumerate(one.problems.items()):
+                rows.append(scored_row(key, problem, responses[key]))
+                scored(number + 1, len(one.problems))
+            scores = {"model": name, "from": model, "set": one.name, "sampling": dict(sampling), "rows": rows}
+            write_whole(output.with_name(f"{one.name}{SCORES}"), json.dumps(scores, indent=1) + "\n")
+
+
+def scored_row(key: str, problem: MathProblem, responses: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A problem's responses, compared with its answer and with one another.
+
+    Returns:
+        `id`, `problem`, `answer`; of each response `given` (its answer as text, or None), `vote` (the first response
+        with the same answer, or None) and `right`; and `ended` and `tokens` as they were sampled.
+    """
+    right = parsed_answer(problem.answer)
+    answers = [parsed_response(one["text"]) for one in responses]
+    votes: list[int | None] = []
+    for number, answer in enumerate(answers):
+        same = (vote for vote in votes if vote is not None and same_answer(answers[vote], answer))
+        votes.append(next(same, number) if answer else None)
+    # Of equal answers one is compared, so that a vote cannot be both right and wrong.
+    verdicts = {vote: same_answer(right, answers[vote]) for vote in set(votes) if vote is not None}
+    return {
+        "id": key,
+        "problem": problem.chat[-1]["content"],
+        "answer": problem.answer,
+        "given": [str(answer[-1]) if answer else None for answer in answers],
+        "vote": votes,
+        "right": [vote is not None and verdicts[vote] for vote in votes],
+        "ended": [bool(one["ended"]) for one in responses],
+        "tokens": [one["tokens"] for one in responses],
+    }
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is never there by half."""
+    partial = path.with_name(f".{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_text(text)
+    partial.replace(path)

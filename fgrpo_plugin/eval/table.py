@@ -1,0 +1,198 @@
+"""The table of an evaluation: every model on every set, their mean ranks and Relative Overall."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fgrpo_plugin.eval.statistics import bootstrap, majority_at_k, mean_ranks, pass_at_k, relative_overall
+
+SCORES = ".scores.json"
+"""How a file of scores ends, behind the name of its set."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A mean over problems with its 95 % interval (bootstrap over problems), and each problem's value."""
+
+    mean: float
+    low: float
+    high: float
+    values: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Measure":
+        """The mean of one value a problem."""
+        return cls(statistics.fmean(values), *bootstrap(values), tuple(values))
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    def signed(self) -> str:
+        """As a difference."""
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+@dataclass(frozen=True)
+class SetResult:
+    """A model on a set.
+
+    Attributes:
+        measures: `pass@k` and `maj@k` of the k that were asked for -> their means.
+        problems: how many.
+        answered: share of responses with an answer.
+        cut: share of responses that did not end by themselves.
+        tokens: mean length of a response; None where a server did not say.
+    """
+
+    measures: dict[str, Measure]
+    problems: int
+    answered: float
+    cut: float
+    tokens: float | None
+
+
+def set_result(rows: Sequence[Mapping[str, Any]], ks: Sequence[int]) -> SetResult:
+    """The measures of scored rows; pass@1 always, pass@k and maj@k for each k above 1.
+
+    Raises:
+        ValueError: a k above the number of samples.
+    """
+    samples = len(rows[0]["right"])
+    for k in ks:
+        if not 1 <= k <= samples:
+            raise ValueError(f"k={k} needs at least {k} samples, and there are {samples}; lower --k.")
+    measures = {}
+    for k in sorted({1, *ks}):
+        measures[f"pass@{k}"] = Measure.of([pass_at_k(sum(row["right"]), samples, k) for row in rows])
+    for k in sorted({*ks} - {1}):
+        voted = [majority_at_k(row["vote"], _right_votes(row), k) for row in rows]
+        measures[f"maj@{k}"] = Measure.of(voted)
+    every = [(vote, ended) for row in rows for vote, ended in zip(row["vote"], row["ended"], strict=True)]
+    tokens = [count for row in rows for count in row["tokens"]]
+    return SetResult(
+        measures,
+        len(rows),
+        answered=sum(vote is not None for vote, _ in every) / len(every),
+        cut=sum(not ended for _, ended in every) / len(every),
+        tokens=None if None in tokens else statistics.fmean(tokens),
+    )
+
+
+def _right_votes(row: Mapping[str, Any]) -> set[int]:
+    return {vote for vote, right in zip(row["vote"], row["right"], strict=True) if right}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that a folder holds.
+
+    Attributes:
+        results: model -> set -> result, in the order of names.
+        ks: of pass@k and maj@k.
+    """
+
+    results: dict[str, dict[str, SetResult]]
+    ks: tuple[int, ...]
+
+
+def read_evaluation(folder: Path, ks: Sequence[int] | None = None, only: Sequence[str] | None = None) -> Evaluation:
+    """Read the scores of every model in a folder.
+
+    Args:
+        folder: of `fgrpo eval math`.
+        ks: of pass@k and maj@k; None is the number of samples.
+        only: names of models, in the order of the table; None is all that are there.
+
+    Raises:
+        ValueError: there are none, a model lacks a set, or two were sampled or asked differently.
+    """
+    files = sorted(folder.glob(f"*/*{SCORES}"))
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for file in files:
+        try:
+            scores = json.loads(file.read_text())
+            found.setdefault(scores["model"], {})[scores["set"]] = scores
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{file} cannot be read ({type(error).__name__}: {error}); evaluate it again.") from None
+    names = list(only) if only is not None else list(found)
+    if missing := [name for name in names if name not in found]:
+        raise ValueError(f"{folder} has no scores of {', '.join(missing)}; it has {', '.join(found) or 'none'}.")
+    if not names:
+        raise ValueError(f"{folder} holds no scores; make them: fgrpo eval math MODEL --data FILE -o {folder}")
+    found = {name: found[name] for name in names}
+    _check_alike(found)
+    samples = len(next(iter(next(iter(found.values())).values()))["rows"][0]["right"])
+    chosen = tuple(ks) if ks else (samples,)
+    return Evaluation(
+        {name: {one: set_result(sets[one]["rows"], chosen) for one in sets} for name, sets in found.items()}, chosen
+    )
+
+
+def _check_alike(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+    first, *others = found
+    for other in others:
+        if apart := sorted(set(found[first]) ^ set(found[other])):
+            raise ValueError(
+                f"{first} and {other} were not evaluated on the same sets ({', '.join(apart)}); evaluate what is "
+                "missing, or name the models of the table."
+            )
+        for one in found[first]:
+            left, right = found[first][one], found[other][one]
+            same = [row["id"] for row in left["rows"]] == [row["id"] for row in right["rows"]]
+            if left["sampling"] != right["sampling"] or not same:
+                what = "sampled alike" if same else "asked the same problems"
+                raise ValueError(
+                    f"{first} and {other} were not {what} on {one}, so that their figures cannot be compared; evaluate "
+                    "one again in the same way."
+                )
+
+
+HEAD = ("set", "model", "problems")
+TAIL = ("with an answer", "cut", "tokens")
+
+
+def set_table(evaluation: Evaluation, base: str | None) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: every model on every set; against the base by a paired bootstrap of pass@1."""
+    results = evaluation.results
+    first = next(iter(results.values()))
+    measures = list(next(iter(first.values())).measures)
+    against = [f"pass@1 - {base}"] if base is not None and len(results) > 1 else []
+    rows = []
+    for one in first:
+        for model, sets in results.items():
+            result = sets[one]
+            difference: list[str] = []
+            if against:
+                own, of_base = (found.measures["pass@1"].values for found in (result, results[str(base)][one]))
+                gains = [mine - theirs for mine, theirs in zip(own, of_base, strict=True)]
+                difference = ["" if model == base else Measure.of(gains).signed()]
+            tokens = "-" if result.tokens is None else f"{result.tokens:.0f}"
+            shown = (str(result.measures[name]) for name in measures)
+            tail = (f"{result.answered:.3f}", f"{result.cut:.3f}", tokens)
+            rows.append([one, model, str(result.problems), *shown, *difference, *tail])
+    return [*HEAD, *measures, *against, *TAIL], rows
+
+
+def overall_table(evaluation: Evaluation, base: str | None) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: each model over all sets."""
+    scores = {
+        model: {one: result.measures["pass@1"].mean for one, result in sets.items()}
+        for model, sets in evaluation.results.items()
+    }
+    ranks = mean_ranks(scores)
+    relative = relative_overall(scores, base) if base is not None else dict.fromkeys(scores)
+    rows = []
+    for model, own in scores.items():
+        value = relative[model]
+        shown = "-" if value is None else f"{value:.1f}"
+        rows.append([model, f"{statistics.fmean(own.values()):.3f}", f"{ranks[model]:.2f}", shown])
+    return ["model", "mean pass@1", "mean rank", f"Relative Overall (base {base or 'not named'})"], rows
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
