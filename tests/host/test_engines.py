@@ -18,6 +18,7 @@ from tests.support.engine_jobs import (
     ON_POLICY,
     ROWS,
     SETTINGS,
+    adapter,
     difference,
     job,
     joined,
@@ -62,31 +63,17 @@ LONG = {
 }
 
 
-def _adapter(model: str, folder: Path) -> list[str]:
-    """Overrides that train a LoRA adapter which is not zero, so that both of its matrices have a gradient."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    settings = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
-    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), settings)
-    for name, value in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(value, std=0.1)
-    adapted.save_pretrained(folder)
-    return [f"{MODEL}.lora_rank=4", f"{MODEL}.lora_alpha=8", f"{MODEL}.lora_adapter_path={folder}"]
-
-
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> dict[str, list[dict]]:
     """name -> what each rank reports."""
     folder = tmp_path_factory.mktemp("engines")
     prepare(folder)
-    adapter = _adapter(str(folder / "model"), folder / "adapter")
+    lora = adapter(str(folder / "model"), folder / "adapter")
     both = ["adapter off", "actor"]
-    jobs = _jobs(folder, SPLITS) + _jobs(folder, VERSION1, export=True) + _jobs(folder, LORA, *adapter)
+    jobs = _jobs(folder, SPLITS) + _jobs(folder, VERSION1, export=True) + _jobs(folder, LORA, *lora)
     for loss, rows in ROWS.items():
         jobs.append(job(folder, f"{loss}, whole", f"{loss}1", loss, micro=rows, log_probs=["actor"]))
-        jobs.append(job(folder, f"{loss}, LoRA whole", f"{loss}1", loss, *adapter, micro=rows, log_probs=both))
+        jobs.append(job(folder, f"{loss}, LoRA whole", f"{loss}1", loss, *lora, micro=rows, log_probs=both))
         jobs.append(job(folder, f"{loss}, mis-weighted", f"{loss}1", loss, per_micro_batch=MICRO_BATCHES[loss]))
     return {"model": folder / "model"} | run_jobs(jobs, folder)
 

@@ -1,7 +1,7 @@
 """Updates in verl's own workers: what batches hold, what a job asks for, and what its ranks report.
 
-Used by tests/host/{worker/test_updates,test_engines,cpu/test_megatron}.py; the ranks run
-`tests.support.worker_process`, since each belongs to a process group.
+Used by tests/host/{worker/test_updates,test_engines,cpu/test_megatron}.py and tests/realmodel/verl_update.py; the ranks
+run `tests.support.worker_process`, since each belongs to a process group.
 """
 
 import math
@@ -166,6 +166,21 @@ def job(
         "temperature": TEMPERATURE,
         **asked,
     }
+
+
+def adapter(model: str, folder: Path, std: float = 0.1) -> list[str]:
+    """Overrides that train a LoRA adapter which is not zero, so that both of its matrices have a gradient."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    settings = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), settings)
+    for name, value in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, std=std)
+    adapted.save_pretrained(folder)
+    section = "actor_rollout_ref.model"
+    return [f"{section}.lora_rank=4", f"{section}.lora_alpha=8", f"{section}.lora_adapter_path={folder}"]
 
 
 def run_jobs(jobs: list[dict], folder: Path) -> dict[str, list[dict]]:

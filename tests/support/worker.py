@@ -79,7 +79,6 @@ def make_model(
         pairs: of preference data.
         settings: further ones of the family's configuration.
     """
-    import pandas as pd
     import transformers
 
     from fgrpo_plugin.quickstart.model import build_tokenizer
@@ -97,6 +96,13 @@ def make_model(
     )
     transformers.AutoModelForCausalLM.from_config(shape).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    make_data(folder, pairs)
+
+
+def make_data(folder: str, pairs: int = 128) -> None:
+    """Prompts and preference data, of which a configuration wants to see that they exist."""
+    import pandas as pd
+
     row = {"prompt": [{"role": "user", "content": "1+1="}], "data_source": "openai/gsm8k"}
     rows = [{**row, "reward_model": {"style": "rule", "ground_truth": "2"}}] * 1024  # a batch of verl's default size
     pd.DataFrame(rows).to_parquet(f"{folder}/rows.parquet")

@@ -3,7 +3,8 @@
     python -m tests.support.worker_process JOBS RESULTS
 
 A job: name, ranks, model folder, overrides of the configuration, file with a dumped batch (each data-parallel rank
-takes its contiguous share, as the host deals them), temperature. Where asked, `per_micro_batch` (a control that weights
+takes its contiguous share, as the host deals them), temperature. Where asked, `reference` (the rows' log pi_ref are
+first computed here: by a reference worker with that model folder, or "adapter off"), `per_micro_batch` (a control that weights
 rows wrongly), `log_probs` (passes before the update: the actor's, the reference's with the adapter off, or those of a
 reference worker), `export` (the weights as the host sends them to the rollout engine, before the update), `save` (a
 folder to save the updated actor to, with its log-probs of the rows; `shards`: Megatron's own form of the weights) and
@@ -12,6 +13,7 @@ starts from the model folder's weights and a new optimiser. The ranks are forked
 the host once for all of them.
 """
 
+import copy
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +29,7 @@ from verl.utils.metric import reduce_metrics
 from verl.workers.engine.fsdp.utils import unfuse_moe_params
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
-from tests.support.worker import config, free_port, join_process_group, update
+from tests.support.worker import config, free_port, join_process_group, nested, update
 
 
 def whole(engine: Any, of: Callable[[Any], torch.Tensor | None]) -> dict[str, torch.Tensor]:
@@ -87,6 +89,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         loss = averaging_micro_batches(loss, job["per_micro_batch"])
     size, place = engine.get_data_parallel_size(), engine.get_data_parallel_rank()
     share = tu.chunk_tensordict(torch.load(job["batch"], weights_only=False), size)[place]
+    if job.get("reference"):
+        fill_reference(worker, settings, share, job)
     found: dict[str, Any] = {"micro_batches": [], "tokens": [], "shapes": []}
     if job.get("export"):
         found["export"] = {name: value.detach().clone() for name, value in engine.get_per_tensor_param()[0]}
@@ -141,10 +145,25 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def log_probs(compute: Callable, share: Any, **asked: Any) -> list[torch.Tensor] | None:
+def fill_reference(worker: Any, settings: Any, share: Any, job: dict[str, Any]) -> None:
+    """Give the rows the log pi_ref that verl's own pass computes, at the temperature of the rollouts as in the host."""
+    asked = {"temperature": job["temperature"]}
+    if job["reference"] == "adapter off":
+        rows = log_probs(worker.compute_log_prob, share, no_lora_adapter=True, **asked)
+    else:
+        of_reference = copy.deepcopy(settings)
+        of_reference.model.path = job["reference"]
+        other = ActorRolloutRefWorker(of_reference, role="ref")
+        other.init_model()
+        rows = log_probs(other.compute_ref_log_prob, share, **asked)
+    responses = share["responses"].offsets().diff().tolist()
+    share["ref_log_prob"] = nested(row[-n:] for row, n in zip(rows, responses, strict=True))
+
+
+def log_probs(compute: Callable, share: Any, temperature: float = 1.0, **asked: Any) -> list[torch.Tensor] | None:
     """Log-probs of each row's tokens after its first; None on a rank that has no output."""
     batch = share.copy()
-    tu.assign_non_tensor(batch, calculate_entropy=False, compute_loss=False, temperature=1.0, **asked)
+    tu.assign_non_tensor(batch, calculate_entropy=False, compute_loss=False, temperature=temperature, **asked)
     output = compute(batch)
     return None if output is None else [row[:-1].clone() for row in output["log_probs"].unbind()]
 
