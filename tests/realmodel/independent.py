@@ -1,8 +1,8 @@
 """One update of f-GRPO or f-HAL from the mathematics alone: what tests compare verl's worker with.
 
 Written after the definitions, one response at a time, without padding, batches or masks over batches: plain
-transformers and peft for the model, plain Python for the numbers of a group, float64 for the loss of a response. Nothing
-of the package or of verl is imported, so that no fault can be shared.
+transformers and peft for the model, plain Python for the numbers of a group, float64 for the loss of a response.
+Nothing of the package or of verl is imported, so that no fault can be shared.
 
 A row is a dict: prompt, response (token ids), mask (1 where the model wrote the token), reward, group, old_log_prob (of
 each response token, nats). A preference row has prompt, response and desirable.

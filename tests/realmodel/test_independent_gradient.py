@@ -138,7 +138,7 @@ def _plain(place: Place, loss: str, preset: str, divergence: str, lam: float) ->
 
 
 def _gradients(model: Any) -> dict[str, torch.Tensor]:
-    return {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+    return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
 
 
 def _check(place: Place, found: dict[str, Any], loss: str, preset: str, divergence: str, optimiser: str) -> float:
@@ -196,7 +196,7 @@ def test_an_update_of_a_small_model_is_that_of_a_plain_loop(small, figure, loss,
 
 
 def test_the_bound_sees_a_thousandth(small, monkeypatch):
-    """The controls: a mistake of each kind that the comparison is there for, on the side of the plain loop or of verl."""
+    """The controls: mistakes of the kinds that the comparison is there for, on either side."""
     places, found = small
     place, update = places["full"], found["full f_hal stable pearson"]["gradients"]
 
@@ -220,7 +220,7 @@ def smollm2_places(tmp_path_factory) -> Iterator[dict[str, Place]]:
     folder = tmp_path_factory.mktemp("smollm2")
     model = smollm2(folder / "reference")
     make_data(str(model))
-    length = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=256"
+    length = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=330"
     more = [length, "data.max_prompt_length=96", f"data.max_response_length={RESPONSE}", "data.train_batch_size=2"]
     more += ["actor_rollout_ref.actor.ppo_mini_batch_size=2"]
     yield _places(folder, model, _sampled_rows(model), *more, share=0.03, std=0.02)
@@ -237,14 +237,15 @@ def _sampled_rows(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
     torch.manual_seed(3)
     rows, rewards = [], iter([0, 1, 5 / 8, 1 / 4, 1, 0, 0, 3 / 8])
-    for text in ("Tom had 9 nuts and ate 2. How many are left, and why?", "What is a prime number?"):
-        prompt = asked(text)
-        settings = {"temperature": TEMPERATURE, "top_k": 0, "num_return_sequences": 4, "max_new_tokens": RESPONSE}
-        for ids in model.generate(torch.tensor([prompt]), do_sample=True, **settings).tolist():
-            response = ids[len(prompt) :]
+    for text, limit in (("Tom had 9 nuts and ate 2. How many are left?", RESPONSE), ("What is a prime number?", 30)):
+        prompt = torch.tensor([asked(text)])
+        settings = {"temperature": TEMPERATURE, "top_k": 0, "num_return_sequences": 4, "max_new_tokens": limit}
+        sampled = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=True, **settings)
+        for ids in sampled.tolist():
+            response = ids[prompt.shape[1] :]
             if tokenizer.eos_token_id in response:
                 response = response[: response.index(tokenizer.eos_token_id) + 1]
-            row = {"prompt": prompt, "response": response, "mask": [1] * len(response), "group": text}
+            row = {"prompt": asked(text), "response": response, "mask": [1] * len(response), "group": text}
             with torch.no_grad():
                 row["old_log_prob"] = independent.log_probs(model, row, TEMPERATURE).tolist()
             rows.append(row | {"reward": next(rewards)})

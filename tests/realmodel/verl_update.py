@@ -1,4 +1,4 @@
-"""The same update by verl: plain rows as its queue holds them when the actor is updated, with what our driver attaches."""
+"""Plain rows as verl's queue holds them when the actor is updated, with what our driver attaches."""
 
 from collections.abc import Sequence
 from typing import Any

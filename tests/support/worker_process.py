@@ -4,13 +4,13 @@
 
 A job: name, ranks, model folder, overrides of the configuration, file with a dumped batch (each data-parallel rank
 takes its contiguous share, as the host deals them), temperature. Where asked, `reference` (the rows' log pi_ref are
-first computed here: by a reference worker with that model folder, or "adapter off"), `per_micro_batch` (a control that weights
-rows wrongly), `log_probs` (passes before the update: the actor's, the reference's with the adapter off, or those of a
-reference worker), `export` (the weights as the host sends them to the rollout engine, before the update), `save` (a
-folder to save the updated actor to, with its log-probs of the rows; `shards`: Megatron's own form of the weights) and
-`checkpoint` (a folder to save to; then an update, and the same update by a new worker that loads from there). Every job
-starts from the model folder's weights and a new optimiser. The ranks are forked from this process, which has imported
-the host once for all of them.
+first computed here: by a reference worker with that model folder, or "adapter off"), `per_micro_batch` (a control that
+weights rows wrongly), `log_probs` (passes before the update: the actor's, the reference's with the adapter off, or
+those of a reference worker), `export` (the weights as the host sends them to the rollout engine, before the update),
+`save` (a folder to save the updated actor to, with its log-probs of the rows; `shards`: Megatron's own form of the
+weights) and `checkpoint` (a folder to save to; then an update, and the same update by a new worker that loads from
+there). Every job starts from the model folder's weights and a new optimiser. The ranks are forked from this process,
+which has imported the host once for all of them.
 """
 
 import copy
