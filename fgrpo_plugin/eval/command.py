@@ -15,7 +15,7 @@ from fgrpo_plugin.eval.mathematics import Sampler, evaluate, named_models, write
 from fgrpo_plugin.eval.problem_sets import INSTRUCTION, read_sets
 from fgrpo_plugin.eval.sampling import Engine, Sampling, responses
 from fgrpo_plugin.eval.server import server_responses
-from fgrpo_plugin.eval.table import Evaluation, markdown, overall_table, read_evaluation, set_table
+from fgrpo_plugin.eval.table import SCORES, Evaluation, markdown, overall_table, read_evaluation, set_table
 from fgrpo_plugin.host.settings.inputs import check_model, load_tokenizer
 
 SECONDS_BETWEEN_LINES = 15.0
@@ -150,6 +150,14 @@ def _show(evaluation: Evaluation, base: str | None, folder: Path, console: Conso
             shown.add_row(*row)
         console.print(shown)
         text.append(markdown(head, rows))
+    for model, sets in evaluation.results.items():
+        for one, result in sets.items():
+            if result.slow:
+                file = folder / model / f"{one}{SCORES}"
+                console.print(
+                    f"{model} on {one}: {result.slow} answers took math-verify too long and count as wrong ({file})",
+                    soft_wrap=True,
+                )
     console.print("intervals: 95 %, bootstrap over problems; differences are paired")
     write_whole(folder / "table.md", "\n\n".join(text) + "\n")
     console.print(f"table: {folder / 'table.md'}", soft_wrap=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from fgrpo_plugin.eval.kept import Responses
 from fgrpo_plugin.eval.problem_sets import MathProblem, ProblemSet
-from fgrpo_plugin.eval.scoring import parsed_answer, parsed_response, same_answer
+from fgrpo_plugin.eval.scoring import TookTooLong, parsed_answer, parsed_response, same_answer
 from fgrpo_plugin.eval.table import SCORES
 
 Progress = Callable[[int, int], None]
@@ -74,16 +74,33 @@ def scored_row(key: str, problem: MathProblem, responses: Sequence[Mapping[str, 
 
     Returns:
         `id`, `problem`, `answer`; of each response `given` (its answer as text, or None), `vote` (the first response
-        with the same answer, or None) and `right`; and `ended` and `tokens` as they were sampled.
+        with the same answer, or None) and `right`; `ended` and `tokens` as they were sampled; and `slow`, the numbers of responses
+        that math-verify had too little time for, which count as wrong.
     """
+    slow: set[int] = set()
+
+    def parsed(number: int) -> list[Any]:
+        try:
+            return parsed_response(responses[number]["text"])
+        except TookTooLong:
+            slow.add(number)
+            return []
+
+    def same(one: list[Any], number: int) -> bool:
+        try:
+            return same_answer(one, answers[number])
+        except TookTooLong:
+            slow.add(number)
+            return False
+
     right = parsed_answer(problem.answer)
-    answers = [parsed_response(one["text"]) for one in responses]
+    answers = [parsed(number) for number in range(len(responses))]
     votes: list[int | None] = []
     for number, answer in enumerate(answers):
-        same = (vote for vote in votes if vote is not None and same_answer(answers[vote], answer))
-        votes.append(next(same, number) if answer else None)
+        alike = (vote for vote in dict.fromkeys(votes) if vote is not None and same(answers[vote], number))
+        votes.append(next(alike, number) if answer else None)
     # Of equal answers one is compared, so that a vote cannot be both right and wrong.
-    verdicts = {vote: same_answer(right, answers[vote]) for vote in set(votes) if vote is not None}
+    verdicts = {vote: same(right, vote) for vote in set(votes) if vote is not None}
     return {
         "id": key,
         "problem": problem.chat[-1]["content"],
@@ -93,6 +110,7 @@ def scored_row(key: str, problem: MathProblem, responses: Sequence[Mapping[str, 
         "right": [vote is not None and verdicts[vote] for vote in votes],
         "ended": [bool(one["ended"]) for one in responses],
         "tokens": [one["tokens"] for one in responses],
+        "slow": sorted(slow),
     }
 
 

@@ -55,18 +55,18 @@ def question_and_answer(row: Mapping[str, Any]) -> tuple[str | list[dict[str, st
         ValueError: no pair of columns is known; the reason alone.
     """
     if isinstance(row.get("prompt"), list | tuple) and isinstance(row.get("reward_model"), Mapping):
-        return [dict(message) for message in row["prompt"]], row["reward_model"].get("ground_truth")
+        chat = [dict(message) for message in row["prompt"] if isinstance(message, Mapping)]
+        return chat, row["reward_model"].get("ground_truth")
     pair = next((pair for pair in COLUMNS if all(name in row for name in [*pair[0].split("+"), pair[1]])), None)
     if pair is None:
         known = "; ".join(" and ".join(pair).replace("+", ", ") for pair in COLUMNS)
         raise ValueError(
-            f"no columns of a problem and its answer (found: {', '.join(map(str, row))}); rename them to one of: "
+            f"no columns of a problem and its answer (found: {', '.join(map(str, row)) or 'none'}); rename them to one of: "
             f"{known}; or to verl's prompt (messages) and reward_model"
         )
-    parts = [str(row[name] or "").strip() for name in pair[0].split("+")]
-    return " ".join([*(part if part[-1:] in ".?!," else f"{part}." for part in parts[:-1] if part), parts[-1]]), row[
-        pair[1]
-    ]
+    *first, last = (row[name].strip() if isinstance(row[name], str) else "" for name in pair[0].split("+"))
+    before = (part if part[-1] in ".?!," else f"{part}." for part in first if part)
+    return (" ".join([*before, last]) if last else ""), row[pair[1]]
 
 
 def files_of_sets(data: Sequence[Path]) -> list[Path]:

@@ -45,6 +45,7 @@ class SetResult:
         answered: share of responses with an answer.
         cut: share of responses that did not end by themselves.
         tokens: mean length of a response; None where a server did not say.
+        slow: responses that math-verify had too little time for; they count as wrong.
     """
 
     measures: dict[str, Measure]
@@ -52,6 +53,7 @@ class SetResult:
     answered: float
     cut: float
     tokens: float | None
+    slow: int
 
 
 def set_result(rows: Sequence[Mapping[str, Any]], ks: Sequence[int]) -> SetResult:
@@ -78,6 +80,7 @@ def set_result(rows: Sequence[Mapping[str, Any]], ks: Sequence[int]) -> SetResul
         answered=sum(vote is not None for vote, _ in every) / len(every),
         cut=sum(not ended for _, ended in every) / len(every),
         tokens=None if None in tokens else statistics.fmean(tokens),
+        slow=sum(len(row["slow"]) for row in rows),
     )
 
 

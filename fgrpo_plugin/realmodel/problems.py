@@ -1,47 +1,64 @@
 """Word problems from where they are published, or from the user's files; some are held out for good."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fgrpo_plugin import tables
 from fgrpo_plugin.data.math_sets import MATH_SETS
 from fgrpo_plugin.eval.problem_sets import question_and_answer
-from fgrpo_plugin.eval.scoring import last_number
 from fgrpo_plugin.realmodel.options import RealModelError
 
 ONE_STEP = "mawps_singleop"
 """How the file of MAWPS begins whose problems take one operation, as published."""
 HELD_OUT, LEAST = 400, 100
 """Problems held out, where so many at least are left to train on."""
+_DIGITS = re.compile(r"[\d.,]*\d[\d.,]*")
+_NUMBER = re.compile(r"(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem and its answer, a number as text."""
+    """A problem and its answer, a number as text without exponent or commas."""
 
     text: str
     answer: str
 
 
-def read_problems(data: Sequence[Path]) -> list[Problem]:
-    """Every problem once, in an order that depends on their texts alone.
+def read_problems(data: Sequence[Path], say: Callable[[str], None] = print) -> list[Problem]:
+    """Every problem once, in an order that depends on their texts alone; one with several answers is left out.
 
     Args:
         data: files, and folders of files; of a folder MAWPS's single-operation problems where it has them, else
-            every file. None: MAWPS from where it is published.
+            every file. Empty: MAWPS from where it is published.
+        say: gets a line where problems are left out.
 
     Raises:
-        RealModelError: nothing can be read, a column is missing, or an answer holds no number.
+        RealModelError: nothing can be read, a column is missing, or an answer is not one number.
     """
-    found: dict[str, str] = {}
+    found: dict[str, dict[str, str]] = {}
     for place, rows in _tables(data):
         for number, row in enumerate(rows):
             problem = _problem(row, place, number)
-            found.setdefault(problem.text, problem.answer)
-    return [Problem(text, found[text]) for text in sorted(found, key=_order)]
+            found.setdefault(problem.text, {}).setdefault(problem.answer, f"{place}, row {number}")
+    if disputed := [answers for answers in found.values() if len(answers) > 1]:
+        first = " and ".join(f"{answer} ({where})" for answer, where in disputed[0].items())
+        say(f"left out: {len(disputed)} x a problem that stands there with several answers (first: {first})")
+    return [Problem(text, *found[text]) for text in sorted(found, key=_order) if len(found[text]) == 1]
+
+
+def digest(problems: Sequence[Problem]) -> str:
+    """Tells these problems in this order from others."""
+    return hashlib.sha256(json.dumps([[one.text, one.answer] for one in problems]).encode()).hexdigest()
 
 
 def split(problems: Sequence[Problem], held_out: int = HELD_OUT) -> tuple[list[Problem], list[Problem]]:
@@ -89,9 +106,43 @@ def _problem(row: dict[str, Any], place: str, number: int) -> Problem:
     try:
         asked, answer = question_and_answer(row)
     except ValueError as reason:
-        raise RealModelError(f"{place}: {reason}.") from None
-    text = asked if isinstance(asked, str) else str(asked[-1].get("content") or "") if asked else ""
-    value = last_number(str(answer)) if isinstance(answer, str | int | float) else None
-    if not text.strip() or value is None:
-        raise RealModelError(f"{place}: row {number} has {'no number as its answer' if text.strip() else 'no text'}.")
-    return Problem(text.strip(), f"{value:g}" if abs(value) < 1e6 else str(value))
+        raise RealModelError(f"{place}: {reason} (row {number}).") from None
+    text = asked if isinstance(asked, str) else asked[-1].get("content") if asked else None
+    if not isinstance(text, str) or not text.strip():
+        raise RealModelError(f"{place}: row {number} has no text ({text!r:.60}); leave the row out.")
+    value = _one_number(answer)
+    if value is None:
+        raise RealModelError(
+            f"{place}: row {number} has no number as its answer, or not one alone ({answer!r:.80}); write it as one, "
+            "such as 1250 or 0.5, or leave the row out."
+        )
+    return Problem(text.strip(), np.format_float_positional(value, trim="-"))
+
+
+def _one_number(answer: Any) -> float | None:
+    """An answer as a number; None where it is none or its number could be another than it seems.
+
+    Of a text that counts which follows its last ####, as in GSM8K. Words, units and signs of currency may stand around
+    the number; a fraction, a power, a formula or a second number may not.
+    """
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float | Decimal):
+        return None
+    value = _of_text(answer) if isinstance(answer, str) else answer
+    try:
+        return float(value) + 0.0 if value is not None and math.isfinite(value) else None  # without the sign of -0
+    except OverflowError:
+        return None
+
+
+def _of_text(answer: str) -> float | None:
+    text = answer.rpartition("####")[2].replace("\N{MINUS SIGN}", "-")
+    found = list(_DIGITS.finditer(text))
+    if len(found) != 1 or any(sign in "\\^√π" or unicodedata.category(sign) == "No" for sign in text):
+        return None
+    number = found[0][0].rstrip(".,")
+    if not _NUMBER.fullmatch(number):
+        return None
+    before = text[: found[0].start()].rstrip(" $€£")
+    negative = before.endswith("-") and not before[-2:-1].isalnum()
+    value = float(number.replace(",", ""))
+    return -value if negative else value

@@ -26,6 +26,20 @@ def test_a_row_says_what_was_answered_and_who_agrees():
     assert row["ended"] == [True, True, False, True, True] and row["tokens"] == [7, 11, 0, 15, 3]
 
 
+def test_an_answer_that_takes_too_long_is_counted_and_wrong(monkeypatch):
+    from fgrpo_plugin.eval import mathematics
+    from fgrpo_plugin.eval.scoring import TookTooLong, parsed_response
+
+    def slow(text):
+        if text == "slow":
+            raise TookTooLong("30 s")
+        return parsed_response(text)
+
+    monkeypatch.setattr(mathematics, "parsed_response", slow)
+    row = scored_row("0", problem("12"), said("12", "slow", "12"))
+    assert row["slow"] == [1] and row["right"] == [True, False, True] and row["vote"] == [0, None, 0]
+
+
 def test_models_are_named_by_their_folders_or_by_hand():
     assert named_models(["/models/base", "rl=/runs/1/model", "x/"]) == {
         "base": "/models/base",

@@ -1,10 +1,11 @@
 """The last number anywhere in a response, compared as a number; answers as math-verify compares them."""
 
 import sys
+import time
 
 import pytest
 
-from fgrpo_plugin.eval.scoring import is_right, last_number, parsed_answer, parsed_response, same_answer
+from fgrpo_plugin.eval.scoring import TookTooLong, is_right, last_number, parsed_answer, parsed_response, same_answer
 
 
 @pytest.mark.parametrize(
@@ -76,6 +77,28 @@ def test_answers_are_compared_as_mathematics(answer, response, right):
 def test_nothing_is_no_answer(answer):
     assert parsed_answer(answer) == []
     assert not same_answer([], parsed_response("1")) and not same_answer(parsed_answer("1"), [])
+
+
+def test_what_takes_too_long_is_said_and_what_cannot_be_read_is_no_answer(monkeypatch):
+    import math_verify
+
+    from fgrpo_plugin.eval import scoring
+
+    assert scoring.SECONDS == 30
+    monkeypatch.setattr(scoring, "SECONDS", 1)
+
+    def sleep(*words, **named):
+        time.sleep(3)
+
+    monkeypatch.setattr(math_verify.parser, "extract_target_from_pred", sleep)
+    with pytest.raises(TookTooLong, match=r"took longer than 1 s for '\$12\$'"):
+        parsed_answer("12")
+
+    def broken(*words, **named):
+        raise RuntimeError("of a grammar")
+
+    monkeypatch.setattr(math_verify.parser, "extract_target_from_pred", broken)
+    assert parsed_response("12") == []
 
 
 def test_without_math_verify_the_remedy_is_said(monkeypatch):

@@ -9,8 +9,9 @@ from fgrpo_plugin.eval.statistics import bootstrap
 from fgrpo_plugin.eval.table import SCORES, Measure, markdown, overall_table, read_evaluation, set_result, set_table
 
 
-def row(key, votes, right, ended=None, tokens=None):
+def row(key, votes, right, ended=None, tokens=None, slow=()):
     return {
+        "slow": list(slow),
         "id": key,
         "vote": votes,
         "right": [vote in right for vote in votes],
@@ -48,6 +49,10 @@ def test_the_measures_of_a_set_by_hand():
     assert (found.problems, found.answered, found.cut) == (3, pytest.approx(10 / 12), pytest.approx(2 / 12))
     assert found.tokens == pytest.approx((4 + 8 + 96 + 4 + 4 + 4 + 4 + 96 + 40) / 12)
     assert set_result([row("0", [0], {0}, tokens=[None])], [1]).tokens is None
+    assert (
+        found.slow == 0
+        and set_result([row("0", [0, 1], {0}, slow=[0, 1]), row("1", [0, 1], {0}, slow=[1])], [1]).slow == 3
+    )
     assert list(set_result(ROWS, [1]).measures) == ["pass@1"]
 
 
