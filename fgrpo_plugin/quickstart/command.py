@@ -27,14 +27,14 @@ def host_command(run: Path, options: QuickstartOptions, steps: int, inputs: RunI
     overrides = [
         f"+fgrpo={'laptop_hybrid' if options.algo == 'f_hal' else 'quickstart'}",
         f"algorithm.adv_estimator={options.algo}",
-        f"data.train_files={inputs.train}",
-        f"data.val_files={inputs.heldout}",
+        f"data.train_files={quoted(inputs.train)}",
+        f"data.val_files={quoted(inputs.heldout)}",
         f"data.seed={options.seed}",
-        f"actor_rollout_ref.model.path={inputs.model}",
+        f"actor_rollout_ref.model.path={quoted(inputs.model)}",
         f"actor_rollout_ref.rollout.seed={options.seed}",
         f"trainer.total_training_steps={steps}",
-        f"trainer.default_local_dir={run / 'checkpoints'}",
-        f"hydra.run.dir={run / 'logs' / 'hydra'}",
+        f"trainer.default_local_dir={quoted(run / 'checkpoints')}",
+        f"hydra.run.dir={quoted(run / 'logs' / 'hydra')}",
         f"+ray_kwargs.ray_init._temp_dir={ray_folder}",
         *inputs.overrides,
     ]
@@ -72,7 +72,20 @@ def check_overrides(run: Path, options: QuickstartOptions, steps: int) -> None:
     inputs = RunInputs(model=Path("model"), train=Path("*.parquet"), heldout=Path("*.parquet"), overrides=())
     if options.algo == "f_hal":
         inputs = hybrid_inputs(run, Path("model"))
-    words = [word for word in host_command(run, options, steps, inputs, run / "ray")[3:] if "hydra." not in word]
+    check_command(host_command(run, options, steps, inputs, run / "ray"), run)
+
+
+def check_command(command: list[str], run: Path) -> None:
+    """Compose and complete verl's configuration as its command would, in a process of its own.
+
+    Args:
+        command: words of verl's command.
+        run: the run's folder.
+
+    Raises:
+        QuickstartError: one sentence, the composition's or ours.
+    """
+    words = [word for word in command[3:] if not word.startswith("hydra.")]
     program = (
         "from fgrpo_plugin.host.settings.compose import check_overrides; import sys; check_overrides(sys.argv[1:])"
     )
@@ -82,3 +95,8 @@ def check_overrides(run: Path, options: QuickstartOptions, steps: int) -> None:
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise QuickstartError(f"--override: {reason.removeprefix('ValueError: ')}")
+
+
+def quoted(path: Path) -> str:
+    """A path as a value of Hydra's, which takes a comma, a bracket or a letter beyond ASCII for its grammar's."""
+    return "'" + str(path).replace("'", "\\'") + "'"

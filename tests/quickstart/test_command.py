@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fgrpo_plugin.host.settings.compose import compose
 from fgrpo_plugin.quickstart.command import host_command
 from fgrpo_plugin.quickstart.inputs import RunInputs, hybrid_inputs
 from fgrpo_plugin.quickstart.options import QuickstartError, QuickstartOptions
@@ -35,6 +36,17 @@ def test_a_model_of_the_users_own_gets_careful_settings_and_the_quick_starts_own
     (tmp_path / "config.json").write_text("{}")
     chosen = host_command(tmp_path, QuickstartOptions(model=tmp_path, learning_rate=1e-5), 7, inputs, tmp_path)
     assert [word for word in chosen if "optim.lr=" in word][-1].endswith("=1e-05")  # the last one counts
+
+
+@pytest.mark.parametrize("name", ["plain", "two words", "a,b", "a(b)=[c]{d}", "it's", "Jürgen", "a@b#c~d"])
+def test_a_folder_of_any_name_reaches_verl_as_it_is(tmp_path, name):
+    run = tmp_path / name
+    inputs = RunInputs(run / "model", run / "train.parquet", run / "heldout.parquet", ())
+    command = host_command(run, QuickstartOptions(), 7, inputs, Path("/tmp/ray"))
+    config = compose([word for word in command[3:] if not word.startswith("hydra.")])
+    assert (config.data.train_files, config.data.val_files) == (str(inputs.train), str(inputs.heldout))
+    assert config.actor_rollout_ref.model.path == str(inputs.model)
+    assert config.trainer.default_local_dir == str(run / "checkpoints")
 
 
 @pytest.mark.parametrize(
