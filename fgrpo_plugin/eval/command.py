@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from fgrpo_plugin.eval.kept import Responses
-from fgrpo_plugin.eval.mathematics import Sampler, evaluate, named_models, write_whole
+from fgrpo_plugin.eval.mathematics import Sampler, evaluate, named_models
 from fgrpo_plugin.eval.problem_sets import INSTRUCTION, read_sets
 from fgrpo_plugin.eval.sampling import Engine, Sampling, responses
 from fgrpo_plugin.eval.server import server_responses
 from fgrpo_plugin.eval.table import SCORES, Evaluation, markdown, overall_table, read_evaluation, set_table
 from fgrpo_plugin.host.settings.inputs import check_model, load_tokenizer
+from fgrpo_plugin.preference.reference_cache import write_whole
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -159,5 +160,5 @@ def _show(evaluation: Evaluation, base: str | None, folder: Path, console: Conso
                     soft_wrap=True,
                 )
     console.print("intervals: 95 %, bootstrap over problems; differences are paired")
-    write_whole(folder / "table.md", "\n\n".join(text) + "\n")
+    write_whole(folder / "table.md", ("\n\n".join(text) + "\n").encode())
     console.print(f"table: {folder / 'table.md'}", soft_wrap=True)

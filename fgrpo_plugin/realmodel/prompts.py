@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fgrpo_plugin.eval.scoring import is_right, last_number
@@ -93,12 +92,3 @@ def verl_rows(problems: Mapping[str, Problem], keys: Sequence[str], prompt: str)
         }
         for key in keys
     ]
-
-
-def write_parquet(rows: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Write rows for verl."""
-    import datasets
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    datasets.Dataset.from_list(list(rows)).to_parquet(str(path))
-    return path

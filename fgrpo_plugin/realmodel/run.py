@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,27 +13,34 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from fgrpo_plugin.eval.sampling import Sampling, responses
 from fgrpo_plugin.eval.scoring import is_right
 from fgrpo_plugin.eval.statistics import bootstrap
 from fgrpo_plugin.export.exporting import export_run
+from fgrpo_plugin.host.settings.inputs import load_tokenizer
+from fgrpo_plugin.preference.reference_cache import write_whole
+from fgrpo_plugin.quickstart.command import check_command, quoted
 from fgrpo_plugin.quickstart.news import Lines
 from fgrpo_plugin.quickstart.processes import only_run
 from fgrpo_plugin.quickstart.summary import draw, read_metrics, rewards
+from fgrpo_plugin.quickstart.task import write_parquet
 from fgrpo_plugin.quickstart.training import PATIENCE_SECONDS, interruptible, progress_bars, train
+from fgrpo_plugin.realmodel.kept import PROBLEMS, keep
 from fgrpo_plugin.realmodel.model import NAME, smollm2
 from fgrpo_plugin.realmodel.options import ARMS, RealModelError, RealModelOptions
-from fgrpo_plugin.realmodel.problems import Problem, read_problems, split
-from fgrpo_plugin.realmodel.prompts import CHOSEN, chat, mixed, shares, verl_rows, write_parquet
+from fgrpo_plugin.realmodel.problems import Problem, digest, read_problems, split
+from fgrpo_plugin.realmodel.prompts import CHOSEN, chat, mixed, shares, verl_rows
 
 MAX_TOKENS = 96
 """Of a response; 95 of 100 responses before training end by themselves within it."""
 SCREENED, SAMPLES, TEMPERATURE = 256, 8, 0.5
 """Training problems that are tried before training, how often each, and how: as they are sampled in training."""
-PROMPTS_A_STEP = 4  # as in conf/fgrpo/smollm2.yaml
+PROMPTS_A_STEP, MAX_PROMPT = 4, 256
+"""Of a training step, and tokens of a prompt, as in conf/fgrpo/smollm2.yaml."""
 LEARNING_RATE = 1e-4
-EARLIER = "metrics_before_resuming.jsonl"
+EARLIER, SETTINGS = "metrics_before_resuming.jsonl", "settings.json"
 
 
 def arm_name(options: RealModelOptions) -> str:
@@ -67,60 +75,97 @@ def run_realmodel(options: RealModelOptions, console: Console | None = None) -> 
 
 def _run(options: RealModelOptions, console: Console, progress: Progress, lines: Lines) -> Path:
     folder = options.folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    console.print(f"everything goes to {folder}", soft_wrap=True)
-    _keep_inputs(folder, options)
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    # What may be wrong with what was asked for is said first: all that follows takes minutes.
+    problems = read_problems(options.data, say)
+    training, held_out = split(problems)
+    run = folder / arm_name(options)
+    if options.overrides:
+        check_command(verl_command(run, options, Path("model"), Path("*.parquet"), run / "ray"), run)
+    _begin(folder, run, options, problems)
+    say(f"everything goes to {folder}")
     model = options.model.absolute() if options.model else smollm2(folder / "model")
     lines.say(f"model: {model}")
-    training, held_out = split(read_problems(options.data))
-    lines.say(f"{len(training)} problems to train on, {len(held_out)} held out")
+    training = _short(training, model, say)
+    say(f"{len(training)} problems to train on, {len(held_out)} held out")
 
     follow = _follower(progress, lines)
     before = _evaluate(model, held_out, folder / "before.jsonl", follow("held-out problems before training"))
     train_file = _screen(model, training, folder, follow("screening training problems"), lines)
 
-    run = folder / arm_name(options)
     done = run / "result.json"
     if not done.is_file():
-        started = time.monotonic()
         exported = run / "model"
-        if not (exported / "config.json").is_file() and not _is_trained(run, options.steps):
-            (run / "logs").mkdir(parents=True, exist_ok=True)
-            _keep_metrics(run)
-            train(
-                run,
-                lambda ray: verl_command(run, options, model, train_file, ray),
-                options.steps,
-                progress,
-                lines,
-                patience=PATIENCE_SECONDS * 6,
-                threads=2,
-            )
         if not (exported / "config.json").is_file():
+            if not _is_trained(run, options.steps):
+                keep(run / SETTINGS, _settings(options))
+                _keep_metrics(run)
+                train(
+                    run,
+                    lambda ray: verl_command(run, options, model, train_file, ray),
+                    options.steps,
+                    progress,
+                    lines,
+                    patience=PATIENCE_SECONDS * 6,
+                    threads=2,
+                )
+            (run / "after.jsonl").unlink(missing_ok=True)  # of an export that was removed
             export_run(run / "checkpoints", exported, dtype="float32", say=lines.say)
         after = _evaluate(exported, held_out, run / "after.jsonl", follow("held-out problems after training"))
-        result = _result(run, options, held_out, before, after, time.monotonic() - started)
-        done.write_text(json.dumps(result, indent=1) + "\n")
+        result = _result(run, options, held_out, before, after)
+        write_whole(done, (json.dumps(result, indent=1) + "\n").encode())
         shutil.rmtree(run / "checkpoints", ignore_errors=True)
     result = json.loads(done.read_text())
-    draw({run.name: [result["rewards"]]}, run / "reward_curve.png", f"{run.name} ({NAME})")
-    report(result, console)
-    console.print(f"model: {run / 'model'}\ncurve: {run / 'reward_curve.png'}", soft_wrap=True)
+    name = options.model.name if options.model else NAME
+    draw({run.name: [result["rewards"]]}, run / "reward_curve.png", f"{run.name} ({name})")
+    report(result, name, console)
+    say(f"model: {run / 'model'}\ncurve: {run / 'reward_curve.png'}")
     return run
 
 
-def _keep_inputs(folder: Path, options: RealModelOptions) -> None:
-    """Refuse a folder whose problems and model are others than asked for."""
-    given = {
+def _begin(folder: Path, run: Path, options: RealModelOptions, problems: Sequence[Problem]) -> None:
+    """Make the folders; refuse those that were begun with other inputs or settings than asked for."""
+    if not (folder / "inputs.json").is_file() and (folder / SETTINGS).is_file():
+        raise RealModelError(f"RUN={folder} is one run among others; name the folder that it is in.")
+    try:
+        (run / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RealModelError(f"RUN={folder} cannot be written ({error.strerror}); name another folder.") from None
+    inputs = {
         "MODEL": str(options.model.absolute()) if options.model else NAME,
         "DATA": [str(path.absolute()) for path in options.data],
+        PROBLEMS: digest(problems),
     }
-    kept = folder / "inputs.json"
-    if kept.is_file():
-        for name, value in json.loads(kept.read_text()).items():
-            if value != given[name]:
-                raise RealModelError(f"RUN={folder} was begun with {name}={value}; for {given[name]} name another.")
-    kept.write_text(json.dumps(given) + "\n")
+    keep(folder / "inputs.json", inputs)
+    if (run / SETTINGS).is_file():  # else nothing is trained yet, and steps and overrides may still change
+        keep(run / SETTINGS, _settings(options))
+
+
+def _settings(options: RealModelOptions) -> dict[str, Any]:
+    """What the name of a run's folder does not say."""
+    return {"STEPS": options.steps, "--override": list(options.overrides)}
+
+
+def _short(problems: Sequence[Problem], model: Path, say: Callable[[str], None]) -> list[Problem]:
+    """The problems whose prompts verl does not leave out for their length."""
+    tokenizer = load_tokenizer(model, "MODEL")
+
+    def fits(problem: Problem) -> bool:
+        ids = tokenizer.apply_chat_template(chat(problem, CHOSEN), add_generation_prompt=True, return_dict=True)
+        return len(ids["input_ids"]) <= MAX_PROMPT
+
+    found = [problem for problem in problems if fits(problem)]
+    if len(found) < PROMPTS_A_STEP:
+        raise RealModelError(
+            f"DATA: {len(found)} of {len(problems)} training problems make a prompt of at most {MAX_PROMPT} tokens, "
+            f"{CHOSEN} before them included, and {PROMPTS_A_STEP} are a step's; give shorter problems."
+        )
+    if left_out := len(problems) - len(found):
+        say(f"left out: {left_out} training problems whose prompts are longer than {MAX_PROMPT} tokens")
+    return found
 
 
 def _follower(progress: Progress, lines: Lines) -> Callable[[str], Callable[[int, int], None]]:
@@ -177,7 +222,8 @@ def _screen(
                 f"of {len(named)} training problems the model solves {len(keys)} sometimes and not always, and "
                 f"{PROMPTS_A_STEP} are a step's; name easier or harder problems: DATA=..."
             )
-        write_parquet(verl_rows(named, keys, CHOSEN), target)
+        part = target.with_name(f".{target.name}.part")
+        write_parquet(verl_rows(named, keys, CHOSEN), part).replace(target)
         lines.say(f"{len(keys)} of {len(named)} training problems have right and wrong responses; they are trained on")
     return target
 
@@ -188,16 +234,16 @@ def verl_command(run: Path, options: RealModelOptions, model: Path, train_file: 
     overrides = [
         "+fgrpo=smollm2",
         *ARMS[options.algo],
-        f"data.train_files={train_file}",
-        f"data.val_files={train_file}",
+        f"data.train_files={quoted(train_file)}",
+        f"data.val_files={quoted(train_file)}",
         f"data.seed={options.seed}",
-        f"actor_rollout_ref.model.path={model}",
+        f"actor_rollout_ref.model.path={quoted(model)}",
         f"actor_rollout_ref.rollout.seed={options.seed}",
         f"actor_rollout_ref.actor.optim.lr={rate}",
         f"trainer.total_training_steps={options.steps}",
-        f"trainer.default_local_dir={run / 'checkpoints'}",
-        f"hydra.run.dir={run / 'logs' / 'hydra'}",
-        f"+ray_kwargs.ray_init._temp_dir={ray_folder}",
+        f"trainer.default_local_dir={quoted(run / 'checkpoints')}",
+        f"hydra.run.dir={quoted(run / 'logs' / 'hydra')}",
+        f"+ray_kwargs.ray_init._temp_dir={quoted(ray_folder)}",
     ]
     if not options.algo.startswith("grpo"):
         divergence = options.divergence or "pearson"
@@ -231,7 +277,6 @@ def _result(
     problems: Sequence[Problem],
     before: Mapping[str, Sequence[Mapping[str, Any]]],
     after: Mapping[str, Sequence[Mapping[str, Any]]],
-    seconds: float,
 ) -> dict[str, Any]:
     named = _named(problems)
     right = {
@@ -256,15 +301,15 @@ def _result(
         "gain_interval": bootstrap(gain),
         "right": {when: "".join(map(str, values)) for when, values in right.items()},
         "rewards": rewards(rows),
-        "seconds_a_step": sorted(times)[len(times) // 2] if times else None,
-        "seconds": round(seconds),
+        "seconds_a_step": statistics.median(times) if times else None,
     }
 
 
-def report(result: Mapping[str, Any], console: Console) -> None:
+def report(result: Mapping[str, Any], model: str, console: Console) -> None:
     """The table at a run's end."""
-    title = f"{result['algorithm']} {result['divergence'] or ''} seed {result['seed']}: {NAME}"
-    table = Table(title=f"{title}, {result['problems']} held-out problems, greedy")
+    named = " ".join(filter(None, (result["algorithm"], result["divergence"])))
+    title = f"{named} seed {result['seed']}: {model}, {result['problems']} held-out problems, greedy"
+    table = Table(title=Text(title))
     for column in ("", "before", "after"):
         table.add_column(column, justify="right" if column else "left")
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fgrpo_plugin.eval.mathematics import evaluate, named_models, scored_row, write_whole
+from fgrpo_plugin.eval.mathematics import evaluate, named_models, scored_row
 from fgrpo_plugin.eval.problem_sets import MathProblem, ProblemSet
 from fgrpo_plugin.eval.table import read_evaluation
 
@@ -87,11 +87,3 @@ def test_scores_stand_beside_the_responses_and_progress_is_told(tmp_path):
     assert [row["right"] for row in scores["rows"]] == [[True, False], [False, True]]
     found = read_evaluation(tmp_path).results["m"]
     assert found["one"].measures["pass@1"].mean == 0.5 and found["two"].measures["pass@2"].mean == 0.0
-
-
-def test_a_file_is_there_whole_or_not_at_all(tmp_path):
-    file = tmp_path / "scores.json"
-    write_whole(file, "1")
-    with pytest.raises(TypeError):
-        write_whole(file, None)
-    assert file.read_text() == "1"

@@ -1,5 +1,6 @@
 """What the run hands to verl, what it keeps and refuses, and the numbers at its end, by hand."""
 
+import contextlib
 import io
 import json
 
@@ -8,6 +9,8 @@ from rich.console import Console
 
 from fgrpo_plugin.host.settings.compose import compose
 from fgrpo_plugin.host.settings.reading import is_f_divergence
+from fgrpo_plugin.quickstart.model import build_tokenizer
+from fgrpo_plugin.quickstart.options import QuickstartError
 from fgrpo_plugin.realmodel import run as module
 from fgrpo_plugin.realmodel.options import ARMS, RealModelError, RealModelOptions
 from fgrpo_plugin.realmodel.problems import Problem
@@ -31,6 +34,7 @@ def test_every_algorithm_composes_and_differs_by_its_loss_alone(tmp_path, algo):
     rollout = config.actor_rollout_ref.rollout
     assert (rollout.n, rollout.temperature, rollout.response_length) == (SAMPLES, TEMPERATURE, MAX_TOKENS)
     assert config.data.train_batch_size == module.PROMPTS_A_STEP
+    assert config.data.max_prompt_length == module.MAX_PROMPT and config.data.filter_overlong_prompts
     assert rollout.max_model_len == config.data.max_prompt_length + MAX_TOKENS
     assert config.reward.custom_reward_function.path == "pkg://fgrpo_plugin.realmodel.reward"
     assert config.trainer.resume_mode == "auto" and config.trainer.save_freq > 0
@@ -44,13 +48,113 @@ def test_a_run_s_folder_tells_it_from_the_others(tmp_path):
     assert len(names) == 5 and f"f_grpo-pearson-lr{LEARNING_RATE:g}-seed0" in names
 
 
+@pytest.mark.parametrize("name", ["two words", "a,b", "Jürgen's"])
+def test_a_folder_of_any_name_reaches_verl_as_it_is(tmp_path, name):
+    config = compose([word for word in command(tmp_path / name)[3:] if not word.startswith("hydra.")])
+    folder = tmp_path / name
+    assert config.actor_rollout_ref.model.path == str(folder / "model")
+    assert config.data.train_files == config.data.val_files == str(folder / "train.parquet")
+    assert config.trainer.default_local_dir == str(folder / "run" / "checkpoints")
+
+
+PROBLEMS = (Problem("a", "1"),)
+
+
+def begin(folder, problems=PROBLEMS, **given):
+    options = RealModelOptions(folder=folder, **given)
+    run = folder / arm_name(options)
+    module._begin(folder, run, options, problems)
+    return run, options
+
+
 def test_a_folder_of_other_inputs_is_refused(tmp_path):
-    module._keep_inputs(tmp_path, RealModelOptions(folder=tmp_path))
-    module._keep_inputs(tmp_path, RealModelOptions(folder=tmp_path, algo="grpo"))  # another run on the same
-    with pytest.raises(RealModelError, match="was begun with DATA="):
-        module._keep_inputs(tmp_path, RealModelOptions(folder=tmp_path, data=(tmp_path,)))
-    with pytest.raises(RealModelError, match="was begun with MODEL=SmolLM2"):
-        module._keep_inputs(tmp_path, RealModelOptions(folder=tmp_path, model=tmp_path))
+    begin(tmp_path)
+    begin(tmp_path, algo="grpo")  # another run on the same
+    for given, words in (
+        ({"data": (tmp_path,)}, "was begun with DATA=its default; for .* name another RUN"),
+        ({"model": tmp_path}, "was begun with MODEL=SmolLM2"),
+        ({"problems": [Problem("a", "2")]}, "was begun with other problems: DATA has changed; name another RUN"),
+    ):
+        with pytest.raises(RealModelError, match=words):
+            begin(tmp_path, **given)
+
+
+def test_a_run_of_other_steps_or_overrides_is_refused_once_it_is_trained(tmp_path):
+    run, options = begin(tmp_path, steps=3)
+    begin(tmp_path, steps=4)  # nothing is trained yet
+    module.keep(run / module.SETTINGS, module._settings(options))
+    begin(tmp_path, steps=3)
+    for given, words in (
+        ({"steps": 4}, "was begun with STEPS=3; for 4 name another RUN"),
+        ({"steps": 3, "overrides": ("a=1",)}, r"was begun with --override=its default; for \['a=1'\] name another RUN"),
+    ):
+        with pytest.raises(RealModelError, match=words):
+            begin(tmp_path, **given)
+    with pytest.raises(RealModelError, match="is one run among others; name the folder that it is in"):
+        begin(run)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RealModelError, match=r"RUN=.*file/runs cannot be written \(Not a directory\); name another"):
+        begin(tmp_path / "file" / "runs")
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """As if no other run were under way; nothing is fetched or sampled."""
+
+    def nothing(*given, **more):
+        raise AssertionError("something expensive was begun")
+
+    monkeypatch.setattr(module, "only_run", lambda: contextlib.nullcontext(True))
+    for name in ("smollm2", "responses", "train"):
+        monkeypatch.setattr(module, name, nothing)
+
+
+@pytest.mark.parametrize(
+    "given, rows, words",
+    [
+        ({}, [{"input": "a", "target": "none"}] * 20, "row 0 has no number as its answer"),
+        ({}, [{"input": "a", "target": 1}] * 20, "1 problems are too few"),
+        ({"overrides": ("trainer.nnodez=1",)}, None, r"--override: trainer\.nnodez=1"),
+    ],
+)
+def test_what_was_asked_for_is_checked_before_anything_is_fetched(tmp_path, alone, monkeypatch, given, rows, words):
+    def check(command, run):  # tests/quickstart has its own
+        assert command[1:4] == ["-m", "verl.trainer.main_ppo", "+fgrpo=smollm2"] and run.parent == tmp_path / "runs"
+        raise QuickstartError(f"--override: {command[-1]}")
+
+    monkeypatch.setattr(module, "check_command", check)
+    data = tmp_path / "problems.jsonl"
+    rows = rows or [{"input": f"problem {n}", "target": n} for n in range(20)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=words):
+        module.run_realmodel(RealModelOptions(folder=tmp_path / "runs", data=(data,), **given))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_prompts_that_verl_would_leave_out_are_left_out_before_they_are_sampled(tmp_path, monkeypatch):
+    tokenizer = build_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    rendered = len(
+        tokenizer.apply_chat_template(module.chat(Problem("", "1"), module.CHOSEN), return_dict=True)["input_ids"]
+    )
+    monkeypatch.setattr(module, "MAX_PROMPT", module.MAX_PROMPT + rendered)
+    most, said = 0, []
+    problems = [Problem("1" * length, "1") for length in range(240, 260)]
+    found = module._short(problems, tmp_path, said.append)
+    for problem in problems:
+        messages = module.chat(problem, module.CHOSEN)
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+        assert (problem in found) == (len(ids) <= module.MAX_PROMPT)
+        most = max(most, len(ids) if problem in found else 0)
+    assert most == module.MAX_PROMPT and 0 < len(found) < 20
+    assert said == [
+        f"left out: {20 - len(found)} training problems whose prompts are longer than {module.MAX_PROMPT} tokens"
+    ]
+    with pytest.raises(RealModelError, match=r"DATA: 1 of 4 training problems make a prompt of at most .* shorter"):
+        module._short([found[0], *problems[-3:]], tmp_path, said.append)
 
 
 def answer(text, tokens=5, ended=True):
@@ -61,18 +165,47 @@ def test_a_result_holds_each_problem_and_the_paired_difference(tmp_path):
     problems = [Problem("a", "1"), Problem("b", "2"), Problem("c", "3"), Problem("d", "4")]
     before = {"0": answer("1"), "1": answer("5"), "2": answer("none", 9, False), "3": answer("5")}
     after = {"0": answer("5"), "1": answer("2"), "2": answer("3"), "3": answer("5")}
-    lines = [{"step": n, "data": {"critic/score/mean": n / 10, "timing_s/step": 60.0 + n}} for n in (1, 2, 3)]
+    seconds = (60.0, 71.0, 65.0, 90.0)
+    lines = [
+        {"step": n, "data": {"critic/score/mean": n / 10, "timing_s/step": took}} for n, took in enumerate(seconds, 1)
+    ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = module._result(tmp_path, RealModelOptions(folder=tmp_path, seed=3), problems, before, after, 99.6)
+    found = module._result(tmp_path, RealModelOptions(folder=tmp_path, seed=3), problems, before, after)
     assert found["right"] == {"before": "1000", "after": "0110"} and found["gain"] == 0.25
     assert (found["before"]["right"], found["after"]["right"]) == (0.25, 0.5)
     assert (found["before"]["cut"], found["before"]["parsable"], found["before"]["tokens"]) == (0.25, 0.75, 6.0)
-    assert found["rewards"] == [0.1, 0.2, 0.3] and found["seconds_a_step"] == 62.0 and found["seconds"] == 100
+    assert found["rewards"] == [0.1, 0.2, 0.3, 0.4] and found["seconds_a_step"] == 68.0
+    assert (found["problems"], found["steps"], found["seed"], found["learning_rate"]) == (4, 14, 3, LEARNING_RATE)
+    assert (found["algorithm"], found["divergence"]) == ("f_grpo", "pearson")
+    # Of 4 coins that fall with 1/4 and 1/2, resampled: 2.5 % of the means lie at or below the lower ends.
+    assert found["before_interval"] == (0.0, 0.75) and found["after_interval"] == (0.0, 1.0)
     low, high = found["gain_interval"]
     assert low == -0.5 and high == 1.0  # of (-1, 1, 1, 0), resampled
     said = io.StringIO()
-    report(found, Console(file=said, width=140))
-    assert "no difference is shown" in said.getvalue() and "0.250" in said.getvalue() and "+0.250" in said.getvalue()
+    report(found, "my [model]", Console(file=said, width=140))
+    shown = [" ".join(line.replace("\u2502", " ").split()) for line in said.getvalue().splitlines()]
+    assert "f_grpo pearson seed 3: my [model], 4 held-out problems, greedy" in shown
+    assert "right 0.250 [0.000, 0.750] 0.500 [0.000, 1.000]" in shown and "with a number 0.750 1.000" in shown
+    assert "cut at the limit 0.250 0.000" in shown and "tokens 6.0 5.0" in shown
+    assert "after - before: +0.250, 95 % interval [-0.500, +1.000] (paired): no difference is shown" in shown
+
+
+@pytest.mark.parametrize(
+    "interval, verdict",
+    [
+        ((0.0, 0.5), "no difference is shown"),
+        ((-0.5, 0.0), "no difference is shown"),
+        ((0.1, 0.5), "the difference is not chance"),
+        ((-0.5, -0.1), "the difference is not chance"),
+    ],
+)
+def test_a_difference_is_one_where_its_interval_leaves_zero_out(interval, verdict):
+    side = {"right": 0.5, "parsable": 1.0, "cut": 0.0, "tokens": 5.0}
+    result = {"algorithm": "grpo", "divergence": None, "seed": 0, "problems": 4, "before": side, "after": side}
+    result |= {"before_interval": (0, 1), "after_interval": (0, 1), "gain": 0.0, "gain_interval": interval}
+    said = io.StringIO()
+    report(result, "tiny", Console(file=said, width=140))
+    assert verdict in said.getvalue() and "grpo seed 0: tiny, 4" in said.getvalue()
 
 
 def test_problems_of_which_none_is_solved_sometimes_are_refused(tmp_path, monkeypatch):
