@@ -24,6 +24,7 @@ import typer
 from rich.console import Console
 
 from fgrpo_plugin.eval.statistics import bootstrap
+from fgrpo_plugin.preference.reference_cache import write_whole
 from fgrpo_plugin.realmodel.model import NAME
 from fgrpo_plugin.realmodel.options import RealModelOptions
 from fgrpo_plugin.realmodel.run import MAX_TOKENS, arm_name, run_realmodel
@@ -113,11 +114,11 @@ def commit() -> str:
     return done.stdout.strip()
 
 
-def record(name: str, result: dict[str, Any]) -> None:
-    """Keep a run's result beside the others, one line each."""
-    results = read() | {name: result | {"commit": commit(), "date": str(date.today()), "hardware": hardware()}}
+def record(name: str, result: dict[str, Any], measured: str) -> None:
+    """Keep a run's result beside the others, one line each; `measured` is the commit that it was made from."""
+    results = read() | {name: result | {"commit": measured, "date": str(date.today()), "hardware": hardware()}}
     lines = [f"{json.dumps(key)}: {json.dumps(results[key])}" for key in sorted(results)]
-    RESULTS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    write_whole(RESULTS, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
 
 def hardware() -> str:
@@ -151,11 +152,11 @@ def main(
         runs = [run for run in wanted(read()) if not only or _name(*run) == only]
         if not runs:
             break
-        name = _name(*runs[0])
+        name, measured = _name(*runs[0]), commit()  # others may commit while it runs
         share(folder, back=False)
         made = run_realmodel(options(*runs[0], folder, tuple(data or ())), Console())
         share(folder, back=True)
-        record(name, json.loads((made / "result.json").read_text()))
+        record(name, json.loads((made / "result.json").read_text()), measured)
         shutil.rmtree(made / "model", ignore_errors=True)
         most -= 1
         write_report()

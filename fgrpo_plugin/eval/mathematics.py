@@ -67,6 +67,7 @@ def evaluate(
                 rows.append(scored_row(key, problem, responses[key]))
                 scored(number + 1, len(one.problems))
             scores = {"model": name, "from": model, "set": one.name, "sampling": dict(sampling), "rows": rows}
+            output.parent.mkdir(parents=True, exist_ok=True)
             write_whole(output.with_name(f"{one.name}{SCORES}"), (json.dumps(scores, indent=1) + "\n").encode())
 
 

@@ -1,0 +1,121 @@
+"""Which runs the real model's table is made of, and its numbers, by hand."""
+
+import importlib.util
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+
+from fgrpo_plugin.eval.statistics import bootstrap
+
+SCRIPT = Path(__file__).parents[2] / "experiments" / "real_model" / "arms.py"
+
+
+@pytest.fixture
+def arms(tmp_path, monkeypatch):
+    """The script, which writes into a folder of the test's."""
+    spec = importlib.util.spec_from_file_location("real_model_arms", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "HERE", tmp_path)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "results.json")
+    (tmp_path / "README.md").write_text("above\n<!-- real_model -->\nold\n<!-- /real_model -->\nbelow\n")
+    return module
+
+
+def result(rewards, before="1000", after="1100", seed=0, rate=1e-5, cut=(0.04, 0.02)):
+    """A run as `fgrpo realmodel` leaves it."""
+    sides = {"before": before, "after": after}
+    found = {
+        when: {"right": values.count("1") / 4, "parsable": 0.9, "cut": share, "tokens": 30.0}
+        for (when, values), share in zip(sides.items(), cut, strict=True)
+    }
+    rest = {"seed": seed, "learning_rate": rate, "rewards": rewards, "right": sides, "problems": 4}
+    return {**found, **rest, "seconds_a_step": 61.6}
+
+
+def test_the_better_rate_is_that_of_the_last_five_rewards_once_both_were_tried(arms):
+    arm = arms.NEEDED[0]
+    low, high = (arms._name(arm, rate, arms.TUNING_SEED) for rate in arm.rates)
+    begun_well = result([1.0] * 9 + [0.2, 0.2, 0.2, 0.2, 0.3])
+    ended_well = result([0.0] * 9 + [0.2, 0.2, 0.2, 0.2, 0.4])
+    assert arms.learned(begun_well) == pytest.approx(0.22) and arms.learned(ended_well) == pytest.approx(0.24)
+    assert arms.best_rate(arm, {low: begun_well}) is None
+    assert arms.best_rate(arm, {low: begun_well, high: ended_well}) == arm.rates[1]
+    assert arms.best_rate(arm, {low: ended_well, high: begun_well}) == arm.rates[0]
+
+
+def test_every_arm_is_tuned_alike_and_then_run_on_the_same_seeds(arms):
+    results, order = {}, []
+    while runs := list(arms.wanted(results)):
+        arm, rate, seed = runs[0]
+        order.append((arm.title, rate, seed))
+        results[arms._name(arm, rate, seed)] = result([rate * 1e4] * 14, seed=seed, rate=rate)
+    tuned = [(arm.title, rate, arms.TUNING_SEED) for arm in (*arms.NEEDED, *arms.LATER) for rate in arm.rates]
+    seeds = [(arm.title, arm.rates[1], seed) for arm in (*arms.NEEDED, *arms.LATER) for seed in arms.SEEDS]
+    assert sorted(order) == sorted([*tuned, *seeds, (arms.CONTROL.title, 0.0, 0)])
+    needed = {arm.title for arm in arms.NEEDED}
+    assert {title for title, _, _ in order[: len(needed) * 5]} == needed
+    assert order[len(needed) * 5] == (arms.CONTROL.title, 0.0, 0)
+
+
+def test_a_line_has_means_over_seeds_and_the_interval_over_problems(arms):
+    one = result([], before="1000", after="1110", seed=0)
+    two = result([], before="1000", after="0101", seed=1, cut=(0.08, 0.0))
+    gains = [(0 - 1) / 2, (1 + 1) / 2, (1 + 0) / 2, (0 + 1) / 2]  # of each problem, over the two seeds
+    low, high = bootstrap(gains)
+    cells = [cell.strip() for cell in arms.row("an arm", [one, two]).strip("|").split("|")]
+    assert cells[:4] == ["an arm (seeds 0, 1)", "1e-05", "0.250", "0.625"]
+    assert cells[4] == f"{statistics.fmean(gains):+.3f} [{low:+.3f}, {high:+.3f}]" and cells[4].startswith("+0.375 [")
+    assert cells[5:] == ["0.90 -> 0.90", "0.06 -> 0.01", "30 -> 30"]
+    assert arms.row("an arm", [one]).startswith("| an arm (seed 0) |")
+    assert arms.row("an arm", []).count("|") == arms.HEAD.splitlines()[0].count("|")
+
+
+def test_a_result_is_kept_whole_and_the_pages_are_made_from_it(arms, tmp_path):
+    arm = arms.NEEDED[0]
+    names = [arms._name(arm, rate, arms.TUNING_SEED) for rate in arm.rates]
+    for name, last in zip(names, (0.2, 0.4), strict=True):
+        arms.record(name, result([0.1] * 5 + [last] * 5, seed=arms.TUNING_SEED), "abc1234")
+    arms.record(arms._name(arm, arm.rates[1], 0), result([0.1] * 10, rate=arm.rates[1]), "abc1234")
+    assert list(arms.read()) == sorted(arms.read()) and arms.read()[names[0]]["commit"] == "abc1234"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["README.md", "results.json"]
+    readme = tmp_path / "README.md"
+    page = readme.read_text()
+    arms.HERE = tmp_path / "page"
+    arms.HERE.mkdir()
+    arms.write_report()
+    line = arms.row(arm.title, [arms.read()[arms._name(arm, arm.rates[1], 0)]])
+    table = "\n".join([arms.HEAD, line])
+    assert readme.read_text().startswith(f"above\n<!-- real_model -->\n{table}") and page != readme.read_text()
+    assert readme.read_text().endswith("<!-- /real_model -->\nbelow\n")
+    made = (arms.HERE / "README.md").read_text()
+    assert table in made and "4 held-out problems" in made
+    assert f"| {arm.title} | 1e-05 | 0.200 | 0.500 |" in made and f"| {arm.title} | 3e-05 | 0.400 | 0.500 |" in made
+    assert f"| {names[0]} | 0.100 | 0.200 | 62 | abc1234, " in made
+    for other in (*arms.NEEDED[1:], *arms.LATER, arms.CONTROL):
+        assert f"| {other.title} | not run |" in made
+
+
+def test_the_page_that_is_there_is_that_of_the_results(arms, tmp_path):
+    for name in ("results.json", "prompts.json"):
+        if (SCRIPT.parent / name).is_file():
+            (tmp_path / name).write_bytes((SCRIPT.parent / name).read_bytes())
+    arms.write_report()
+    assert (tmp_path / "README.md").read_text() == (SCRIPT.parent / "README.md").read_text()
+    root = SCRIPT.parents[2] / "README.md"
+    shown = root.read_text().partition("<!-- real_model -->\n")[2].partition("\n<!-- /real_model -->")[0]
+    assert shown and shown in (SCRIPT.parent / "README.md").read_text()
+
+
+def test_the_prompt_that_is_used_is_the_best_of_those_whose_responses_end():
+    from fgrpo_plugin.realmodel.prompts import CHOSEN, PROMPTS
+
+    found = json.loads((SCRIPT.parent / "prompts.json").read_text())
+    assert found.keys() == PROMPTS.keys()
+    ending = {name: one["right"] for name, one in found.items() if one["cut"] <= 0.05}
+    assert max(ending, key=ending.get) == CHOSEN
