@@ -53,7 +53,7 @@ test: $(READY)
 test-long: test-long-workers test-long-realmodel test-long-runs test-long-quickstart
 
 test-long-workers: $(READY)
-	@$(BIN)/python -m pytest -m long tests/host
+	@$(BIN)/python -m pytest -m long tests/host tests/export
 
 test-long-realmodel: $(READY)
 	@$(BIN)/python -m pytest -m long tests/realmodel
