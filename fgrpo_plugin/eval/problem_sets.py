@@ -61,8 +61,8 @@ def question_and_answer(row: Mapping[str, Any]) -> tuple[str | list[dict[str, st
     if pair is None:
         known = "; ".join(" and ".join(pair).replace("+", ", ") for pair in COLUMNS)
         raise ValueError(
-            f"no columns of a problem and its answer (found: {', '.join(map(str, row)) or 'none'}); rename them to one of: "
-            f"{known}; or to verl's prompt (messages) and reward_model"
+            f"no columns of a problem and its answer (found: {', '.join(map(str, row)) or 'none'}); rename them to one "
+            f"of: {known}; or to verl's prompt (messages) and reward_model"
         )
     *first, last = (row[name].strip() if isinstance(row[name], str) else "" for name in pair[0].split("+"))
     before = (part if part[-1] in ".?!," else f"{part}." for part in first if part)

@@ -5,6 +5,7 @@
 verl makes it on the driver and calls it when a checkpoint is written; the run waits meanwhile.
 """
 
+import shlex
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,7 +87,16 @@ class ExportAfterSave:
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             _say(f"WARNING: step {global_step} is not exported: {reason}")
-            _say(f"the checkpoint is whole; later: fgrpo export {place} -o {output}")
+            _say(f"the checkpoint is whole; later: {self._command(place, output)}")
+
+    def _command(self, place: Path, output: Path) -> str:
+        """The words that export a checkpoint as it would have been."""
+        words = ["fgrpo", "export", str(place), "-o", str(output)]
+        words += ["--adapter"] if self.settings.adapter else []
+        words += ["--dtype", self.settings.dtype] if self.settings.dtype else []
+        words += ["--base-model", str(self.base_model)] if self.base_model else []
+        words += ["--overwrite"] if output.exists() else []
+        return shlex.join(words + (["--trust-remote-code"] if self.trust else []))
 
 
 def _say(line: str) -> None:

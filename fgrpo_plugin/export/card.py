@@ -23,7 +23,14 @@ _UNKNOWN = "not recorded in the checkpoint"
 
 
 def model_card(
-    record: Mapping[str, Any], *, step: int | None, engine: str, form: str, dtype: str, base_model: str | None
+    record: Mapping[str, Any],
+    *,
+    step: int | None,
+    engine: str,
+    form: str,
+    dtype: str,
+    base_model: str | None,
+    hub: str | None = None,
 ) -> str:
     """README.md of the folder.
 
@@ -34,8 +41,9 @@ def model_card(
         form: ``full weights``, ``LoRA, merged`` or ``LoRA adapter``.
         dtype: of the weights.
         base_model: on a model hub, or a local name; None where it is not known.
+        hub: its name on a model hub, to which the card links; None for a local one.
     """
-    hub = base_model if base_model and base_model.count("/") == 1 and not record.get("model_is_local") else None
+    hub = hub if hub and "://" not in hub and hub.count("/") < 2 else None
     algorithm = record.get("algorithm")
     named = _NAMES.get(str(algorithm), algorithm)
     adapter = form == "LoRA adapter"

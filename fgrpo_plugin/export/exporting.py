@@ -55,7 +55,9 @@ def export_run(
     if dtype is not None and dtype not in get_args(Dtype):
         raise ValueError(f"--dtype={dtype}: choose one of {', '.join(get_args(Dtype))}.")
     checkpoint = find_checkpoint(run, step)
-    kept = [checkpoint.actor, *([Path(base_model)] if base_model and Path(base_model).exists() else [])]
+    base_folder = Path(base_model).expanduser() if base_model else None
+    local = base_folder is not None and base_folder.exists()
+    kept = [checkpoint.actor, *([base_folder] if base_folder is not None and local else [])]
     refuse_target(output, overwrite=overwrite, keep=kept)
     newer = f" ({', '.join(map(str, checkpoint.newer))} not finished)" if checkpoint.newer else ""
     say(f"checkpoint: {checkpoint.actor}" + ("" if checkpoint.step is None else f", step {checkpoint.step}{newer}"))
@@ -68,6 +70,7 @@ def export_run(
     linear, transposed = linear_modules(model)
     origin = str(checkpoint.actor)
     hub = None if checkpoint.record.get("model_is_local") else checkpoint.record.get("model")
+    hub = hub or (None if local or checkpoint.record.get("model") else base_model)
     with new_folder(output, overwrite=overwrite, keep=kept) as folder:
         if adapter:
             assert found is not None
@@ -91,6 +94,7 @@ def export_run(
             form=form,
             dtype=str(precision).removeprefix("torch."),
             base_model=checkpoint.record.get("model") or public_name(base_model),
+            hub=hub,
         )
         (folder / "README.md").write_text(card)
         for file in folder.iterdir():  # safetensors' are for the user alone

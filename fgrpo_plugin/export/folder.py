@@ -17,7 +17,7 @@ def new_folder(target: Path, *, overwrite: bool, keep: Iterable[Path] = ()) -> I
     Args:
         target: the name. What is there is refused, unless it is an empty folder, or a model's and `overwrite`.
         overwrite: replace a model that is there, once the new one is whole.
-        keep: folders that are read meanwhile, which the target must not hold.
+        keep: folders that are read meanwhile, which the target must not hold or lie in.
 
     Raises:
         ValueError: the name is taken; one sentence with the remedy.
@@ -47,6 +47,10 @@ def new_folder(target: Path, *, overwrite: bool, keep: Iterable[Path] = ()) -> I
 def refuse_target(target: Path, *, overwrite: bool, keep: Iterable[Path] = ()) -> None:
     """Raise `new_folder`'s ValueError, before anything is read."""
     target = target.expanduser().absolute()
+    above = next(folder for folder in target.parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        what = "cannot be written to" if above.is_dir() else "is no folder"
+        raise ValueError(f"--output={target}: {above} {what}; name another place.")
     if not target.exists():
         return
     if not target.is_dir() or target.is_symlink():
@@ -56,8 +60,10 @@ def refuse_target(target: Path, *, overwrite: bool, keep: Iterable[Path] = ()) -
     if not overwrite:
         raise ValueError(f"--output={target}: exists and is not empty; name another, or replace it with --overwrite.")
     for folder in keep:
-        if folder.resolve().is_relative_to(target.resolve()):
-            raise ValueError(f"--output={target}: holds {folder}, which is read; name another folder.")
+        read, written = folder.resolve(), target.resolve()
+        if read.is_relative_to(written) or written.is_relative_to(read):
+            holds = "holds" if read.is_relative_to(written) else "lies in"
+            raise ValueError(f"--output={target}: {holds} {folder}, which is read; name another folder.")
     if not any((target / name).is_file() for name in _MODEL):
         raise ValueError(
             f"--output={target}: is no model's folder ({' or '.join(_MODEL)} is not in it), so --overwrite does not "

@@ -49,14 +49,20 @@ def load_shards(checkpoint: Checkpoint, huggingface: Path, say: Callable[[str], 
     Raises:
         ValueError: an architecture that is not known, or shards that cannot be read.
     """
-    config = json.loads((huggingface / "config.json").read_text())
+    try:
+        config = json.loads((huggingface / "config.json").read_text())
+        family = config.get("model_type")
+    except (OSError, ValueError, AttributeError):
+        raise ValueError(f"{huggingface}/config.json cannot be read; copy it anew from the model's folder.") from None
     folder = checkpoint.actor / "model" / "dist_ckpt"
-    if (family := config.get("model_type")) not in FAMILIES:
+    if family not in FAMILIES:
         raise ValueError(
             f"{folder}: Megatron's shards of a {family} are not known to fgrpo export (known: {', '.join(FAMILIES)}); "
             "let the run write them in Hugging Face's form: hf_model in "
             "actor_rollout_ref.actor.checkpoint.save_contents."
         )
+    if lacking := [name for name in ("vocab_size", "num_attention_heads") if name not in config]:
+        raise ValueError(f"{huggingface}/config.json names no {lacking[0]}; copy it anew from the model's folder.")
     say(f"reading Megatron's shards of {folder}")
     found: State = {}
     for name, value in _read(folder).items():

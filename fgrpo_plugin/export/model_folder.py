@@ -72,7 +72,10 @@ def check_names(state: State, model: Any, origin: str) -> None:
         raise ValueError(f"{origin}: its configuration names no {strange[0]}{critic}; name an actor's checkpoint.")
     if other := [name for name in sorted(found) if found[name] != expected[name]]:
         name = other[0]
-        raise ValueError(f"{origin}: {name} is {found[name]}, and {expected[name]} by its configuration.")
+        raise ValueError(
+            f"{origin}: {name} is {found[name]}, and {expected[name]} by its configuration, which is another model's; "
+            "name that of the weights with --base-model, or choose another step with --step."
+        )
 
 
 def _aliases(model: Any) -> dict[str, str]:

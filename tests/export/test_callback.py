@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import pytest
 from transformers import AutoModelForCausalLM
 
+from fgrpo_plugin.export.callback import ExportAfterSave
+
 CALLBACK = "trainer.checkpoint_callback_class=fgrpo_plugin.export.callback.ExportAfterSave"
 LORA = ["actor_rollout_ref.model.lora_rank=4", "actor_rollout_ref.model.lora_alpha=8"]
 
@@ -60,15 +62,26 @@ def test_settings_are_taken_from_the_trainers_section(save, tmp_path):
     assert (tmp_path / "run" / "exported" / "global_step_4" / "adapter_model.safetensors").is_file()
 
 
-def test_a_failed_export_does_not_end_the_run_and_says_how_to_make_up_for_it(save, tmp_path, capsys):
+def test_a_failed_export_does_not_end_the_run_and_says_how_to_make_up_for_it(runs, save, tmp_path, capsys):
     occupied = tmp_path / "run" / "exported" / "global_step_3"
     occupied.mkdir(parents=True)
     (occupied / "notes.txt").touch()
     run = save("full")
     said = capsys.readouterr().out
     assert "WARNING: step 3 is not exported: --output=" in said and "is no model's folder" in said
-    assert f"later: fgrpo export {run / 'global_step_3'} -o {occupied}" in said
+    words = f"fgrpo export {run / 'global_step_3'} -o {occupied} --base-model {runs.model} --overwrite\n"
+    assert f"later: {words}" in said
     assert (run / "latest_checkpointed_iteration.txt").read_text() == "3"
+
+
+def test_the_command_that_makes_up_for_it_has_the_settings(stock_config, tmp_path):
+    section = "++trainer.fgrpo_export"
+    given = [*LORA, f"{section}.adapter=true", f"{section}.dtype=float32", "actor_rollout_ref.model.path=a/model"]
+    callback = ExportAfterSave(stock_config(*given, "actor_rollout_ref.model.trust_remote_code=true"))
+    assert callback._command(Path("my run"), tmp_path / "new") == (
+        f"fgrpo export 'my run' -o {tmp_path / 'new'} --adapter --dtype float32 --base-model a/model "
+        "--trust-remote-code"
+    )
 
 
 @pytest.mark.parametrize(

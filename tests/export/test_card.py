@@ -1,5 +1,6 @@
 """The model card says what is known, and that the rest is not."""
 
+import pytest
 import yaml
 
 from fgrpo_plugin.export.card import model_card
@@ -19,7 +20,7 @@ def head(card: str) -> dict:
 
 def test_it_says_how_the_model_was_made():
     record = {**RECORD, "model": "Qwen/Qwen2.5-0.5B", "model_is_local": False}
-    card = model_card(record, base_model="Qwen/Qwen2.5-0.5B", **FULL)
+    card = model_card(record, base_model="Qwen/Qwen2.5-0.5B", hub="Qwen/Qwen2.5-0.5B", **FULL)
     found = rows(card)
     assert found["Base model"] == "Qwen/Qwen2.5-0.5B" and found["Algorithm"] == "f-GRPO"
     expected = {"preset": "stable", "divergence": "pearson", "beta": "0.1", "gamma": "0.0", "Learning rate": "0.001"}
@@ -42,6 +43,13 @@ def test_lambda_preferences_and_lora_are_said_where_there_are_any():
     assert found["Preference data"] == "pairs.jsonl" and found["LoRA"] == "rank 8, alpha 16"
     assert head(card)["library_name"] == "peft" and "base_model" not in head(card)  # a local folder is no name
     assert "PeftModel.from_pretrained" in card
+
+
+@pytest.mark.parametrize("hub, linked", [("Qwen/Q", True), ("gpt2", True), ("hdfs://a/b", False), (None, False)])
+def test_a_model_of_a_hub_alone_is_linked(hub, linked):
+    card = model_card({}, base_model="models/q", hub=hub, **{**FULL, "form": "LoRA adapter"})
+    assert head(card).get("base_model") == (hub if linked else None)
+    assert f'from_pretrained("{hub if linked else "path/to/the/base/model"}")' in card
 
 
 def test_what_is_not_known_is_said_so():

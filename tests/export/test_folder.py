@@ -1,8 +1,10 @@
 """A folder appears whole or not at all, and nothing but a model is ever replaced."""
 
+from pathlib import Path
+
 import pytest
 
-from fgrpo_plugin.export.folder import new_folder
+from fgrpo_plugin.export.folder import new_folder, refuse_target
 
 
 def write(target, text="new", **given):
@@ -53,3 +55,19 @@ def test_what_is_no_model_is_never_removed(tmp_path):
     with pytest.raises(ValueError, match=r"holds .*actor, which is read; name another folder\.$"):
         write(run, overwrite=True, keep=[run / "global_step_1" / "actor"])
     assert (run / "global_step_1" / "actor").is_dir()
+    inside = run / "global_step_1" / "actor" / "huggingface"
+    inside.mkdir()
+    (inside / "config.json").touch()
+    with pytest.raises(ValueError, match=r"huggingface: lies in .*actor, which is read; name another folder\.$"):
+        write(inside, overwrite=True, keep=[run / "global_step_1" / "actor"])
+    write(run / "global_step_1" / "other", keep=[run / "global_step_1" / "actor"])
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"--output=.*file/deep/model: .*file is no folder; name another place\.$"):
+        refuse_target(tmp_path / "file" / "deep" / "model", overwrite=False)
+    refuse_target(tmp_path / "new" / "deep" / "model", overwrite=False)
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)  # whoever runs the tests may be root
+    with pytest.raises(ValueError, match=r"--output=.*: .* cannot be written to; name another place\.$"):
+        refuse_target(tmp_path / "new" / "model", overwrite=False)

@@ -47,6 +47,21 @@ def test_an_architecture_that_is_not_known_is_refused_before_anything_is_read(tm
         load_shards(SimpleNamespace(actor=tmp_path), tmp_path, quiet)
 
 
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ('{"model_type": "qw', r"config\.json cannot be read; copy it anew"),
+        ("[]", r"config\.json cannot be read; copy it anew"),
+        ('{"model_type": "qwen2", "num_attention_heads": 2}', r"config\.json names no vocab_size; copy it anew"),
+        ('{"model_type": "qwen2", "vocab_size": 2}', r"config\.json names no num_attention_heads; copy it anew"),
+    ],
+)
+def test_a_spoilt_configuration_is_named(tmp_path, content, words):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=words):
+        load_shards(SimpleNamespace(actor=tmp_path), tmp_path, quiet)
+
+
 def test_queries_keys_and_values_are_taken_apart_by_their_groups(tmp_path):
     """Rows of a group: its queries, then its key, then its value; written here by torch's own checkpoint writer."""
     import torch.distributed.checkpoint as dcp
