@@ -76,8 +76,8 @@ def scored_row(key: str, problem: MathProblem, responses: Sequence[Mapping[str, 
 
     Returns:
         `id`, `problem`, `answer`; of each response `given` (its answer as text, or None), `vote` (the first response
-        with the same answer, or None) and `right`; `ended` and `tokens` as they were sampled; and `slow`, the numbers of responses
-        that math-verify had too little time for, which count as wrong.
+        with the same answer, or None) and `right`; `ended` and `tokens` as they were sampled; and `slow`, the
+        numbers of responses that math-verify had too little time for, which count as wrong.
     """
     slow: set[int] = set()
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,8 @@ def server_responses(
     found = kept.read()
     missing = [key for key in chats if key not in found]
     if missing:
-        key = os.environ.get("OPENAI_API_KEY", "none")
-        client = OpenAI(base_url=url, api_key=key, max_retries=RETRIES, timeout=SECONDS)
+        token = os.environ.get("OPENAI_API_KEY", "none")
+        client = OpenAI(base_url=url, api_key=token, max_retries=RETRIES, timeout=SECONDS)
 
         def ask(key: str) -> list[dict[str, Any]]:
             return [_one(client, model, chats[key], how) for _ in range(how.samples)]
@@ -56,19 +56,22 @@ def server_responses(
         done = len(chats) - len(missing)
         on_progress(done, len(chats))
         with kept.more() as add, ThreadPoolExecutor(AT_ONCE) as pool:
-            asked = {pool.submit(ask, key): key for key in missing}
+            waiting = {pool.submit(ask, key): key for key in missing}
             try:
-                for future in as_completed(asked):
-                    if future.cancelled():
-                        continue
-                    try:
-                        add(asked[future], future.result())
-                    except OpenAIError as error:  # those that are under way are kept if they succeed
-                        failed = failed or error
-                        pool.shutdown(wait=False, cancel_futures=True)
-                    else:
-                        done += 1
-                        on_progress(done, len(chats))
+                while waiting:
+                    for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                        key = waiting.pop(future)
+                        if future.cancelled():
+                            continue
+                        try:
+                            add(key, future.result())
+                        except OpenAIError as error:  # what is under way is kept if it succeeds, the rest is not begun
+                            failed = failed or error
+                            for other in waiting:
+                                other.cancel()
+                        else:
+                            done += 1
+                            on_progress(done, len(chats))
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
         if failed is not None:
