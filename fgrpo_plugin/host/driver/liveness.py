@@ -39,6 +39,7 @@ def watching(parts: Mapping[str, Any], every: float = EVERY) -> Iterator[None]:
         return
     died: list[str] = []
     done, ending = threading.Event(), threading.Event()
+    telling = threading.Lock()  # once the run has ended no signal is sent: what it then meets may end the process
 
     def end(signum: int, frame: Any) -> None:
         if died and not ending.is_set():
@@ -54,9 +55,12 @@ def watching(parts: Mapping[str, Any], every: float = EVERY) -> Iterator[None]:
             message = _first_death(parts, every, done)
         if message is None:
             return
-        died.append(message)
-        _say(message)
-        signal.pthread_kill(main, _SIGNAL)
+        with telling:
+            if done.is_set():
+                return
+            died.append(message)
+            _say(message)
+            signal.pthread_kill(main, _SIGNAL)
         if not done.wait(GRACE):
             os._exit(1)
 
@@ -82,7 +86,8 @@ def watching(parts: Mapping[str, Any], every: float = EVERY) -> Iterator[None]:
         raise PartDied(message) from error
     finally:
         ending.set()
-        done.set()
+        with telling:
+            done.set()
         signal.signal(_SIGNAL, previous)
 
 

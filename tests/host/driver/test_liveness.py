@@ -8,6 +8,7 @@ import time
 import pytest
 import ray
 
+from fgrpo_plugin.host.driver import liveness
 from fgrpo_plugin.host.driver.liveness import PartDied, watching
 
 
@@ -80,3 +81,22 @@ def test_a_watch_that_sees_the_death_while_an_error_is_on_its_way_does_not_cut_i
         with pytest.raises(PartDied), watching({"rollout server 0": dead}, every=0.05):
             os.kill(pid, signal.SIGKILL)
             raise RuntimeError("eight prompts failed")
+
+
+def test_a_death_that_is_seen_as_the_run_ends_sends_no_signal_afterwards(monkeypatch):
+    seen, late = threading.Event(), []
+
+    def first_death(*given, **more):
+        seen.set()
+        return "actor worker 0 has died"
+
+    monkeypatch.setattr(liveness, "_first_death", first_death)
+    monkeypatch.setattr(liveness, "_say", lambda message: time.sleep(0.5))
+    before = signal.signal(signal.SIGUSR2, lambda *given: late.append(given))  # by default it would end the process
+    try:
+        with watching({}):
+            seen.wait()
+        time.sleep(1.0)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert not late
