@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fgrpo_plugin.export.weights import State
+from fgrpo_plugin.export.weights import State, check_finite
 
 _PREFIX = "base_model.model."
 _MARKS = ("lora_", ".modules_to_save.", ".original_module.", ".adapter_")
@@ -143,6 +143,9 @@ def write_adapter(
         linear: all modules of the model that could have one: the shortest names that match the adapter's alone are
             written as ``target_modules``.
         dtype: of the matrices; None for their own.
+
+    Raises:
+        ValueError: a matrix has entries that are no numbers.
     """
     from peft import LoraConfig
     from safetensors.torch import save_file
@@ -165,7 +168,9 @@ def write_adapter(
     tensors = {}
     for module, pair in adapter.matrices.items():
         for part, value in zip("AB", pair, strict=True):
-            tensors[f"{_PREFIX}{module}.lora_{part}.weight"] = value.to(dtype or value.dtype).contiguous()
+            name = f"{_PREFIX}{module}.lora_{part}.weight"
+            tensors[name] = value.to(dtype or value.dtype).contiguous()
+            check_finite(name, tensors[name])
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 

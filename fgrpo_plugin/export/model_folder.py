@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fgrpo_plugin.export.weights import State, quiet_transformers
+from fgrpo_plugin.export.weights import State, check_finite, quiet_transformers
 
 SHARD = "5GB"
 _NOT_COPIED = ("config.json", "README.md")
@@ -114,6 +114,7 @@ def write_model(
         The precision that the configuration names: that of most weights.
 
     Raises:
+        ValueError: a weight has entries that are no numbers.
         OSError: the disk is full, or the folder cannot be written.
     """
     from safetensors import SafetensorError
@@ -125,6 +126,7 @@ def write_model(
             state.setdefault(name, held)
     for name, value in state.items():
         state[name] = value.to(dtype) if dtype is not None and value.is_floating_point() else value
+        check_finite(name, state[name])
     sizes: Counter[torch.dtype] = Counter()
     for value in state.values():
         sizes[value.dtype] += value.numel()

@@ -134,6 +134,14 @@ def load_model(model: str, dtype: torch.dtype | str, setting: str, *, trust: boo
     return dict(loaded.state_dict())
 
 
+def check_finite(name: str, value: torch.Tensor) -> None:
+    """Raise the ValueError of a weight that has a NaN or an infinite entry, whose model answers nothing."""
+    if value.is_floating_point() and value.numel() and not all(bound.isfinite() for bound in value.aminmax()):
+        raise ValueError(
+            f"{name} has entries that are no numbers: the run diverged; choose an earlier step with --step."
+        )
+
+
 @contextmanager
 def quiet_transformers() -> Any:
     """Without progress bars and advice about the model's own settings, of which a log would be full."""

@@ -93,6 +93,13 @@ def test_what_is_written_is_read_by_peft_and_here(tmp_path, modules):
     assert {name for name in fresh if "lora_" in name} == {name for name in model.state_dict() if "lora_" in name}
 
 
+def test_an_adapter_of_a_run_that_diverged_is_refused(tmp_path):
+    weights = {"q.lora_A.weight": torch.full((2, 4), float("nan")), "q.lora_B.weight": torch.ones(4, 2)}
+    found = adapter_of(weights, {"r": 2, "lora_alpha": 4}, "here")
+    with pytest.raises(ValueError, match=r"q\.lora_A\.weight has entries that are no numbers: the run diverged"):
+        write_adapter(found, tmp_path, base_model=None, linear=["q"], dtype=None)
+
+
 PAIR = {"q.lora_A.weight": torch.ones(2, 4), "q.lora_B.weight": torch.ones(4, 2)}
 KNOWN = {"r": 2, "lora_alpha": 4}
 

@@ -50,6 +50,16 @@ def test_weights_are_written_in_shards(tiny, tmp_path, monkeypatch):
     assert found.keys() == expected.keys() and all(torch.equal(found[name], value) for name, value in expected.items())
 
 
+@pytest.mark.parametrize("value, dtype", [(float("nan"), None), (-float("inf"), None), (1e39, torch.bfloat16)])
+def test_weights_of_a_run_that_diverged_are_refused(tiny, tmp_path, value, dtype):
+    model = empty_model(tiny)
+    given = weights(model)
+    given["model.norm.weight"] = given["model.norm.weight"].double()
+    given["model.norm.weight"][3] = value
+    with pytest.raises(ValueError, match=r"^model\.norm\.weight has entries that are no numbers: .* with --step\.$"):
+        write_model(given, model, tiny, tmp_path, dtype=dtype, say=lambda line: None)
+
+
 def test_weights_of_another_model_are_refused(tiny):
     model = empty_model(tiny)
     good = weights(model)
