@@ -116,8 +116,10 @@ def _looked_at(actor: Path, newer: tuple[int, ...]) -> Checkpoint:
 
     if any(actor.glob("model_world_size_*_rank_*.pt")) or (actor / "fsdp_config.json").is_file():
         ranks = _json(actor / "fsdp_config.json").get("world_size")
-        if not isinstance(ranks, int):
-            raise ValueError(_half_written(actor, "fsdp_config.json, which verl writes after the weights, is missing"))
+        if type(ranks) is not int or ranks < 1:
+            raise ValueError(
+                _half_written(actor, "fsdp_config.json, which verl writes after the weights, is missing or spoilt")
+            )
         if huggingface is None:
             raise ValueError(_half_written(actor, "its huggingface folder has no config.json"))
         if any(actor.glob("model_world_size_*_rank_*.pt")):
@@ -147,7 +149,7 @@ def _looked_at(actor: Path, newer: tuple[int, ...]) -> Checkpoint:
 def _refuse_other_models(actor: Path, huggingface: Path | None) -> None:
     manifest = _json(actor / "ckpt_contents.json")
     config = {} if huggingface is None else _json(huggingface / "config.json")
-    named = " ".join(config.get("architectures") or [])
+    named = " ".join(map(str, config.get("architectures") or []))
     if manifest.get("role") == "critic" or "ForTokenClassification" in named or "ForSequenceClass" in named:
         raise ValueError(f"{actor} is a critic's checkpoint, which is no language model; name the actor's folder.")
 

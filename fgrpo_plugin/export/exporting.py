@@ -13,6 +13,7 @@ from fgrpo_plugin.export.lora import Adapter, adapter_of, is_adapters, merge, re
 from fgrpo_plugin.export.megatron import load_shards
 from fgrpo_plugin.export.model_folder import check_names, copy_rest, empty_model, linear_modules, write_model
 from fgrpo_plugin.export.weights import State, load_model, load_rank_files
+from fgrpo_plugin.host.settings.inputs import TOKENIZER_FILES
 from fgrpo_plugin.host.settings.record import public_name
 
 Dtype = Literal["bfloat16", "float32", "as-saved"]
@@ -106,13 +107,19 @@ def export_run(
 def _huggingface(checkpoint: Checkpoint, base_model: str | None) -> Path:
     """The folder with configuration and tokenizer: the checkpoint's, else the base model's."""
     if checkpoint.huggingface is not None:
-        return checkpoint.huggingface
+        return _with_tokenizer(checkpoint.huggingface)
     if base_model is None:
         raise ValueError(
             f"{checkpoint.actor}: holds Megatron's shards without the model's configuration and tokenizer; name the "
             "model that was trained with --base-model."
         )
-    return _local(base_model)
+    return _with_tokenizer(_local(base_model))
+
+
+def _with_tokenizer(folder: Path) -> Path:
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ValueError(f"{folder}: holds no tokenizer; copy that of the model that was trained there.")
+    return folder
 
 
 def _local(model: str) -> Path:

@@ -80,8 +80,12 @@ def test_what_is_missing_is_named_with_the_remedy(tmp_path):
     with pytest.raises(ValueError, match=r"--step=2 with RUN=.*, which is one checkpoint already; leave --step out\.$"):
         find_checkpoint(actor, 2)
     assert find_checkpoint(actor, 1).step == 1
+    for content in ('{"world_size": "1"}', '{"world_size": 0}', '{"world_size": true}', '{"world'):
+        (actor / "fsdp_config.json").write_text(content)
+        with pytest.raises(ValueError, match=r"is half-written: fsdp_config.json, .* is missing or spoilt; choose an"):
+            find_checkpoint(actor)
     (actor / "fsdp_config.json").unlink()
-    with pytest.raises(ValueError, match=r"is half-written: fsdp_config.json, .* is missing; choose an earlier step"):
+    with pytest.raises(ValueError, match=r"is half-written: fsdp_config.json, .* is missing or spoilt; choose an"):
         find_checkpoint(actor)
     manifest = megatron(tmp_path / "global_step_2" / "actor") / "ckpt_contents.json"
     manifest.unlink()

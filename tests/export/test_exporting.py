@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from fgrpo_plugin.export.exporting import export_run
+from fgrpo_plugin.quickstart.model import build_model, build_tokenizer, save_model
 from tests.export.conftest import largest, log_probs, worker_log_probs
 
 QUIET = {"say": lambda line: None}
@@ -150,6 +152,47 @@ def test_verls_own_merger_writes_the_base_model_for_lora(runs, tmp_path):
     assert all(torch.equal(value, base[name].bfloat16()) for name, value in found.items())
     ours = load_file(export_run(actor, tmp_path / "ours", **QUIET) / "model.safetensors")
     assert any(not torch.equal(value, base[name].bfloat16()) for name, value in ours.items())
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A checkpoint of one rank in verl's layout, of a model without training."""
+    actor = tmp_path / "run" / "global_step_3" / "actor"
+    huggingface = actor / "huggingface"
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, 0)
+    save_model(model, tokenizer, huggingface)
+    (huggingface / "model.safetensors").unlink()
+    torch.save(dict(model.state_dict()), actor / "model_world_size_1_rank_0.pt")
+    (actor / "fsdp_config.json").write_text('{"world_size": 1}')
+    return actor
+
+
+def test_a_checkpoint_without_a_tokenizer_is_refused(small, tmp_path):
+    for file in (small / "huggingface").iterdir():
+        if file.name != "config.json":
+            file.unlink()
+    with pytest.raises(ValueError, match=r"huggingface: holds no tokenizer; copy that of the model that was trained"):
+        export_run(tmp_path / "run", tmp_path / "model", **QUIET)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("base, linked", [("folder", None), ("a/model", "a/model"), (None, None)])
+def test_the_card_links_a_model_of_a_hub_and_no_folder(small, tmp_path, base, linked):
+    if base == "folder":
+        base = str(tmp_path / "models" / "base")
+        (tmp_path / "models" / "base").mkdir(parents=True)
+    card = (export_run(small, tmp_path / "model", base_model=base, **QUIET) / "README.md").read_text()
+    assert yaml.safe_load(card.split("---")[1]).get("base_model") == linked
+    assert str(tmp_path) not in card
+
+
+def test_a_base_model_named_with_a_tilde_is_not_replaced(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").touch()
+    with pytest.raises(ValueError, match=r"--output=.*base: holds .*base, which is read; name another folder\.$"):
+        export_run(small, tmp_path / "base", base_model="~/base", overwrite=True, **QUIET)
 
 
 @pytest.mark.parametrize(
