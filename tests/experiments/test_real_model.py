@@ -95,7 +95,10 @@ def test_a_result_is_kept_whole_and_the_pages_are_made_from_it(arms, tmp_path):
     assert readme.read_text().endswith("<!-- /real_model -->\nbelow\n")
     made = (arms.HERE / "README.md").read_text()
     assert table in made and "4 held-out problems" in made
-    assert f"| {arm.title} | 1e-05 | 0.200 | 0.500 |" in made and f"| {arm.title} | 3e-05 | 0.400 | 0.500 |" in made
+    assert (
+        f"| {arm.title} | {arm.rates[0]:g} | 0.200 | 0.500 |" in made
+        and f"| {arm.title} | {arm.rates[1]:g} | 0.400 | 0.500 |" in made
+    )
     assert f"| {names[0]} | 0.100 | 0.200 | 62 | abc1234, " in made
     for other in (*arms.NEEDED[1:], *arms.LATER, arms.CONTROL):
         assert f"| {other.title} | not run |" in made
