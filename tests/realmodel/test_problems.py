@@ -49,6 +49,8 @@ def test_published_columns(tmp_path, row, problem):
         ("A-3", "3"),
         ("$.50", "0.5"),
         ("12 pens.", "12"),
+        ("It is 12.", "12"),
+        ("12,", "12"),
         ("40%", "40"),
         ("9 - 2 = 7, so\n#### -1,200", "-1200"),
     ],
@@ -112,7 +114,8 @@ def test_the_order_and_so_the_split_does_not_depend_on_the_files(tmp_path):
     training, held_out = split(forth)
     assert len(held_out) == HELD_OUT == 400 and len(training) == 600
     assert not {p.text for p in training} & {p.text for p in held_out}
-    assert [[len(part) for part in split(forth[:count])] for count in (50, 499, 500)] == [
+    assert [[len(part) for part in split(forth[:count])] for count in (16, 50, 499, 500)] == [
+        [8, 8],
         [25, 25],
         [250, 249],
         [100, 400],

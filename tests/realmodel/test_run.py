@@ -4,8 +4,10 @@ import contextlib
 import io
 import json
 
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
 from fgrpo_plugin.host.settings.compose import compose
 from fgrpo_plugin.host.settings.reading import is_f_divergence
@@ -134,6 +136,79 @@ def test_what_was_asked_for_is_checked_before_anything_is_fetched(tmp_path, alon
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.fixture
+def stages(tmp_path, monkeypatch, alone):
+    """Each stage writes what it writes and notes that it was made; the one named in `stop` breaks off half-way."""
+    made, stop = [], []
+
+    def stage(name):
+        made.append(name)
+        if name in stop:
+            raise KeyboardInterrupt
+
+    def sampled(model, chats, output, how, **more):
+        stage(output.name)
+        return {key: (answer("1") + answer("2"))[: how.samples] for key in chats}
+
+    def trained(run, command, steps, *given, **more):
+        rows = [json.dumps({"step": n, "data": {"critic/score/mean": 0.5}}) + "\n" for n in range(1, steps + 1)]
+        (run / "metrics.jsonl").write_text("".join(rows))
+        stage("train")
+        (run / "checkpoints").mkdir()
+        (run / "checkpoints" / "latest_checkpointed_iteration.txt").write_text(str(steps))
+
+    def exported(checkpoints, folder, **more):
+        stage("export")
+        folder.mkdir()
+        (folder / "config.json").touch()
+
+    def parquet(rows, path):
+        path.write_text("half")
+        stage("parquet")
+        return path
+
+    def model(folder):
+        stage("model")
+        return folder
+
+    fakes = {"responses": sampled, "train": trained, "export_run": exported, "write_parquet": parquet}
+    fakes |= {"smollm2": model, "_short": lambda problems, *given: list(problems)}
+    for name, fake in fakes.items():
+        monkeypatch.setattr(module, name, fake)
+    data = tmp_path / "problems.jsonl"
+    data.write_text("".join(json.dumps({"input": f"problem {n}", "target": 1}) + "\n" for n in range(20)))
+
+    def run(*stopped):
+        made.clear()
+        stop[:] = stopped
+        options = RealModelOptions(folder=tmp_path / "runs", data=(data,), steps=2)
+        with contextlib.ExitStack() as stack:
+            if stopped:
+                stack.enter_context(pytest.raises(KeyboardInterrupt))
+            module.run_realmodel(options, Console(file=io.StringIO()))
+        return list(made)
+
+    return run, tmp_path / "runs"
+
+
+def test_what_was_stopped_half_way_is_made_again_and_what_is_whole_is_not(stages):
+    run, folder = stages
+    own = folder / arm_name(RealModelOptions(folder=folder))
+    assert run("parquet") == ["model", "before.jsonl", "screened.jsonl", "parquet"]
+    assert not (folder / "train.parquet").exists()
+    assert run("train") == ["model", "before.jsonl", "screened.jsonl", "parquet", "train"]
+    assert (folder / "train.parquet").is_file() and not (own / "model").exists()
+    assert run("export") == ["model", "before.jsonl", "train", "export"]
+    (own / "after.jsonl").write_text("of a model that is not there any more")
+    assert run("after.jsonl") == ["model", "before.jsonl", "export", "after.jsonl"]
+    assert not (own / "after.jsonl").exists()
+    assert run() == ["model", "before.jsonl", "after.jsonl"]
+    result = json.loads((own / "result.json").read_text())
+    assert result["rewards"] == [0.5, 0.5] and result["gain"] == 0.0 and (own / "reward_curve.png").is_file()
+    assert not (own / "checkpoints").exists() and (own / "model" / "config.json").is_file()
+    assert run() == ["model", "before.jsonl"]  # the result is there: it is shown again
+
+
 def test_prompts_that_verl_would_leave_out_are_left_out_before_they_are_sampled(tmp_path, monkeypatch):
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(tmp_path)
@@ -170,12 +245,12 @@ def test_a_result_holds_each_problem_and_the_paired_difference(tmp_path):
         {"step": n, "data": {"critic/score/mean": n / 10, "timing_s/step": took}} for n, took in enumerate(seconds, 1)
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = module._result(tmp_path, RealModelOptions(folder=tmp_path, seed=3), problems, before, after)
+    found = module._result(tmp_path, RealModelOptions(folder=tmp_path, seed=3, steps=4), problems, before, after)
     assert found["right"] == {"before": "1000", "after": "0110"} and found["gain"] == 0.25
     assert (found["before"]["right"], found["after"]["right"]) == (0.25, 0.5)
     assert (found["before"]["cut"], found["before"]["parsable"], found["before"]["tokens"]) == (0.25, 0.75, 6.0)
     assert found["rewards"] == [0.1, 0.2, 0.3, 0.4] and found["seconds_a_step"] == 68.0
-    assert (found["problems"], found["steps"], found["seed"], found["learning_rate"]) == (4, 14, 3, LEARNING_RATE)
+    assert (found["problems"], found["steps"], found["seed"], found["learning_rate"]) == (4, 4, 3, LEARNING_RATE)
     assert (found["algorithm"], found["divergence"]) == ("f_grpo", "pearson")
     # Of 4 coins that fall with 1/4 and 1/2, resampled: 2.5 % of the means lie at or below the lower ends.
     assert found["before_interval"] == (0.0, 0.75) and found["after_interval"] == (0.0, 1.0)
@@ -210,19 +285,49 @@ def test_a_difference_is_one_where_its_interval_leaves_zero_out(interval, verdic
 
 def test_problems_of_which_none_is_solved_sometimes_are_refused(tmp_path, monkeypatch):
     problems = [Problem(f"problem {n}", "1") for n in range(20)]
-    asked = {}
+    asked = []
 
-    def always_wrong(model, chats, output, **how):
-        asked.update(how)
+    def always_wrong(model, chats, output, how, **more):
+        asked.append(how)
         assert chats["0"] == [*PROMPTS[module.CHOSEN], {"role": "user", "content": "problem 0"}]
         return {key: answer("2") * SAMPLES for key in chats}
 
     monkeypatch.setattr(module, "responses", always_wrong)
+    monkeypatch.setattr(module, "SCREENED", 18)
     lines = module.Lines(Console(file=io.StringIO()))
-    with pytest.raises(RealModelError, match="of 20 training problems the model solves 0 sometimes"):
+    with pytest.raises(RealModelError, match="of 18 training problems the model solves 0 sometimes"):
         module._screen(tmp_path, problems, tmp_path, lambda done, total: None, lines)
-    assert (asked["samples"], asked["temperature"], asked["max_tokens"]) == (SAMPLES, TEMPERATURE, MAX_TOKENS)
+    assert [(how.samples, how.temperature, how.max_tokens) for how in asked] == [(SAMPLES, TEMPERATURE, MAX_TOKENS)]
     assert not (tmp_path / "train.parquet").exists()
+
+
+@pytest.mark.parametrize("solved", [3, 4])
+def test_a_steps_prompts_are_the_least_that_is_trained_on(tmp_path, monkeypatch, solved):
+    def sampled(model, chats, output, how, **more):
+        return {key: (answer("1") if int(key) < solved else answer("2")) + answer("2") for key in chats}
+
+    monkeypatch.setattr(module, "responses", sampled)
+    problems, lines = [Problem(f"problem {n}", "1") for n in range(20)], module.Lines(Console(file=io.StringIO()))
+    given = tmp_path, problems, tmp_path, lambda done, total: None, lines
+    if solved < module.PROMPTS_A_STEP == 4:
+        with pytest.raises(RealModelError, match="solves 3 sometimes and not always, and 4 are a step's"):
+            module._screen(*given)
+    else:
+        rows = pq.read_table(module._screen(*given)).to_pylist()
+        assert [row["extra_info"]["index"] for row in rows] == ["0", "1", "2", "3"]
+        assert rows[0]["prompt"][-1] == {"role": "user", "content": "problem 0"}
+
+
+def test_the_time_that_is_left_is_told_from_what_was_done_since_the_start(monkeypatch):
+    now, said = [100.0], io.StringIO()
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    lines = module.Lines(Console(file=said, width=100), clock=lambda: now[0])
+    show = module._follower(Progress(disable=True), lines)("problems")
+    show(20, 100)  # of an earlier run
+    now[0] += 30.0
+    show(35, 100)  # 15 in 30 s: 65 take 130 s
+    told = [line.strip().split("  ", 1)[-1] for line in said.getvalue().splitlines()]
+    assert told == ["problems: 20 of 100", "problems: 35 of 100, about 130 s left"]
 
 
 def test_a_resumed_run_has_every_step_once_and_a_trained_one_is_not_trained_again(tmp_path):
