@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.engine_jobs import EXPERTS, job, prepare, run_jobs
+from tests.support.engine_jobs import EXPERTS, adapter, job, prepare, run_jobs
 
 MODEL, ACTOR = "actor_rollout_ref.model", "actor_rollout_ref.actor"
 BF16 = [f"{ACTOR}.fsdp_config.model_dtype=bfloat16"]
@@ -26,13 +26,6 @@ RECORD = {
     "rollout": {"n": 4},
 }
 """As tests/host/settings/test_record.py has the run write it; the worker alone, without the trainer, does not."""
-
-
-def adapter(model: str, folder: Path) -> list[str]:
-    """Overrides that go on training a LoRA adapter which is far from zero."""
-    from tests.host.test_engines import _adapter
-
-    return _adapter(model, folder)
 
 
 def saved(folder: Path, name: str, *overrides: str, ranks: int = 1, group: str = "cpu", **asked: Any) -> dict:
