@@ -1,7 +1,7 @@
 """``fgrpo eval math`` and ``fgrpo eval table``: what the command line takes, checked before anything is sampled."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fgrpo_plugin.eval.kept import Responses
+from fgrpo_plugin.eval.kept import Chats, Responses
 from fgrpo_plugin.eval.mathematics import Sampler, evaluate, named_models
 from fgrpo_plugin.eval.problem_sets import INSTRUCTION, read_sets
 from fgrpo_plugin.eval.sampling import Engine, Sampling, responses
@@ -105,9 +105,7 @@ def _check_models(models: Mapping[str, str], engine: Engine) -> None:
 
 
 def _sampler(server: str | None, how: Sampling, engine: Engine) -> Sampler:
-    def sample(
-        model: str, chats: Mapping[str, Sequence[Mapping[str, str]]], file: Path, follow: Callable[[int, int], None]
-    ) -> Responses:
+    def sample(model: str, chats: Chats, file: Path, follow: Callable[[int, int], None]) -> Responses:
         if server is not None:
             return server_responses(server, model, chats, file, how, on_progress=follow)
         folder = Path(model).expanduser().absolute()

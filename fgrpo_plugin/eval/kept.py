@@ -1,6 +1,7 @@
 """A file of responses: written as they come, continued where it stopped, refused where it is of other settings."""
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,9 @@ from typing import Any
 
 Responses = dict[str, list[dict[str, Any]]]
 """Id of a prompt -> its responses: `text`, `tokens` (None: unknown), and `ended`, whether it ended by itself."""
+
+Chats = Mapping[str, Sequence[Mapping[str, str]]]
+"""Id of a prompt -> its messages."""
 
 
 class KeptResponses:
@@ -46,15 +50,30 @@ class KeptResponses:
                 f"{self.path} was made with other settings ({'; '.join(other)}); remove it, or name another folder."
             )
 
-    def read(self) -> Responses:
-        """Every prompt whose line is whole."""
-        lines = self.path.read_text().splitlines(keepends=True)[1:]
-        rows = [json.loads(line) for line in lines if line.endswith("\n")]
-        return {row["id"]: row["responses"] for row in rows}
+    def read(self, chats: Chats) -> Responses:
+        """Those of the prompts that are there, each with a whole line.
+
+        Raises:
+            ValueError: one was asked otherwise, or a line is spoilt.
+        """
+        with self.path.open(newline="\n") as file:  # a response may hold any other sign for a new line
+            lines = [line for line in file if line.endswith("\n")][1:]
+        try:
+            rows = [json.loads(line) for line in lines]
+            found = {row["id"]: (row["asked"], row["responses"]) for row in rows if row["id"] in chats}
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{self.path} is spoilt; remove it, or name another folder.") from None
+        for key, (asked, _) in found.items():
+            if asked != _digest(chats[key]):
+                raise ValueError(
+                    f"{self.path} has responses to another prompt than is asked now ({key}); remove it, or name "
+                    "another folder."
+                )
+        return {key: responses for key, (_, responses) in found.items()}
 
     @contextlib.contextmanager
-    def more(self) -> Iterator[Callable[[str, Sequence[Mapping[str, Any]]], None]]:
-        """Append prompts; a line that broke off is dropped first."""
+    def more(self, chats: Chats) -> Iterator[Callable[[str, Sequence[Mapping[str, Any]]], None]]:
+        """Append responses to prompts; a line that broke off is dropped first."""
         text = self.path.read_bytes()
         if not text.endswith(b"\n"):  # of a run that was killed while it wrote
             with self.path.open("r+b") as file:
@@ -62,7 +81,11 @@ class KeptResponses:
         with self.path.open("a") as lines:
 
             def add(key: str, responses: Sequence[Mapping[str, Any]]) -> None:
-                lines.write(json.dumps({"id": key, "responses": list(responses)}) + "\n")
+                lines.write(json.dumps({"id": key, "asked": _digest(chats[key]), "responses": list(responses)}) + "\n")
                 lines.flush()
 
             yield add
+
+
+def _digest(chat: Sequence[Mapping[str, str]]) -> str:
+    return hashlib.sha256(json.dumps(list(chat), sort_keys=True).encode()).hexdigest()[:16]

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fgrpo_plugin.eval.kept import Responses
+from fgrpo_plugin.eval.kept import Chats, Responses
 from fgrpo_plugin.eval.problem_sets import MathProblem, ProblemSet
 from fgrpo_plugin.eval.scoring import TookTooLong, parsed_answer, parsed_response, same_answer
 from fgrpo_plugin.eval.table import SCORES
 from fgrpo_plugin.preference.reference_cache import write_whole
 
 Progress = Callable[[int, int], None]
-Sampler = Callable[[str, Mapping[str, Sequence[Mapping[str, str]]], Path, Progress], Responses]
+Sampler = Callable[[str, Chats, Path, Progress], Responses]
 """Model, chats, output and progress -> responses."""
 
 

@@ -6,12 +6,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fgrpo_plugin.eval.kept import KeptResponses, Responses
+from fgrpo_plugin.eval.kept import Chats, KeptResponses, Responses
 
 CPU_SEQUENCES, GPU_SEQUENCES = 128, 4096
 """Responses that vLLM is given at once; what a kill loses."""
@@ -67,7 +67,7 @@ class Engine:
 
 def responses(
     model: Path,
-    chats: Mapping[str, Sequence[Mapping[str, str]]],
+    chats: Chats,
     output: Path,
     how: Sampling,
     *,
@@ -90,7 +90,7 @@ def responses(
     named = {**asdict(engine), "chat_template": str(engine.chat_template) if engine.chat_template else None}
     settings = {"weights": _weights(model), **asdict(how), **named}
     kept = KeptResponses(output, settings)
-    found = kept.read()
+    found = kept.read(chats)
     missing = {key: list(chat) for key, chat in chats.items() if key not in found}
     if missing:
         work, log = output.with_suffix(".job.json"), output.with_suffix(".log")
@@ -104,7 +104,7 @@ def responses(
             )
             try:
                 while process.poll() is None:
-                    on_progress(sum(key in chats for key in kept.read()), len(chats))
+                    on_progress(len(kept.read(chats)), len(chats))
                     time.sleep(1.0)
             finally:
                 process.kill()
@@ -114,7 +114,7 @@ def responses(
             words = [line for line in log.read_text(errors="replace").splitlines() if "Error" in line]
             reason = words[-1].strip()[:300] if words else f"it ended with {process.returncode}"
             raise ValueError(f"vLLM could not sample {model}: {reason} (log: {log}); what is in {output} is kept.")
-        found = kept.read()
+        found = kept.read(chats)
     on_progress(len(chats), len(chats))
     return {key: found[key] for key in chats}
 
@@ -165,7 +165,7 @@ def _sample(job: dict[str, Any]) -> None:
     )
     params = SamplingParams(n=how.samples, temperature=how.temperature, top_p=how.top_p, max_tokens=how.max_tokens)
     keys, size = list(chats), max(1, (CPU_SEQUENCES if cpu else GPU_SEQUENCES) // how.samples)
-    with KeptResponses(Path(job["output"]), settings).more() as add:
+    with KeptResponses(Path(job["output"]), settings).more(chats) as add:
         for start in range(0, len(keys), size):
             part = keys[start : start + size]
             made = engine.chat([chats[key] for key in part], params, use_tqdm=False, chat_template=template)

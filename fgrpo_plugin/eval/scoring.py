@@ -4,20 +4,21 @@ import math
 import re
 from typing import Any
 
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
+_NUMBER = re.compile(r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?|\.\d+")
+_MINUS = re.compile(r"(?<![\w)])[-\N{MINUS SIGN}][$€£]?$")
 
 
 def last_number(text: str) -> float | None:
     """Return the last number anywhere in a text; None where there is none.
 
-    Commas inside a number are dropped; a minus sign counts unless a digit or letter stands before it, as in 9-2.
+    Commas between thousands are dropped. A minus sign counts, before a sign of currency too, unless a digit, letter or
+    bracket stands before it, as in 9-2. Of a fraction the last number is its denominator.
     """
     found = None
     for match in _NUMBER.finditer(text):
-        number = match[0].replace(",", "")
-        if number.startswith("-") and match.start() and text[match.start() - 1].isalnum():
-            number = number[1:]
-        found = float(number)
+        value = float(match[0].replace(",", ""))
+        if math.isfinite(value):
+            found = -value if _MINUS.search(text[max(0, match.start() - 3) : match.start()]) else value
     return found
 
 

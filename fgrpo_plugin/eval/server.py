@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fgrpo_plugin.eval.kept import KeptResponses, Responses
+from fgrpo_plugin.eval.kept import Chats, KeptResponses, Responses
 from fgrpo_plugin.eval.sampling import Sampling
 
 AT_ONCE = 32
@@ -19,7 +19,7 @@ RETRIES, SECONDS = 3, 600.0
 def server_responses(
     url: str,
     model: str,
-    chats: Mapping[str, Sequence[Mapping[str, str]]],
+    chats: Chats,
     output: Path,
     how: Sampling,
     *,
@@ -43,7 +43,7 @@ def server_responses(
     from openai import OpenAI, OpenAIError
 
     kept = KeptResponses(output, {"server": url, "model": model, **asdict(how)})
-    found = kept.read()
+    found = kept.read(chats)
     missing = [key for key in chats if key not in found]
     if missing:
         token = os.environ.get("OPENAI_API_KEY", "none")
@@ -55,7 +55,7 @@ def server_responses(
         failed: OpenAIError | None = None
         done = len(chats) - len(missing)
         on_progress(done, len(chats))
-        with kept.more() as add, ThreadPoolExecutor(AT_ONCE) as pool:
+        with kept.more(chats) as add, ThreadPoolExecutor(AT_ONCE) as pool:
             waiting = {pool.submit(ask, key): key for key in missing}
             try:
                 while waiting:
@@ -80,7 +80,7 @@ def server_responses(
                 f"{url} failed on {model}: {reason}; {done} of {len(chats)} prompts are kept in {output}, and the same "
                 "command goes on."
             )
-        found = kept.read()
+        found = kept.read(chats)
     on_progress(len(chats), len(chats))
     return {key: found[key] for key in chats}
 

@@ -24,8 +24,9 @@ def bootstrap(values: Sequence[float], *, seed: int = 0, resamples: int = RESAMP
     if not len(values):
         raise ValueError("an interval needs at least one problem.")
     given = np.asarray(values, dtype=float)
-    drawn = np.random.default_rng(seed).integers(0, len(given), (resamples, len(given)))
-    low, high = np.quantile(given[drawn].mean(axis=1), (0.025, 0.975))
+    rng = np.random.default_rng(seed)
+    means = np.array([given[rng.integers(0, len(given), len(given))].mean() for _ in range(resamples)])
+    low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)
 
 

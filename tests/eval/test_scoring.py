@@ -24,7 +24,18 @@ from fgrpo_plugin.eval.scoring import TookTooLong, is_right, last_number, parsed
         ("x-5", 5.0),
         ("50% of them", 50.0),
         ("first 3, then 4,", 4.0),
-        ("1,2,3", 123.0),  # a comma inside a number is dropped, as in 1,234
+        ("1,2,3", 3.0),  # a list
+        ("3,5", 5.0),
+        ("12,345,6", 6.0),
+        ("1,234,567.5 in all", 1234567.5),
+        ("\N{MINUS SIGN}5 degrees", -5.0),
+        ("-$5", -5.0),
+        ("(3)-5", 5.0),
+        ("12 birds - 8 birds", 8.0),
+        ("7/2", 2.0),
+        ("1e-5 m", 1e-5),
+        ("2E3", 2000.0),
+        ("3 and " + "9" * 400, 3.0),  # no number of a computer
         ("-", None),
     ],
 )
@@ -42,6 +53,11 @@ def test_the_last_number_of_a_text(text, number):
         ("12", "no number", False),
         ("0.333333", "0.3333333", True),
         ("1200000", "1200001", True),  # six digits agree
+        ("120000", "120001", False),
+        ("0.001", "0.001001", False),
+        ("0", "0.0000000001", True),
+        ("0", "0.00001", False),
+        ("9" * 400, "8" * 400, False),
         ("0", "0", True),
     ],
 )

@@ -25,6 +25,15 @@ def test_of_many_problems_it_is_the_normal_approximation():
     assert bootstrap(values) == pytest.approx((values.mean() - error, values.mean() + error), abs=2e-3)
 
 
+def test_the_quantiles_are_those_of_95_percent():
+    # Close enough to tell 2.5 % from 3 %, whose quantile lies 0.08 standard errors further in.
+    values = np.random.default_rng(0).normal(size=400)
+    error = values.std() / 20
+    low, high = bootstrap(values, resamples=50_000)
+    assert ((low - values.mean()) / error, (high - values.mean()) / error) == pytest.approx((-1.96, 1.96), abs=0.035)
+    assert bootstrap(values) == bootstrap(values, seed=0) != bootstrap(values, seed=1)
+
+
 def test_it_is_of_one_point_where_every_problem_is_the_same_and_needs_a_problem():
     assert bootstrap([0.5] * 10) == (0.5, 0.5)
     with pytest.raises(ValueError, match="at least one problem"):
