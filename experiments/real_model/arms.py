@@ -212,10 +212,12 @@ def write_report() -> None:
             found = results.get(_name(arm, rate, TUNING_SEED))
             shown = f"{learned(found):.3f} | {found['after']['right']:.3f}" if found else "not run |"
             tuning.append(f"| {arm.title} | {rate:g} | {shown} |")
-    each = ["| run | sampled reward, first 5 steps | last 5 | s a step | measured |", "| --- | --- | --- | --- | --- |"]
+    earlier = STEPS - LAST
+    each = [f"| run | sampled reward, first {earlier} steps | last {LAST} | s a step | measured |"]
+    each.append("| --- | --- | --- | --- | --- |")
     for name in sorted(results):
         found = results[name]
-        first = statistics.fmean(found["rewards"][:LAST])
+        first = statistics.fmean(found["rewards"][:-LAST])
         where = f"{found['commit']}, {found['date']}, {found['hardware']}"
         each.append(f"| {name} | {first:.3f} | {learned(found):.3f} | {found['seconds_a_step']:.0f} | {where} |")
     prompts = json.loads((HERE / "prompts.json").read_text()) if (HERE / "prompts.json").is_file() else {}
@@ -223,6 +225,13 @@ def write_report() -> None:
     for name, found in prompts.items():
         values = f"{found['right']:.3f} | {found['parsable']:.2f} | {found['cut']:.2f} | {found['tokens']:.0f}"
         chosen.append(f"| {name} | {values} |")
+    modes = json.loads((HERE / "modes.json").read_text()) if (HERE / "modes.json").is_file() else {}
+    costs = ["| | s a step | generation | reference | update | ms a token | measured |"]
+    costs.append("| --- | --- | --- | --- | --- | --- | --- |")
+    for name, found in sorted(modes.items(), key=lambda item: item[1]["step"] / item[1]["tokens"]):
+        parts = " | ".join(f"{found[key]:.0f}" for key in ("step", "gen", "ref", "update_actor"))
+        where = f"{found['commit']}, {found['date']}, {found['hardware']}"
+        costs.append(f"| {name} | {parts} | {1000 * found['step'] / found['tokens']:.1f} | {where} |")
     problems = next(iter(results.values()))["problems"] if results else 400
     table = "\n".join(lines)
     (HERE / "README.md").write_text(
@@ -232,6 +241,7 @@ def write_report() -> None:
             tuning="\n".join(tuning),
             each="\n".join(each),
             prompts="\n".join(chosen),
+            costs="\n".join(costs),
             problems=problems,
             tokens=MAX_TOKENS,
             steps=STEPS,
@@ -267,6 +277,13 @@ Three fixed prompts on 100 training problems before training, greedy. The best o
 by themselves is used, before and after, by every arm.
 
 {prompts}
+
+## What a step costs
+
+One step of 32 rows in each mode (`python experiments/real_model/modes.py RUN`), the first, which warms up, left out; measured beside
+other work, so that differences of a tenth say little. LoRA and padding cost least and are what the group `smollm2` sets.
+
+{costs}
 
 ## Each run
 

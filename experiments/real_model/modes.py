@@ -43,6 +43,7 @@ TIMES = ("step", "gen", "ref", "update_actor", "update_weights")
 
 def measure(name: str, run: Path, console: Console) -> dict[str, Any]:
     """Train in a mode; seconds of a step and of its parts."""
+    measured = commit()  # others may commit while it runs
     folder = run / "modes" / name.replace(",", "").replace(" ", "-")
     options = RealModelOptions(folder=run, steps=STEPS, overrides=(*MODES[name], "trainer.save_freq=-1"))
     (folder / "metrics.jsonl").unlink(missing_ok=True)
@@ -56,10 +57,10 @@ def measure(name: str, run: Path, console: Console) -> dict[str, Any]:
             patience=3600.0,
             threads=2,
         )
-    rows = [row["data"] for row in read_metrics(folder / "metrics.jsonl")][-(STEPS - 1) :]
+    rows = [row["data"] for row in read_metrics(folder / "metrics.jsonl")][1:]
     found = {key: statistics.fmean(row.get(f"timing_s/{key}", 0.0) for row in rows) for key in TIMES}
     found["tokens"] = statistics.fmean(row["perf/total_num_tokens"] for row in rows)
-    return found | {"commit": commit(), "date": str(date.today()), "hardware": hardware()}
+    return found | {"commit": measured, "date": str(date.today()), "hardware": hardware()}
 
 
 def main(

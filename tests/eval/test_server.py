@@ -1,5 +1,6 @@
 """Responses from a server: vLLM's own, killed in the middle too, and one of ours that answers oddly."""
 
+import contextlib
 import json
 import os
 import signal
@@ -37,27 +38,9 @@ def vllm(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = [
-        sys.executable,
-        "-m",
-        "vllm.entrypoints.openai.api_server",
-        "--model",
-        str(model),
-        "--served-model-name",
-        "tiny",
-    ]
-    words += [
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--enforce-eager",
-        "--dtype",
-        "float32",
-        "--max-model-len",
-        "64",
-    ]
-    words += ["--kv-cache-memory-bytes", str(1 << 28)]
+    command = f"-m vllm.entrypoints.openai.api_server --model {model} --served-model-name tiny --host 127.0.0.1"
+    command += f" --port {port} --enforce-eager --dtype float32 --max-model-len 64 --kv-cache-memory-bytes {1 << 28}"
+    words = [sys.executable, *command.split()]
     log = (folder / "log").open("w")
     process = subprocess.Popen(
         words, stdout=log, stderr=log, start_new_session=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -72,8 +55,14 @@ def vllm(tmp_path_factory):
                 time.sleep(0.5)
         yield f"http://127.0.0.1:{port}/v1", process
     finally:
+        end(process)
+
+
+def end(process):
+    """End the server and the processes that it started, whether it lives or not."""
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process.wait()
 
 
 def test_vllms_server_answers_and_what_it_answered_is_kept_when_it_dies(vllm, tmp_path):
@@ -90,8 +79,7 @@ def test_vllms_server_answers_and_what_it_answered_is_kept_when_it_dies(vllm, tm
         assert all(one["ended"] == (one["tokens"] < 5) or one["ended"] for one in given)
     with pytest.raises(ValueError, match=r"failed on other: .*other.*does not exist.*; 0 of 6 prompts are kept in"):
         server_responses(url, "other", CHATS, tmp_path / "other.jsonl", HOW)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    end(process)
     with pytest.raises(ValueError, match=r"failed on tiny: Connection error.*; 3 of 6 prompts are kept in") as error:
         server_responses(url, "tiny", CHATS, output, HOW)
     assert "\n" not in str(error.value)

@@ -105,7 +105,7 @@ def test_a_result_is_kept_whole_and_the_pages_are_made_from_it(arms, tmp_path):
 
 
 def test_the_page_that_is_there_is_that_of_the_results(arms, tmp_path):
-    for name in ("results.json", "prompts.json"):
+    for name in ("results.json", "prompts.json", "modes.json"):
         if (SCRIPT.parent / name).is_file():
             (tmp_path / name).write_bytes((SCRIPT.parent / name).read_bytes())
     arms.write_report()
@@ -113,6 +113,27 @@ def test_the_page_that_is_there_is_that_of_the_results(arms, tmp_path):
     root = SCRIPT.parents[2] / "README.md"
     shown = root.read_text().partition("<!-- real_model -->\n")[2].partition("\n<!-- /real_model -->")[0]
     assert shown and shown in (SCRIPT.parent / "README.md").read_text()
+
+
+def test_the_costs_of_modes_stand_in_the_order_of_time_a_token(arms, tmp_path):
+    where = {"commit": "abc1234", "date": "2026-01-02", "hardware": "2 cores"}
+    slow = {"step": 100.0, "gen": 10.4, "ref": 20.4, "update_actor": 60.4, "tokens": 5000.0, **where}
+    (tmp_path / "modes.json").write_text(json.dumps({"slow": slow, "fast": {**slow, "tokens": 10_000.0}}))
+    arms.write_report()
+    lines = (tmp_path / "README.md").read_text().splitlines()
+    at = lines.index("| fast | 100 | 10 | 20 | 60 | 10.0 | abc1234, 2026-01-02, 2 cores |")
+    assert lines[at + 1] == "| slow | 100 | 10 | 20 | 60 | 20.0 | abc1234, 2026-01-02, 2 cores |"
+
+
+def test_the_group_sets_what_costs_least():
+    import yaml
+
+    modes = json.loads((SCRIPT.parent / "modes.json").read_text())
+    best = min(modes, key=lambda name: modes[name]["step"] / modes[name]["tokens"])
+    group = yaml.safe_load((SCRIPT.parents[2] / "fgrpo_plugin/conf/fgrpo/smollm2.yaml").read_text())
+    model = group["actor_rollout_ref"]["model"]
+    assert best == "LoRA of rank 32, padded" and model["lora_rank"] == 32
+    assert "use_remove_padding" not in model and not model["enable_gradient_checkpointing"]
 
 
 def test_the_prompt_that_is_used_is_the_best_of_those_whose_responses_end():
