@@ -9,7 +9,8 @@ from rich.console import Console
 
 from fgrpo_plugin.quickstart.summary import REWARD, heldout_accuracies, heldout_true_rewards, read_metrics
 
-STEPS_A_LINE = 10
+STEPS_A_LINE, FEW_STEPS = 10, 30
+"""Each tenth step has a line; each one where there are few, which then take long."""
 SILENCE_SECONDS = 25.0
 """After so long without a line, what is under way is said again."""
 
@@ -18,9 +19,13 @@ STAGES = (  # what verl 0.9.1 and Ray write (Ray's workers with a prefix) -> wha
     ("Started a local Ray instance", "Ray started; the workers load verl"),
     ("(TaskRunner", "verl's task runner has started; the actor loads its model"),
     ("After FSDP, memory allocated", "the actor is ready; vLLM starts"),
-    ("Creating file logger at", "workers ready; vLLM answers the held-out prompts"),
+    ("Creating file logger at", "workers ready; vLLM samples its first responses"),
     ("Training Progress:", "first rollout"),
 )
+
+
+FULL_MEMORY = "killed due to memory pressure"
+"""What Ray writes when it has ended workers; a run of verl's own trainer then waits for them for ever."""
 
 
 class Lines:
@@ -57,6 +62,9 @@ class HostNews:
         self.rows: list[dict[str, Any]] = []
         self.stage, self.read, self.saved = 0, 0, ""
         self.first: tuple[int, float] | None = None
+        self.every = STEPS_A_LINE if steps > FEW_STEPS else 1
+        self.at = 0.0
+        self.out_of_memory = False
 
     def lines(self) -> list[str]:
         """A line for each stage, validation and checkpoint that is new, the first, each tenth and the last step."""
@@ -77,6 +85,7 @@ class HostNews:
             new = log.read()
         self.read += new.rfind(b"\n") + 1  # a progress bar ends its line at last; until then it is read again
         text = new.decode(errors="replace")
+        self.out_of_memory = self.out_of_memory or FULL_MEMORY in text
         said = []
         while self.stage < len(STAGES):
             found = [n for n in range(self.stage, len(STAGES)) if STAGES[n][0] in text]
@@ -89,10 +98,10 @@ class HostNews:
     def _of_row(self, row: Mapping[str, Any]) -> list[str]:
         step, said, now = row["step"], [], self.clock()
         if REWARD in row["data"]:
-            self.first = self.first or (step, now)
-            if step == self.first[0] or step % STEPS_A_LINE == 0 or step == self.steps:
+            self.first, self.at = self.first or (step, now), now
+            if step == self.first[0] or step % self.every == 0 or step == self.steps:
                 said.append(f"step {step} of {self.steps}: reward {row['data'][REWARD]:.2f}{self._left(step, now)}")
-        elif step and (step % STEPS_A_LINE == 0 or step == self.steps):
+        elif step and (step % self.every == 0 or step == self.steps):
             said.append(f"step {step} of {self.steps}")
         judged = heldout_true_rewards([row])
         name = "proxy" if judged else "accuracy"
@@ -100,8 +109,14 @@ class HostNews:
         said += [f"held-out true reward at step {step}: {value:.3f}" for _, value in judged]
         return said
 
+    def under_way(self) -> str | None:
+        """The step that was made last, and how long the others take; None before the first."""
+        step = self.rows[-1]["step"] if self.rows else 0
+        return f"step {step} of {self.steps}{self._left(step, self.at)}" if step > 0 else None
+
     def _left(self, step: int, now: float) -> str:
-        assert self.first is not None
+        if self.first is None:
+            return ""
         first, since = self.first
         if step in (first, self.steps):
             return ""

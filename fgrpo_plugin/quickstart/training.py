@@ -84,9 +84,14 @@ def _follow(process: subprocess.Popen, news: HostNews, progress: Progress, patie
             reward = rows[-1]["data"].get(REWARD)
             shown = "" if reward is None else f"reward {reward:.2f}"
             progress.update(bar, description="training", total=steps, completed=seen, reward=shown)
-        lines.pulse(f"step {seen} of {steps}" if seen > 0 else None)
+        lines.pulse(news.under_way())
         if code is not None:
             break
+        if news.out_of_memory:
+            raise QuickstartError(
+                "Ray has ended workers of the run because the machine's memory is full; end what else runs, or lower "
+                f"ppo_max_token_len_per_gpu and rollout.n; its log is {news.log}."
+            )
         if time.monotonic() - last_news > patience:
             raise QuickstartError(f"the host has finished no step for {patience:.0f} s; its log is {news.log}.")
         time.sleep(0.5)

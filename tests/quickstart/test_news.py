@@ -83,6 +83,28 @@ def test_the_first_each_tenth_and_the_last_step_are_lines_with_the_time_left(tmp
     }
 
 
+def test_of_few_steps_each_has_a_line_and_what_is_under_way_has_the_time_left(tmp_path):
+    found, clock = news(tmp_path, steps=4)
+    assert found.lines() == [] and found.under_way() is None
+    said = []
+    for step in range(1, 5):
+        clock.now = 75.0 * step
+        add(found.metrics, row(step, 0.5))
+        said += found.lines()
+        clock.now += 60  # within the next step the time of whole steps counts
+        said.append(found.under_way())
+    assert said == [
+        "step 1 of 4: reward 0.50",
+        "step 1 of 4",
+        "step 2 of 4: reward 0.50, about 2 m 30 s left",
+        "step 2 of 4, about 2 m 30 s left",
+        "step 3 of 4: reward 0.50, about 1 m 15 s left",
+        "step 3 of 4, about 1 m 15 s left",
+        "step 4 of 4: reward 0.50",
+        "step 4 of 4",
+    ]
+
+
 def test_the_judge_is_told_from_the_proxy_and_a_run_without_rollouts_still_counts(tmp_path):
     found, _ = news(tmp_path)
     add(found.metrics, row(10, **{"val-core/x/reward/mean@1": 0.5, "val-aux/x/true_reward/mean@1": 0.125}))

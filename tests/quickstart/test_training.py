@@ -52,6 +52,14 @@ def test_an_early_end_names_its_step_and_exit_code(tmp_path, code, lines, words)
         follow(tmp_path, code, lines)
 
 
+def test_a_run_whose_workers_ray_has_ended_for_memory_does_not_wait_for_them(tmp_path):
+    log = tmp_path / "train.log"
+    said = "(raylet) 4 Workers (tasks / actors) killed due to memory pressure (OOM), 0 Workers crashed"
+    code = f"import time; open({str(log)!r}, 'w').write({said!r}); time.sleep(60)"
+    with pytest.raises(QuickstartError, match=r"because the machine's memory is full; .*; its log is .*train\.log"):
+        follow(tmp_path, code, [step(1)])
+
+
 def test_silence_ends_the_run_and_names_the_log(tmp_path):
     with pytest.raises(QuickstartError, match=r"no step for 0 s; its log is .*train\.log"):
         follow(tmp_path, "import time; time.sleep(60)", patience=0.2)
