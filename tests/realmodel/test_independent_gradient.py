@@ -144,7 +144,7 @@ def _gradients(model: Any) -> dict[str, torch.Tensor]:
 def _check(place: Place, found: dict[str, Any], loss: str, preset: str, divergence: str, optimiser: str) -> float:
     """max|dg| / max|g|, once loss, gradient and updated parameters have been compared."""
     model, value = _plain(place, loss, preset, divergence, LAM if loss == "f_hal" else 0.0)
-    assert len({len(part) for part in found["micro_batches"]}) > 1  # uneven
+    assert len(found["micro_batches"]) > 1
     gradients = _gradients(model)
     assert set(gradients) == {name for name, value in model.named_parameters() if value.requires_grad}
     assert largest(gradients) > 1e-3
@@ -191,6 +191,7 @@ def small(tmp_path_factory) -> tuple[dict[str, Place], dict[str, dict[str, Any]]
 def test_an_update_of_a_small_model_is_that_of_a_plain_loop(small, figure, loss, trained, preset, divergence):
     places, found = small
     update = found[f"{trained} {loss} {preset} {divergence}"]
+    assert len({len(part) for part in update["micro_batches"]}) > 1  # uneven, or a mean of means would pass, too
     ratio = _check(places[trained], update, loss, preset, divergence, SMALL[preset, divergence])
     figure(f"plain loop, small, {trained}, {preset} {divergence}", loss, ratio)
 
@@ -220,7 +221,7 @@ def smollm2_places(tmp_path_factory) -> Iterator[dict[str, Place]]:
     folder = tmp_path_factory.mktemp("smollm2")
     model = smollm2(folder / "reference")
     make_data(str(model))
-    length = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=330"
+    length = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=250"
     more = [length, "data.max_prompt_length=96", f"data.max_response_length={RESPONSE}", "data.train_batch_size=2"]
     more += ["actor_rollout_ref.actor.ppo_mini_batch_size=2"]
     yield _places(folder, model, _sampled_rows(model), *more, share=0.03, std=0.02)
