@@ -1,8 +1,8 @@
 """One update of f-GRPO or f-HAL from the mathematics alone: what tests compare verl's worker with.
 
 Written after the definitions, one response at a time, without padding, batches or masks over batches: plain
-transformers and peft for the model, plain Python for the numbers of a group, float64 for the loss of a response.
-Nothing of the package or of verl is imported, so that no fault can be shared.
+transformers and peft for the model, plain Python for the numbers of a group, float64 for all that comes after the
+logits. Nothing of the package or of verl is imported, so that no fault can be shared.
 
 A row is a dict: prompt, response (token ids), mask (1 where the model wrote the token), reward, group, old_log_prob (of
 each response token, nats). A preference row has prompt, response and desirable.
@@ -98,7 +98,8 @@ def log_probs(model: Any, row: dict[str, Any], temperature: float) -> torch.Tens
     """log pi of each response token."""
     tokens = torch.tensor([row["prompt"] + row["response"]])
     logits = model(input_ids=tokens, use_cache=False).logits[0, len(row["prompt"]) - 1 : -1]
-    table = torch.log_softmax(logits / temperature, dim=-1)
+    # In float64: over a large vocabulary float32's log_softmax is off by enough to show in a gradient's fifth digit.
+    table = torch.log_softmax(logits.double() / temperature, dim=-1)
     return table.gather(1, torch.tensor(row["response"]).unsqueeze(1)).squeeze(1)
 
 

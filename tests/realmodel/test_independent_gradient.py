@@ -50,12 +50,14 @@ class Place:
         folder: `model` is the policy's, without its adapter; `rows.json` the dumped rows.
         adapter: the policy's, or None.
         reference: the model of log pi_ref.
+        temperature: of the rollouts.
         more: overrides for verl.
     """
 
     folder: Path
     adapter: Path | None
     reference: Path
+    temperature: float
     more: tuple[str, ...] = ()
 
     def rows(self, loss: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -71,7 +73,8 @@ class Place:
         section = "+actor_rollout_ref.actor.policy_loss.f_divergence"
         more = [*self.more, f"{section}.preset={preset}", f"{section}.divergence={divergence}"]
         reference = "adapter off" if self.adapter else str(self.reference)
-        return job(self.folder, name, name, loss, *more, optimiser=optimiser, reference=reference, **asked)
+        asked |= {"optimiser": optimiser, "reference": reference, "temperature": self.temperature}
+        return job(self.folder, name, name, loss, *more, **asked)
 
 
 def _moved(source: Path, target: Path, share: float) -> None:
@@ -86,7 +89,9 @@ def _moved(source: Path, target: Path, share: float) -> None:
     make_data(str(target))
 
 
-def _places(folder: Path, reference: Path, dumped: dict, *more: str, share: float, std: float) -> dict[str, Place]:
+def _places(
+    folder: Path, reference: Path, dumped: dict, *more: str, share: float, std: float, temperature: float
+) -> dict[str, Place]:
     """Both kinds of training, from one reference."""
     for name in TRAINED:
         (folder / name).mkdir()
@@ -96,8 +101,8 @@ def _places(folder: Path, reference: Path, dumped: dict, *more: str, share: floa
     torch.manual_seed(2)
     lora = adapter(str(reference), folder / "adapter", std)
     return {
-        "full": Place(folder / "full", None, reference, more),
-        "LoRA": Place(folder / "LoRA", folder / "adapter", reference, (*more, *lora)),
+        "full": Place(folder / "full", None, reference, temperature, more),
+        "LoRA": Place(folder / "LoRA", folder / "adapter", reference, temperature, (*more, *lora)),
     }
 
 
@@ -132,8 +137,10 @@ def _plain(place: Place, loss: str, preset: str, divergence: str, lam: float) ->
 
         reference = model = PeftModel.from_pretrained(model, place.adapter, is_trainable=True)
     rows, preferences = place.rows(loss)
-    references, theirs = (independent.reference_log_probs(reference, some, TEMPERATURE) for some in (rows, preferences))
-    wanted = independent.Loss(divergence, independent.PRESETS[preset], lam, TEMPERATURE)
+    references, theirs = (
+        independent.reference_log_probs(reference, some, place.temperature) for some in (rows, preferences)
+    )
+    wanted = independent.Loss(divergence, independent.PRESETS[preset], lam, place.temperature)
     return model, independent.gradient(model, rows, references, preferences, theirs, wanted)
 
 
@@ -174,7 +181,7 @@ def small(tmp_path_factory) -> tuple[dict[str, Place], dict[str, dict[str, Any]]
     folder = tmp_path_factory.mktemp("small")
     torch.manual_seed(0)
     make_model(str(folder / "reference"), 3, 32, key_value_heads=2, family="Llama", tie_word_embeddings=True)
-    places = _places(folder, folder / "reference", _random_rows(), share=0.3, std=0.1)
+    places = _places(folder, folder / "reference", _random_rows(), share=0.3, std=0.1, temperature=TEMPERATURE)
     jobs = [
         place.job(loss, *of, optimiser)
         for place in places.values()
@@ -223,8 +230,8 @@ def smollm2_places(tmp_path_factory) -> Iterator[dict[str, Place]]:
     make_data(str(model))
     length = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=250"
     more = [length, "data.max_prompt_length=96", f"data.max_response_length={RESPONSE}", "data.train_batch_size=2"]
-    more += ["actor_rollout_ref.actor.ppo_mini_batch_size=2"]
-    yield _places(folder, model, _sampled_rows(model), *more, share=0.03, std=0.02)
+    more += ["actor_rollout_ref.actor.ppo_mini_batch_size=2", "actor_rollout_ref.rollout.temperature=1"]
+    yield _places(folder, model, _sampled_rows(model), *more, share=0.01, std=0.02, temperature=1.0)
     shutil.rmtree(folder)
 
 
@@ -240,7 +247,7 @@ def _sampled_rows(folder: Path) -> dict[str, list[dict[str, Any]]]:
     rows, rewards = [], iter([0, 1, 5 / 8, 1 / 4, 1, 0, 0, 3 / 8])
     for text, limit in (("Tom had 9 nuts and ate 2. How many are left?", RESPONSE), ("What is a prime number?", 30)):
         prompt = torch.tensor([asked(text)])
-        settings = {"temperature": TEMPERATURE, "top_k": 0, "num_return_sequences": 4, "max_new_tokens": limit}
+        settings = {"temperature": 1.0, "top_k": 0, "num_return_sequences": 4, "max_new_tokens": limit}
         sampled = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=True, **settings)
         for ids in sampled.tolist():
             response = ids[prompt.shape[1] :]
@@ -248,7 +255,7 @@ def _sampled_rows(folder: Path) -> dict[str, list[dict[str, Any]]]:
                 response = response[: response.index(tokenizer.eos_token_id) + 1]
             row = {"prompt": asked(text), "response": response, "mask": [1] * len(response), "group": text}
             with torch.no_grad():
-                row["old_log_prob"] = independent.log_probs(model, row, TEMPERATURE).tolist()
+                row["old_log_prob"] = independent.log_probs(model, row, temperature=1.0).tolist()
             rows.append(row | {"reward": next(rewards)})
     preferences = [
         {"prompt": asked(prompt), "response": tokenizer(text + tokenizer.eos_token).input_ids, "desirable": desirable}
