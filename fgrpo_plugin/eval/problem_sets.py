@@ -1,9 +1,11 @@
 """Sets of mathematical problems in the columns in which they are published, or in verl's format."""
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +131,19 @@ def _problem(row: Mapping[str, Any], number: int, instruction: str) -> MathProbl
         chat = asked
     if not chat or not all(str(message.get("content") or "").strip() for message in chat):
         raise ValueError(f"row {number} asks nothing")
-    answer = "" if given is None or isinstance(given, bool) else str(given).strip()
+    answer = "" if given is None or isinstance(given, bool) else _text(given).strip()
     if "####" in answer:  # GSM8K's solutions
         answer = answer.rpartition("####")[2].strip()
     if not parsed_answer(answer):
         raise ValueError(f"row {number} has no answer that can be compared ({answer[:60]!r})")
     return MathProblem(tuple(chat), answer)
+
+
+def _text(given: Any) -> str:
+    """As text; a number in full, because an exponent is read as Euler's number, and nothing for one that is none."""
+    if isinstance(given, float):
+        return f"{Decimal(repr(float(given))):f}" if math.isfinite(given) else ""
+    return str(given)
 
 
 def _asked(problem: MathProblem) -> str:

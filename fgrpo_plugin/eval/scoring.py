@@ -44,7 +44,8 @@ def parsed_answer(answer: str) -> list[Any]:
     """
     if not answer.strip():
         return []
-    return _in_time("parse", answer if "\\boxed" in answer or "$" in answer else f"${answer}$")
+    written = "\\boxed" in answer or re.search(r"(?<!\\)\$", answer)  # an escaped sign is a currency's
+    return _in_time("parse", answer if written else f"${answer}$")
 
 
 def parsed_response(response: str) -> list[Any]:

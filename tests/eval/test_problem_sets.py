@@ -25,6 +25,10 @@ def write(path, rows):
         ({"Body": "Two, two.", "Question": "Sum?", "Answer": 4}, "Two, two. Sum?", "4"),
         ({"Body": None, "Question": "Sum?", "Answer": 4}, "Sum?", "4"),
         ({"input": "2+2?", "target": 4}, "2+2?", "4"),
+        ({"input": "2+2?", "target": 2.5e16}, "2+2?", "25000000000000000"),
+        ({"input": "2+2?", "target": 1.5e-05}, "2+2?", "0.000015"),
+        ({"input": "2+2?", "target": -0.1}, "2+2?", "-0.1"),
+        ({"question": "2+2?", "answer": r"\$32,\!348"}, "2+2?", r"\$32,\!348"),
     ],
 )
 def test_published_columns(tmp_path, row, asked, answer):
@@ -94,6 +98,8 @@ def test_a_problem_that_is_there_twice_counts_twice_and_another_answer_is_anothe
         ([{"input": "1?", "target": None}], r"row 0 has no answer that can be compared \(''\)"),
         ([{"input": "1?", "target": " "}], r"row 0 has no answer that can be compared \(''\)"),
         ([{"input": "1?", "target": True}], "row 0 has no answer that can be compared"),
+        ([{"input": "1?", "target": float("nan")}], "row 0 has no answer that can be compared"),
+        ([{"input": "1?", "target": float("-inf")}], "row 0 has no answer that can be compared"),
         ([{"prompt": [], "reward_model": {"ground_truth": "1"}}], "row 0 asks nothing"),
         ([{"prompt": [{"role": "user", "content": "1?"}], "reward_model": {}}], "row 0 has no answer"),
     ],
