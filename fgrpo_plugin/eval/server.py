@@ -1,10 +1,11 @@
 """Responses of a model behind a server that speaks OpenAI's protocol: vLLM, SGLang, llama.cpp and others."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from fgrpo_plugin.eval.kept import Chats, KeptResponses, Responses
@@ -52,28 +53,19 @@ def server_responses(
         def ask(key: str) -> list[dict[str, Any]]:
             return [_one(client, model, chats[key], how) for _ in range(how.samples)]
 
-        failed: OpenAIError | None = None
+        failed: Exception | None = None
         done = len(chats) - len(missing)
         on_progress(done, len(chats))
-        with kept.more(chats) as add, ThreadPoolExecutor(AT_ONCE) as pool:
-            waiting = {pool.submit(ask, key): key for key in missing}
-            try:
-                while waiting:
-                    for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                        key = waiting.pop(future)
-                        if future.cancelled():
-                            continue
-                        try:
-                            add(key, future.result())
-                        except OpenAIError as error:  # what is under way is kept if it succeeds, the rest is not begun
-                            failed = failed or error
-                            for other in waiting:
-                                other.cancel()
-                        else:
-                            done += 1
-                            on_progress(done, len(chats))
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        with kept.more(chats) as add:
+            for key, given in _at_once(missing, ask):
+                if isinstance(given, Exception):
+                    failed = failed or given
+                else:
+                    add(key, given)
+                    done += 1
+                    on_progress(done, len(chats))
+        if failed is not None and not isinstance(failed, OpenAIError | ValueError):
+            raise failed
         if failed is not None:
             reason = " ".join(str(failed).split())[:300] or type(failed).__name__
             raise ValueError(
@@ -93,6 +85,57 @@ def _one(client: Any, model: str, chat: Sequence[Mapping[str, str]], how: Sampli
         top_p=how.top_p,
         max_tokens=how.max_tokens,
     )
-    choice = given.choices[0]
+    try:
+        choice = given.choices[0]
+        text, ended = choice.message.content or "", choice.finish_reason == "stop"
+    except (AttributeError, TypeError, IndexError):  # a proxy's page, an error that is sent as a success
+        said = given if isinstance(given, str) else getattr(given, "error", None) or given
+        raise _NoResponseError(f"it answers without a response ({str(said)[:150]})") from None
+    if not isinstance(text, str):
+        raise _NoResponseError(f"it answers with something else than text ({str(text)[:150]})")
     tokens = given.usage.completion_tokens if given.usage is not None else None
-    return {"text": choice.message.content or "", "tokens": tokens, "ended": choice.finish_reason == "stop"}
+    return {"text": text, "tokens": tokens, "ended": ended}
+
+
+class _NoResponseError(ValueError):
+    pass
+
+
+def _at_once(
+    keys: Sequence[str], ask: Callable[[str], list[dict[str, Any]]]
+) -> Iterator[tuple[str, list[dict[str, Any]] | Exception]]:
+    """What is answered to each key, as it comes; after a failure what is under way is waited for, the rest not begun.
+
+    The threads are daemons: who leaves, by Ctrl-C for one, does not wait for what is under way.
+    """
+    todo: SimpleQueue[str] = SimpleQueue()
+    came: SimpleQueue[tuple[str, list[dict[str, Any]] | Exception] | None] = SimpleQueue()
+    stop = threading.Event()
+    for key in keys:
+        todo.put(key)
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                key = todo.get_nowait()
+            except Empty:
+                break
+            try:
+                came.put((key, ask(key)))
+            except Exception as error:  # the caller's to judge
+                stop.set()
+                came.put((key, error))
+        came.put(None)
+
+    workers = min(AT_ONCE, len(keys))
+    for _ in range(workers):
+        threading.Thread(target=work, daemon=True).start()
+    try:
+        while workers:
+            one = came.get()
+            if one is None:
+                workers -= 1
+            else:
+                yield one
+    finally:
+        stop.set()

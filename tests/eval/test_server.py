@@ -171,3 +171,42 @@ def test_another_server_model_or_temperature_is_another_evaluation(odd, tmp_path
     ):
         with pytest.raises(ValueError, match=rf"was made with other settings \({said}"):
             server_responses(other, model, CHATS, output, how)
+
+
+ERROR = {"error": {"message": "too long"}}
+
+
+@pytest.mark.parametrize("answer", ["<html>login</html>", {**reply(), "choices": []}, ERROR, [1], reply([{"a": 1}])])
+def test_a_success_without_a_response_is_one_sentence_and_what_was_done_is_kept(odd, tmp_path, answer):
+    url, handler = odd
+    handler.answers = [reply(), reply(), answer]
+    with pytest.raises(
+        ValueError, match=r"failed on m: it answers with.*; 2 of 6 prompts are kept in .*set\.jsonl"
+    ) as no:
+        server_responses(url, "m", CHATS, tmp_path / "set.jsonl", replace(HOW, samples=1))
+    assert "\n" not in str(no.value) and (answer is not ERROR or "too long" in str(no.value))
+
+
+def test_who_stops_does_not_wait_for_what_is_under_way(odd, tmp_path, monkeypatch):
+    url, handler = odd
+    before, go = handler.do_POST, threading.Event()
+
+    def slow(self):
+        if len(self.asked) >= 2:
+            go.wait(30)
+        before(self)
+
+    def stopped(done, total):
+        if done == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(handler, "do_POST", slow)
+    monkeypatch.setattr(server, "AT_ONCE", 2)
+    output, how = tmp_path / "set.jsonl", replace(HOW, samples=1)
+    began = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            server_responses(url, "m", CHATS, output, how, on_progress=stopped)
+        assert time.monotonic() - began < 20 and len(output.read_text().splitlines()) == 2
+    finally:
+        go.set()
