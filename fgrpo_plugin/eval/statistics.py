@@ -79,7 +79,7 @@ def mean_ranks(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     Args:
         scores: model -> set -> score, the same sets for each.
     """
-    sets = _sets(scores)
+    sets, scores = _sets(scores), _even(scores)
     ranks = {
         name: {
             model: 1 + sum(scores[other][name] > own[name] for other in scores)
@@ -106,6 +106,7 @@ def relative_overall(scores: Mapping[str, Mapping[str, float]], base: str) -> di
     """
     if base not in scores:
         raise ValueError(f"the base {base} is none of the models {', '.join(scores)}.")
+    scores = _even(scores)
     best = {name: max(own[name] for own in scores.values()) for name in _sets(scores)}
     scaled = [name for name in best if best[name] > scores[base][name]]
     return {
@@ -113,6 +114,11 @@ def relative_overall(scores: Mapping[str, Mapping[str, float]], base: str) -> di
         * 100 / len(scaled) if scaled else None
         for model, own in scores.items()
     }  # fmt: skip
+
+
+def _even(scores: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Without the last digits: two means of equal sums of problems may differ there, and are a tie."""
+    return {model: {name: round(score, 12) for name, score in own.items()} for model, own in scores.items()}
 
 
 def _sets(scores: Mapping[str, Mapping[str, float]]) -> list[str]:

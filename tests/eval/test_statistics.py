@@ -112,6 +112,16 @@ def test_relative_overall_by_hand():
         relative_overall(scores, "z")
 
 
+def test_equal_shares_of_right_samples_are_a_tie_however_they_are_added():
+    one, other = ([pass_at_k(right, 10, 1) for right in of] for of in ([1] * 10, [10] + [0] * 9))
+    means = sum(one) / 10, sum(other) / 10
+    assert means[0] != means[1]  # in the last digit
+    for low, high in (means, means[::-1]):
+        scores = {"base": {"a": low}, "x": {"a": high}}
+        assert mean_ranks(scores) == {"base": 1.5, "x": 1.5}
+        assert relative_overall(scores, "base") == {"base": None, "x": None}
+
+
 @pytest.mark.parametrize("scores", [{}, {"x": {}}, {"x": {"a": 1.0}, "y": {"b": 1.0}}])
 def test_ranks_need_the_same_sets(scores):
     with pytest.raises(ValueError, match="at least one set, and the same sets of every model"):
