@@ -117,7 +117,12 @@ def read_evaluation(folder: Path, ks: Sequence[int] | None = None, only: Sequenc
     for file in files:
         try:
             scores = json.loads(file.read_text())
-            found.setdefault(scores["model"], {})[scores["set"]] = scores
+            model, one = file.parent.name, file.name.removesuffix(SCORES)
+            if (scores["model"], scores["set"]) != (model, one):
+                raise ValueError(f"it is of {scores['model']} on {scores['set']}, not of {model} on {one}")
+            if not scores["rows"] or not scores["rows"][0]["right"]:
+                raise ValueError("it has no rows")
+            found.setdefault(model, {})[one] = scores
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file} cannot be read ({type(error).__name__}: {error}); evaluate it again.") from None
     names = list(only) if only is not None else list(found)

@@ -115,6 +115,22 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
         read_evaluation(tmp_path)
 
 
+def test_scores_that_were_copied_to_another_name_or_hold_nothing_are_refused(tmp_path):
+    file = write(tmp_path, "base", "a", [row("0", [0], {0})])
+    copy = tmp_path / "copy" / file.name
+    copy.parent.mkdir()
+    copy.write_text(file.read_text())
+    with pytest.raises(ValueError, match=r"cannot be read .*it is of base on a, not of copy on a.*; evaluate it again"):
+        read_evaluation(tmp_path)
+    copy.unlink()
+    write(tmp_path, "base", "b", [])
+    with pytest.raises(ValueError, match="it has no rows"):
+        read_evaluation(tmp_path)
+    write(tmp_path, "base", "b", []).write_text('{"model": "base", "set": "b"}')
+    with pytest.raises(ValueError, match="KeyError: 'rows'"):
+        read_evaluation(tmp_path)
+
+
 def test_markdown_has_a_line_a_row():
     assert markdown(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
     assert re.fullmatch(r"0\.500 \[\d\.\d{3}, \d\.\d{3}\]", str(Measure.of([0.0, 1.0])))
