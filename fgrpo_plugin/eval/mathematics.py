@@ -1,8 +1,11 @@
 """``fgrpo eval math``: sample, score, and keep what a table is made of."""
 
+import contextlib
+import fcntl
 import json
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +59,37 @@ def evaluate(
     Raises:
         ValueError: a model could not be sampled, or `folder` holds responses of other settings.
     """
+    with contextlib.ExitStack() as held:
+        for name in models:
+            held.enter_context(_alone(folder / name))
+        _evaluate(models, sets, folder, sample, sampling, follow)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Refuse a folder that another evaluation writes: lines would be mixed. A dead one's claim ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another evaluation writes {folder} now; wait until it has ended, or name another --output."
+            ) from None
+        yield
+    finally:
+        os.close(held)
+
+
+def _evaluate(
+    models: Mapping[str, str],
+    sets: Sequence[ProblemSet],
+    folder: Path,
+    sample: Sampler,
+    sampling: Mapping[str, Any],
+    follow: Callable[[str], Progress],
+) -> None:
     for name, model in models.items():
         for one in sets:
             chats = {key: list(problem.chat) for key, problem in one.problems.items()}

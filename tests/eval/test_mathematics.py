@@ -87,3 +87,20 @@ def test_scores_stand_beside_the_responses_and_progress_is_told(tmp_path):
     assert [row["right"] for row in scores["rows"]] == [[True, False], [False, True]]
     found = read_evaluation(tmp_path).results["m"]
     assert found["one"].measures["pass@1"].mean == 0.5 and found["two"].measures["pass@2"].mean == 0.0
+
+
+def test_two_evaluations_do_not_write_one_folder(tmp_path):
+    sets = [ProblemSet("one", {"0": problem("1")})]
+    how = {"sampling": {}, "follow": lambda what: lambda done, total: None}
+
+    def sample(model, chats, output, on_progress):
+        return {key: said("1") for key in chats}
+
+    def another(model, chats, output, on_progress):
+        with pytest.raises(ValueError, match=r"another evaluation writes .*/m now; wait until it has ended, or name"):
+            evaluate({"m": "folder"}, sets, tmp_path, sample, **how)
+        evaluate({"other": "folder"}, sets, tmp_path, sample, **how)
+        return sample(model, chats, output, on_progress)
+
+    evaluate({"m": "folder"}, sets, tmp_path, another, **how)
+    evaluate({"m": "folder"}, sets, tmp_path, sample, **how)  # it is free again
