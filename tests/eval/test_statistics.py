@@ -120,6 +120,8 @@ def test_equal_shares_of_right_samples_are_a_tie_however_they_are_added():
         scores = {"base": {"a": low}, "x": {"a": high}}
         assert mean_ranks(scores) == {"base": 1.5, "x": 1.5}
         assert relative_overall(scores, "base") == {"base": None, "x": None}
+    scores = {"base": {"a": 0.1}, "x": {"a": 0.1 + 1e-9}}  # less than a sample of any set there is
+    assert mean_ranks(scores) == {"base": 2.0, "x": 1.0} and relative_overall(scores, "base")["x"] == 100.0
 
 
 @pytest.mark.parametrize("scores", [{}, {"x": {}}, {"x": {"a": 1.0}, "y": {"b": 1.0}}])
