@@ -104,3 +104,15 @@ def test_two_evaluations_do_not_write_one_folder(tmp_path):
 
     evaluate({"m": "folder"}, sets, tmp_path, another, **how)
     evaluate({"m": "folder"}, sets, tmp_path, sample, **how)  # it is free again
+
+
+def test_a_comparison_that_takes_too_long_is_counted_too(monkeypatch):
+    from fgrpo_plugin.eval import mathematics
+    from fgrpo_plugin.eval.scoring import TookTooLong
+
+    def slow(right, given):
+        raise TookTooLong("30 s")
+
+    monkeypatch.setattr(mathematics, "same_answer", slow)
+    row = scored_row("0", problem("12"), said("12"))
+    assert row["slow"] == [0] and row["right"] == [False]
