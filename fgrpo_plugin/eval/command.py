@@ -74,7 +74,8 @@ def math(
         console.print(f"{one.name}: {len(one.problems)} problems x {samples} samples", soft_wrap=True)
     sampling = asdict(how) | {"server": server is not None}
     evaluate(named, sets, output, _sampler(server, how, engine), sampling=sampling, follow=_follower(console))
-    _show(read_evaluation(output, k, list(named)), base or next(iter(named)), output, console)
+    found = read_evaluation(output, k, list(named), [one.name for one in sets])  # the folder may hold more
+    _show(found, base or next(iter(named)), output, console)
 
 
 def table(

@@ -101,18 +101,27 @@ class Evaluation:
     ks: tuple[int, ...]
 
 
-def read_evaluation(folder: Path, ks: Sequence[int] | None = None, only: Sequence[str] | None = None) -> Evaluation:
+def read_evaluation(
+    folder: Path,
+    ks: Sequence[int] | None = None,
+    only: Sequence[str] | None = None,
+    sets: Sequence[str] | None = None,
+) -> Evaluation:
     """Read the scores of every model in a folder.
 
     Args:
         folder: of `fgrpo eval math`.
         ks: of pass@k and maj@k; None is the number of samples.
         only: names of models, in the order of the table; None is all that are there.
+        sets: names of sets; None is all that are there.
 
     Raises:
-        ValueError: there are none, a model lacks a set, or two were sampled or asked differently.
+        ValueError: there are none, sets have other numbers of samples and no k is given, a model lacks a set, or two
+            were sampled or asked differently.
     """
     files = sorted(folder.glob(f"*/*{SCORES}"))
+    if sets is not None:
+        files = [file for file in files if file.name.removesuffix(SCORES) in sets]
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for file in files:
         try:
@@ -132,10 +141,13 @@ def read_evaluation(folder: Path, ks: Sequence[int] | None = None, only: Sequenc
         raise ValueError(f"{folder} holds no scores; make them: fgrpo eval math MODEL --data FILE -o {folder}")
     found = {name: found[name] for name in names}
     _check_alike(found)
-    samples = len(next(iter(next(iter(found.values())).values()))["rows"][0]["right"])
-    chosen = tuple(ks) if ks else (samples,)
+    samples = {one: len(scores["rows"][0]["right"]) for one, scores in found[names[0]].items()}
+    if not ks and len(set(samples.values())) > 1:
+        counts = ", ".join(f"{one} {count}" for one, count in samples.items())
+        raise ValueError(f"the sets have other numbers of samples ({counts}); say which k to show: --k")
+    chosen = tuple(ks) if ks else (next(iter(samples.values())),)
     return Evaluation(
-        {name: {one: set_result(sets[one]["rows"], chosen) for one in sets} for name, sets in found.items()}, chosen
+        {name: {one: set_result(own[one]["rows"], chosen) for one in own} for name, own in found.items()}, chosen
     )
 
 

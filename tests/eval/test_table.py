@@ -96,6 +96,19 @@ def test_models_are_chosen_and_ordered_by_name(tmp_path):
         read_evaluation(tmp_path, only=["nope"])
 
 
+def test_sets_are_chosen_and_need_a_k_where_their_samples_differ(tmp_path):
+    two_models(tmp_path)
+    for model in ("base", "rl"):
+        write(tmp_path, model, "c", [row("0", [0, 1, 2], {0})])
+    with pytest.raises(ValueError, match=r"other numbers of samples \(a 2, b 2, c 3\); say which k to show: --k"):
+        read_evaluation(tmp_path)
+    assert list(read_evaluation(tmp_path, [1]).results["rl"]) == ["a", "b", "c"]
+    only = read_evaluation(tmp_path, sets=["c"])
+    assert list(only.results["rl"]) == ["c"] and only.ks == (3,)
+    write(tmp_path, "rl", "d", [row("0", [0, 1], {0})])  # of another call, for one model alone
+    assert list(read_evaluation(tmp_path, sets=["a", "b"]).results["base"]) == ["a", "b"]
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no scores; make them: fgrpo eval math"):
         read_evaluation(tmp_path / "empty")
