@@ -79,7 +79,7 @@ docs: $(READY)
 # The figures of docs/engines.md, by the tests that bound them (half an hour), and the page with them.
 figures: $(READY)
 	@$(BIN)/python -m pytest -s --figures docs/make/engines.json tests/host/test_engines.py tests/host/cpu/test_megatron.py \
-	  tests/e2e/test_engines.py tests/e2e/test_patched_host.py
+	  tests/realmodel/test_independent_gradient.py tests/e2e/test_engines.py tests/e2e/test_patched_host.py
 	@$(BIN)/python docs/make/engines.py
 	@$(BIN)/python docs/make/measured.py
 

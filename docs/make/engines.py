@@ -103,6 +103,19 @@ SPLITS = (
     ("Megatron", "tensor parallel 2", BF16, "2e-2", "Megatron, bf16, tensor parallel against bf16 on one rank"),
     ("Megatron", "pipeline parallel 2", BF16, "2e-2", "Megatron, bf16, pipeline parallel against bf16 on one rank"),
 )
+PLAIN = tuple(
+    (shown, trained, f"`{preset}`, {divergence}", f"plain loop, {model}, {trained}, {preset} {divergence}")
+    for shown, model, cases in (
+        (
+            "random Llama, 3 layers",
+            "small",
+            (("stable", "pearson"), ("paper", "kl"), ("released", "jensen_shannon")),
+        ),
+        ("SmolLM2-135M", "SmolLM2", (("stable", "pearson"), ("paper", "kl"))),
+    )
+    for trained in ("full", "LoRA")
+    for preset, divergence in cases
+)
 RUNS = (
     ("FSDP2, the same run again on verl with patches 0001 to 0004 in place of the shims", "patched"),
     ("FSDP2, 2 data-parallel ranks", "FSDP2_two_ranks"),
@@ -119,10 +132,15 @@ def tables(figures: dict[str, dict[str, float]]) -> dict[str, str]:
     splits = [["engine", "split", "dtype", "bound", "f-GRPO", "f-HAL"]]
     for *cells, name in SPLITS:
         splits.append([*cells, *(_shown(figures[name][loss]) for loss in ("f_grpo", "f_hal"))])
+    plain = [["model", "trained", "preset, divergence", "f-GRPO", "f-HAL"]]
+    for *cells, name in PLAIN:
+        found = figures.get(name, {})
+        plain.append([*cells, *(_shown(found[key]) if key in found else "not measured" for key in ("f_grpo", "f_hal"))])
     runs = [["engine", "difference", "actor against vLLM, nats"]]
     for label, name in RUNS:
         runs.append([label, *(_shown(figures[f"run, {name}"][kind]) for kind in ("difference", "actor against vLLM"))])
-    return {"engines_splits.md": _markdown(splits), "engines_runs.md": _markdown(runs)}
+    made = {"engines_splits.md": splits, "engines_plain.md": plain, "engines_runs.md": runs}
+    return {file: _markdown(rows) for file, rows in made.items()}
 
 
 def _shown(value: float) -> str:
