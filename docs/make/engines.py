@@ -4,6 +4,7 @@
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -129,18 +130,17 @@ RUNS = (
 
 def tables(figures: dict[str, dict[str, float]]) -> dict[str, str]:
     """File name of each table -> its text."""
-    splits = [["engine", "split", "dtype", "bound", "f-GRPO", "f-HAL"]]
-    for *cells, name in SPLITS:
-        splits.append([*cells, *(_shown(figures[name][loss]) for loss in ("f_grpo", "f_hal"))])
-    plain = [["model", "trained", "preset, divergence", "f-GRPO", "f-HAL"]]
-    for *cells, name in PLAIN:
-        found = figures.get(name, {})
-        plain.append([*cells, *(_shown(found[key]) if key in found else "not measured" for key in ("f_grpo", "f_hal"))])
+    splits = [["engine", "split", "dtype", "bound", "f-GRPO", "f-HAL"], *_by_loss(SPLITS, figures)]
+    plain = [["model", "trained", "preset, divergence", "f-GRPO", "f-HAL"], *_by_loss(PLAIN, figures)]
     runs = [["engine", "difference", "actor against vLLM, nats"]]
     for label, name in RUNS:
         runs.append([label, *(_shown(figures[f"run, {name}"][kind]) for kind in ("difference", "actor against vLLM"))])
     made = {"engines_splits.md": splits, "engines_plain.md": plain, "engines_runs.md": runs}
     return {file: _markdown(rows) for file, rows in made.items()}
+
+
+def _by_loss(rows: Sequence[tuple[str, ...]], figures: dict[str, dict[str, float]]) -> list[list[str]]:
+    return [[*cells, *(_shown(figures[name][loss]) for loss in ("f_grpo", "f_hal"))] for *cells, name in rows]
 
 
 def _shown(value: float) -> str:

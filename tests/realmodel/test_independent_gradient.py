@@ -156,7 +156,6 @@ def _check(place: Place, found: dict[str, Any], loss: str, preset: str, divergen
     assert set(gradients) == {name for name, value in model.named_parameters() if value.requires_grad}
     assert largest(gradients) > 1e-3
     ratio = difference(gradients, found["gradients"])
-    print(f"{loss} {preset} {divergence}: {ratio:.1e}")
     assert ratio <= BOUND
     assert found["loss"] == pytest.approx([value], rel=1e-5, abs=1e-5)  # terms near 1, of both signs
 
