@@ -39,7 +39,7 @@ SCREENED, SAMPLES, TEMPERATURE = 256, 8, 0.5
 """Training problems that are tried before training, how often each, and how: as they are sampled in training."""
 PROMPTS_A_STEP, MAX_PROMPT = 4, 256
 """Of a training step, and tokens of a prompt, as in conf/fgrpo/smollm2.yaml."""
-LEARNING_RATE = 1e-4
+LEARNING_RATE = 3e-4
 EARLIER, SETTINGS = "metrics_before_resuming.jsonl", "settings.json"
 
 
