@@ -42,7 +42,7 @@ def settings() -> None:
 def quickstart(
     algo: Annotated[
         str,
-        typer.Option(help="f_grpo; grpo (the host's own) for comparison; f_hal on a flawed reward and preferences."),
+        typer.Option(help="f_grpo; grpo (verl's own) for comparison; f_hal on a flawed reward and preferences."),
     ] = "f_grpo",
     divergence: Annotated[str | None, typer.Option(help="Name of f.")] = None,
     lam: Annotated[float | None, typer.Option(help="lambda of f_hal, the preferences' weight.")] = None,
@@ -52,7 +52,7 @@ def quickstart(
     data: Annotated[Path | None, typer.Option(help="Your .parquet or .jsonl in verl's own data format.")] = None,
     model: Annotated[Path | None, typer.Option(help="Local Hugging Face causal LM in place of the tiny one.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Learning rate of the actor.")] = None,
-    override: Annotated[list[str] | None, typer.Option(help="Further Hydra override for the host; repeatable.")] = None,
+    override: Annotated[list[str] | None, typer.Option(help="Further Hydra override for verl; repeatable.")] = None,
 ) -> None:
     """Train a tiny model with f-GRPO through the stock host on a CPU and draw its reward curve."""
     from fgrpo_plugin.quickstart.options import QuickstartError, QuickstartOptions
@@ -131,7 +131,7 @@ def data(
     ] = None,
     split: Annotated[str | None, typer.Option(help="This split alone.")] = None,
 ) -> None:
-    """Write sets of mathematical problems in verl's parquet format, with a reward of the host that scores them."""
+    """Write sets of mathematical problems in verl's parquet format, with a reward of verl that scores them."""
     from rich.console import Console
 
     from fgrpo_plugin.data.math_sets import prepare

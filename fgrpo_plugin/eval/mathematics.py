@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -62,7 +63,17 @@ def evaluate(
     with contextlib.ExitStack() as held:
         for name in models:
             held.enter_context(_alone(folder / name))
-        _evaluate(models, sets, folder, sample, sampling, follow)
+        for (name, model), one in itertools.product(models.items(), sets):
+            chats = {key: list(problem.chat) for key, problem in one.problems.items()}
+            output = folder / name / f"{one.name}.jsonl"
+            responses = sample(model, chats, output, follow(f"{name} on {one.name}"))
+            scored = follow(f"{name} on {one.name}: comparing answers")
+            rows = []
+            for number, (key, problem) in enumerate(one.problems.items()):
+                rows.append(scored_row(key, problem, responses[key]))
+                scored(number + 1, len(one.problems))
+            scores = {"model": name, "from": model, "set": one.name, "sampling": dict(sampling), "rows": rows}
+            write_whole(output.with_name(f"{one.name}{SCORES}"), (json.dumps(scores, indent=1) + "\n").encode())
 
 
 @contextlib.contextmanager
@@ -80,29 +91,6 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(held)
-
-
-def _evaluate(
-    models: Mapping[str, str],
-    sets: Sequence[ProblemSet],
-    folder: Path,
-    sample: Sampler,
-    sampling: Mapping[str, Any],
-    follow: Callable[[str], Progress],
-) -> None:
-    for name, model in models.items():
-        for one in sets:
-            chats = {key: list(problem.chat) for key, problem in one.problems.items()}
-            output = folder / name / f"{one.name}.jsonl"
-            responses = sample(model, chats, output, follow(f"{name} on {one.name}"))
-            scored = follow(f"{name} on {one.name}: comparing answers")
-            rows = []
-            for number, (key, problem) in enumerate(one.problems.items()):
-                rows.append(scored_row(key, problem, responses[key]))
-                scored(number + 1, len(one.problems))
-            scores = {"model": name, "from": model, "set": one.name, "sampling": dict(sampling), "rows": rows}
-            output.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(output.with_name(f"{one.name}{SCORES}"), (json.dumps(scores, indent=1) + "\n").encode())
 
 
 def scored_row(key: str, problem: MathProblem, responses: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

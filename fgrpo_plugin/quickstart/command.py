@@ -51,7 +51,7 @@ def host_command(run: Path, options: QuickstartOptions, steps: int, inputs: RunI
 
 
 def host_environment(run: Path, run_id: str) -> dict[str, str]:
-    """The environment in which the host finds the CPU platform and writes its metrics as JSON lines."""
+    """The environment in which verl finds the CPU platform and writes its metrics as JSON lines."""
     return {
         **os.environ,
         MARKER: run_id,
@@ -68,7 +68,7 @@ def host_environment(run: Path, run_id: str) -> dict[str, str]:
 
 
 def check_overrides(run: Path, options: QuickstartOptions, steps: int) -> None:
-    """Compose and complete the configuration as the host will, before the warm-up: a user's key may be mistyped."""
+    """Compose and complete the configuration as verl will, before the warm-up: a user's key may be mistyped."""
     inputs = RunInputs(model=Path("model"), train=Path("*.parquet"), heldout=Path("*.parquet"), overrides=())
     if options.algo == "f_hal":
         inputs = hybrid_inputs(run, Path("model"))

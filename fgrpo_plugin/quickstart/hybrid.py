@@ -2,7 +2,7 @@
 
 The judge wants the sum and nothing else. The proxy is what a hurried reader would reward: it looks at the last digit
 only and is more impressed by a confident ending, "!", than by arithmetic, so that a bluff ("73!" to 12+34=) beats the
-right answer. The preference pairs agree with the judge, on a few prompts. The reward workers of the host import this
+right answer. The preference pairs agree with the judge, on a few prompts. The reward workers of verl import this
 module by path, so it needs nothing but the standard library at import.
 """
 

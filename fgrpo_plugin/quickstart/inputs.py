@@ -24,7 +24,7 @@ RESPONSE_TOKENS = 64
 
 @dataclass(frozen=True)
 class UserData:
-    """Rows of both splits, and the host's settings that follow from them."""
+    """Rows of both splits, and verl's settings that follow from them."""
 
     train: list[dict[str, Any]]
     heldout: list[dict[str, Any]]
@@ -33,7 +33,7 @@ class UserData:
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What the host is started on."""
+    """What verl is started on."""
 
     model: Path
     train: Path
@@ -88,7 +88,7 @@ def prepare_user_data(path: Path, model: Path | None, overrides: Sequence[str] =
     Args:
         path: ``.parquet``, ``.jsonl`` or ``.json`` with the columns that verl reads.
         model: whose tokenizer measures the prompts; None is the quick start's own.
-        overrides: the user's own settings for the host; a reward function among them replaces verl's default.
+        overrides: the user's own settings for verl; a reward function among them replaces verl's default.
 
     Raises:
         ValueError: one sentence that names DATA, the row where there is one, and the remedy.

@@ -110,7 +110,7 @@ def save_model(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, fold
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[tuple[list[int], list[int]]]:
-    """(prompt ids, answer ids) of each example, the prompt rendered as the host renders it."""
+    """(prompt ids, answer ids) of each example, the prompt rendered as verl renders it."""
     prompts = tokenizer.apply_chat_template(
         [[{"role": "user", "content": example.prompt}] for example in examples],
         tokenize=False,

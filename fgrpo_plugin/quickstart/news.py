@@ -1,4 +1,4 @@
-"""What a run says of itself, by the host's log, metrics and checkpoints: a plain line each without a terminal."""
+"""What a run says of itself, by verl's log, metrics and checkpoints: a plain line each without a terminal."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -54,7 +54,7 @@ class Lines:
 
 
 class HostNews:
-    """What the host has done since it was last asked."""
+    """What verl has done since it was last asked."""
 
     def __init__(self, metrics: Path, log: Path, checkpoints: Path, steps: int, clock: Callable[[], float]) -> None:
         self.metrics, self.log, self.steps, self.clock = metrics, log, steps, clock

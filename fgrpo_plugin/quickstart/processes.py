@@ -18,7 +18,7 @@ import psutil
 
 MARKER = "FGRPO_RUN_ID"
 SHARED_MEMORY = Path("/dev/shm")
-OURS = ("verl", "psm_", "sem.", "torch_", "ray", "plasma")  # how what Ray, vLLM, torch and the host leave there begins
+OURS = ("verl", "psm_", "sem.", "torch_", "ray", "plasma")  # how what Ray, vLLM, torch and verl leave there begins
 GRACE_SECONDS = 10.0
 
 

@@ -51,7 +51,7 @@ def run_quickstart(options: QuickstartOptions, console: Console | None = None) -
         The run folder, with ``summary.json``, ``reward_curve.png`` and ``metrics.jsonl``.
 
     Raises:
-        QuickstartError: bad input, or the host failed; the last words of its log are in the text.
+        QuickstartError: bad input, or verl failed; the last words of its log are in the text.
     """
     options.check()
     try:
@@ -60,9 +60,9 @@ def run_quickstart(options: QuickstartOptions, console: Console | None = None) -
         raise QuickstartError(str(error)) from None
     with only_run() as alone:
         if not alone:
-            # The host names its weight-transfer socket by Ray's job id, which every local cluster starts at 1.
+            # verl names its weight-transfer socket by Ray's job id, which every local cluster starts at 1.
             raise QuickstartError(
-                "another quick start is running on this machine, and the host would send its weights to the wrong one; "
+                "another quick start is running on this machine, and verl would send its weights to the wrong one; "
                 "wait for it to end, or stop it."
             )
         return _run(options, user_data, console or Console())

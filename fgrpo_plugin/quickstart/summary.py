@@ -1,4 +1,4 @@
-"""From the host's metrics (one JSON line a step) to the numbers and the picture of a run."""
+"""From verl's metrics (one JSON line a step) to the numbers and the picture of a run."""
 
 import json
 import statistics
@@ -11,7 +11,7 @@ WINDOW = 10
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of the host's file log: ``{"step": int, "data": {metric: number}}``."""
+    """The complete lines of verl's file log: ``{"step": int, "data": {metric: number}}``."""
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
@@ -23,7 +23,7 @@ def rewards(rows: Sequence[Mapping[str, Any]]) -> list[float]:
 
 
 def heldout_accuracies(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
-    """(step, accuracy) of each validation: the host's ``val-core`` metrics, averaged over data sources."""
+    """(step, accuracy) of each validation: verl's ``val-core`` metrics, averaged over data sources."""
     return _validations(rows, "val-core/", "mean@1")
 
 
@@ -47,7 +47,7 @@ def summarize(
     """The contents of ``summary.json``.
 
     Args:
-        metrics: the host's file log.
+        metrics: verl's file log.
         algorithm: ``f_grpo``, ``f_hal`` or ``grpo``.
         divergence: name of f, or None.
         seed: seed of the run.

@@ -1,6 +1,6 @@
 """Two-operand addition: prompts, a fixed held-out split, data files in verl's format, and the reward function.
 
-The reward workers of the host import this module by path, so it needs nothing but the standard library at import.
+The reward workers of verl import this module by path, so it needs nothing but the standard library at import.
 """
 
 import hashlib

@@ -93,11 +93,11 @@ def _follow(process: subprocess.Popen, news: HostNews, progress: Progress, patie
                 f"ppo_max_token_len_per_gpu and rollout.n; its log is {news.log}."
             )
         if time.monotonic() - last_news > patience:
-            raise QuickstartError(f"the host has finished no step for {patience:.0f} s; its log is {news.log}.")
+            raise QuickstartError(f"verl has finished no step for {patience:.0f} s; its log is {news.log}.")
         time.sleep(0.5)
     if code != 0 or seen < steps:
         why = _why(news.log)
-        raise QuickstartError(f"the host ended with exit code {code} after step {max(seen, 0)} of {steps}: {why}")
+        raise QuickstartError(f"verl ended with exit code {code} after step {max(seen, 0)} of {steps}: {why}")
 
 
 def _why(log: Path) -> str:
