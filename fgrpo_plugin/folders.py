@@ -3,7 +3,9 @@
 What cannot be told is a ValueError whose text is the reason alone: the caller names the setting and the remedy.
 """
 
+import os
 import re
+import uuid
 from pathlib import Path
 
 ENDINGS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
@@ -134,3 +136,10 @@ def _data_files(folder: Path) -> list[Path]:
         return []
     found = (file for file in folder.iterdir() if kind_ending(file) in ENDINGS)
     return sorted(file for file in found if not file.name.startswith(".") and file.name not in _SIDE_FILES)
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write under another name and rename, so that no reader sees a part, whoever else writes."""
+    part = file.with_name(f".{uuid.uuid4().hex}")
+    part.write_bytes(content)
+    os.replace(part, file)

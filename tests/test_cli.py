@@ -35,3 +35,13 @@ def test_export_ends_bad_input_in_one_sentence_and_exits_1(tmp_path):
         assert result.exit_code == 1
         assert result.stderr.startswith("fgrpo export: ") and len(result.stderr.strip().splitlines()) == 1
         assert not (tmp_path / "model").exists()
+
+
+def test_no_command_waits_for_another_ones_libraries():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, fgrpo_plugin.cli; print([name for name in ('torch', 'omegaconf', 'verl') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

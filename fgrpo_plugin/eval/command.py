@@ -16,8 +16,7 @@ from fgrpo_plugin.eval.problem_sets import INSTRUCTION, read_sets
 from fgrpo_plugin.eval.sampling import Engine, Sampling, responses
 from fgrpo_plugin.eval.server import server_responses
 from fgrpo_plugin.eval.table import SCORES, Evaluation, markdown, overall_table, read_evaluation, set_table
-from fgrpo_plugin.host.settings.inputs import check_model, load_tokenizer
-from fgrpo_plugin.preference.reference_cache import write_whole
+from fgrpo_plugin.folders import write_whole
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -92,6 +91,8 @@ def table(
 
 
 def _check_models(models: Mapping[str, str], engine: Engine) -> None:
+    from fgrpo_plugin.host.settings.inputs import check_model, load_tokenizer  # with omegaconf: not at every start
+
     if engine.tensor_parallel < 1:
         raise ValueError(f"--tensor-parallel {engine.tensor_parallel} must be 1 or more.")
     if engine.chat_template is not None and not engine.chat_template.is_file():

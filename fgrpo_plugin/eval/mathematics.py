@@ -14,7 +14,7 @@ from fgrpo_plugin.eval.kept import Chats, Responses
 from fgrpo_plugin.eval.problem_sets import MathProblem, ProblemSet
 from fgrpo_plugin.eval.scoring import TookTooLong, parsed_answer, parsed_response, same_answer
 from fgrpo_plugin.eval.table import SCORES
-from fgrpo_plugin.preference.reference_cache import write_whole
+from fgrpo_plugin.folders import write_whole
 
 Progress = Callable[[int, int], None]
 Sampler = Callable[[str, Chats, Path, Progress], Responses]

@@ -6,8 +6,6 @@ whole and never changed. A file's name holds the hash of its content, so that da
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
+from fgrpo_plugin.folders import write_whole
 from fgrpo_plugin.preference.tokens import TokenRow
 
 DEFAULT_FOLDER = "~/.cache/fgrpo/reference"
@@ -90,10 +89,3 @@ class ReferenceCache:
         found = load(content)
         digests = [bytes(digest.tolist()) for digest in found["digest"]]
         self._rows.update(zip(digests, found["log_prob"].split(found["length"].tolist()), strict=True))
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """Write under another name and rename, so that no reader sees a part, whoever else writes."""
-    part = file.with_name(f".{uuid.uuid4().hex}")
-    part.write_bytes(content)
-    os.replace(part, file)

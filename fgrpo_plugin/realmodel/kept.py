@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fgrpo_plugin.preference.reference_cache import write_whole
+from fgrpo_plugin.folders import write_whole
 from fgrpo_plugin.realmodel.options import RealModelError
 
 PROBLEMS = "PROBLEMS"
