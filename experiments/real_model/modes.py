@@ -16,10 +16,10 @@ import typer
 from arms import HERE, commit, hardware, write_report
 from rich.console import Console
 
-from fgrpo_plugin.quickstart.news import Lines
+from fgrpo_plugin.progress import Lines, progress_bars
 from fgrpo_plugin.quickstart.processes import only_run
 from fgrpo_plugin.quickstart.summary import read_metrics
-from fgrpo_plugin.quickstart.training import interruptible, progress_bars, train
+from fgrpo_plugin.quickstart.training import interruptible, train
 from fgrpo_plugin.realmodel.options import RealModelOptions
 from fgrpo_plugin.realmodel.run import verl_command
 

@@ -1,6 +1,5 @@
 """``fgrpo eval math`` and ``fgrpo eval table``: what the command line takes, checked before anything is sampled."""
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,8 +16,7 @@ from fgrpo_plugin.eval.sampling import Engine, Sampling, responses
 from fgrpo_plugin.eval.server import server_responses
 from fgrpo_plugin.eval.table import SCORES, Evaluation, markdown, overall_table, read_evaluation, set_table
 from fgrpo_plugin.folders import write_whole
-
-SECONDS_BETWEEN_LINES = 15.0
+from fgrpo_plugin.progress import Lines, follower, progress_bars
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of responses and scores; what it holds is kept.")]
 Base = Annotated[str | None, typer.Option(help="Name of the base model: 0 of Relative Overall; differences are to it.")]
@@ -72,7 +70,9 @@ def math(
     for one in sets:
         console.print(f"{one.name}: {len(one.problems)} problems x {samples} samples", soft_wrap=True)
     sampling = asdict(how) | {"server": server is not None}
-    evaluate(named, sets, output, _sampler(server, how, engine), sampling=sampling, follow=_follower(console))
+    with progress_bars(console) as progress:
+        follow = follower(progress, Lines(console))
+        evaluate(named, sets, output, _sampler(server, how, engine), sampling=sampling, follow=follow)
     found = read_evaluation(output, k, list(named), [one.name for one in sets])  # the folder may hold more
     _show(found, base or next(iter(named)), output, console)
 
@@ -114,27 +114,6 @@ def _sampler(server: str | None, how: Sampling, engine: Engine) -> Sampler:
         return responses(folder, chats, file, how, engine=engine, on_progress=follow)
 
     return sample
-
-
-def _follower(console: Console) -> Callable[[str], Callable[[int, int], None]]:
-    def follow(what: str) -> Callable[[int, int], None]:
-        began: list[tuple[float, int]] = []
-        said = [0.0]
-
-        def show(done: int, total: int) -> None:
-            now = time.monotonic()
-            if not began:
-                began.append((now, done))
-            if done < total and now - said[0] < SECONDS_BETWEEN_LINES:
-                return
-            start, first = began[0]
-            left = (now - start) / (done - first) * (total - done) if done > first else 0.0
-            console.print(f"{what}: {done} of {total}" + (f", about {left:.0f} s left" if left else ""), soft_wrap=True)
-            said[0] = now
-
-        return show
-
-    return follow
 
 
 def _show(evaluation: Evaluation, base: str | None, folder: Path, console: Console) -> None:

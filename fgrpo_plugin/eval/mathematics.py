@@ -15,6 +15,7 @@ from fgrpo_plugin.eval.problem_sets import MathProblem, ProblemSet
 from fgrpo_plugin.eval.scoring import TookTooLong, parsed_answer, parsed_response, same_answer
 from fgrpo_plugin.eval.table import SCORES
 from fgrpo_plugin.folders import write_whole
+from fgrpo_plugin.progress import Follow
 
 Progress = Callable[[int, int], None]
 Sampler = Callable[[str, Chats, Path, Progress], Responses]
@@ -45,7 +46,7 @@ def evaluate(
     sample: Sampler,
     *,
     sampling: Mapping[str, Any],
-    follow: Callable[[str], Progress],
+    follow: Follow,
 ) -> None:
     """Sample every model on every set, and write each one's scores beside its responses.
 

@@ -1,18 +1,14 @@
 """What a run says of itself, by verl's log, metrics and checkpoints: a plain line each without a terminal."""
 
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from fgrpo_plugin.progress import duration
 from fgrpo_plugin.quickstart.summary import REWARD, heldout_accuracies, heldout_true_rewards, read_metrics
 
 STEPS_A_LINE, FEW_STEPS = 10, 30
 """Each tenth step has a line; each one where there are few, which then take long."""
-SILENCE_SECONDS = 25.0
-"""After so long without a line, what is under way is said again."""
 
 STAGES = (  # what verl 0.9.1 and Ray write (Ray's workers with a prefix) -> what it means; in order
     ("ray init kwargs:", "starting Ray"),
@@ -26,31 +22,6 @@ STAGES = (  # what verl 0.9.1 and Ray write (Ray's workers with a prefix) -> wha
 
 FULL_MEMORY = "killed due to memory pressure"
 """What Ray writes when it has ended workers; a run of verl's own trainer then waits for them for ever."""
-
-
-class Lines:
-    """Plain lines with the time since the start, where there is no terminal for a progress bar."""
-
-    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
-        self.console, self.clock = console, clock
-        self.plain = not console.is_terminal
-        self.started = self.last = clock()
-        self.under_way = ""
-
-    def say(self, text: str) -> None:
-        """One line, flushed; nothing on a terminal."""
-        self.under_way, self.last = text, self.clock()
-        if self.plain:
-            line = f"{_duration(self.last - self.started):>7}  {text}"
-            self.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
-            self.console.file.flush()
-
-    def pulse(self, text: str | None = None) -> None:
-        """Say `text`, or that what was said last goes on, if nothing was said for a while."""
-        if self.clock() - self.last < SILENCE_SECONDS:
-            return
-        stage = self.under_way
-        self.say(text or f"still at it: {stage.removeprefix('still at it: ')}")
 
 
 class HostNews:
@@ -120,9 +91,4 @@ class HostNews:
         first, since = self.first
         if step in (first, self.steps):
             return ""
-        return f", about {_duration((now - since) / (step - first) * (self.steps - step))} left"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} m {rest:02} s" if minutes else f"{rest} s"
+        return f", about {duration((now - since) / (step - first) * (self.steps - step))} left"

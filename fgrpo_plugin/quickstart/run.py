@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from fgrpo_plugin.progress import Lines, progress_bars
 from fgrpo_plugin.quickstart import task
 from fgrpo_plugin.quickstart.command import MODEL_LEARNING_RATE, check_overrides, host_command
 from fgrpo_plugin.quickstart.inputs import (
@@ -19,7 +20,6 @@ from fgrpo_plugin.quickstart.inputs import (
     prepare_user_data,
     user_inputs,
 )
-from fgrpo_plugin.quickstart.news import Lines
 from fgrpo_plugin.quickstart.options import (
     DEFAULT_STEPS,
     DIVERGENCES,
@@ -37,7 +37,7 @@ from fgrpo_plugin.quickstart.summary import (
     rewards,
     summarize,
 )
-from fgrpo_plugin.quickstart.training import PATIENCE_SECONDS, interruptible, progress_bars, train
+from fgrpo_plugin.quickstart.training import PATIENCE_SECONDS, interruptible, train
 
 
 def run_quickstart(options: QuickstartOptions, console: Console | None = None) -> Path:
@@ -129,11 +129,11 @@ def _warm_model(run: Path, seed: int, progress: Progress, for_hybrid: bool, line
     from fgrpo_plugin.quickstart.model import Example, build_model, build_tokenizer, save_model, warm_up
 
     torch.set_num_threads(1)  # a model this small gains a third from two, and loses tenfold beside another load
-    bar = progress.add_task("warm-up", total=None, reward="")
+    bar = progress.add_task("warm-up", total=None, note="")
     lines.say("warm-up of a tiny model by supervision")
 
     def show(step: int, success: float) -> None:
-        progress.update(bar, completed=step, reward=f"success {success:.2f}")
+        progress.update(bar, completed=step, note=f"success {success:.2f}")
         lines.pulse(f"warm-up: {step} steps, sampled success {success:.2f}")
 
     tokenizer = build_tokenizer()

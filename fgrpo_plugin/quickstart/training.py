@@ -9,11 +9,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
+from fgrpo_plugin.progress import Lines
 from fgrpo_plugin.quickstart.command import host_environment
-from fgrpo_plugin.quickstart.news import HostNews, Lines
+from fgrpo_plugin.quickstart.news import HostNews
 from fgrpo_plugin.quickstart.options import QuickstartError
 from fgrpo_plugin.quickstart.processes import cleaned_up
 from fgrpo_plugin.quickstart.summary import REWARD
@@ -72,7 +72,7 @@ def train(
 
 def _follow(process: subprocess.Popen, news: HostNews, progress: Progress, patience: float, lines: Lines) -> None:
     """Show verl's progress until it ends."""
-    bar = progress.add_task("starting Ray, vLLM and the engines", total=None, reward="")
+    bar = progress.add_task("starting Ray, vLLM and the engines", total=None, note="")
     last_news, seen, steps = time.monotonic(), -1, news.steps
     while True:
         code = process.poll()
@@ -83,7 +83,7 @@ def _follow(process: subprocess.Popen, news: HostNews, progress: Progress, patie
             seen, last_news = rows[-1]["step"], time.monotonic()
             reward = rows[-1]["data"].get(REWARD)
             shown = "" if reward is None else f"reward {reward:.2f}"
-            progress.update(bar, description="training", total=steps, completed=seen, reward=shown)
+            progress.update(bar, description="training", total=steps, completed=seen, note=shown)
         lines.pulse(news.under_way())
         if code is not None:
             break
@@ -108,13 +108,6 @@ def _why(log: Path) -> str:
         return lines[-1]
     errors = [line for line in lines if "Error" in line and "UserWarning" not in line and "autoscaler" not in line]
     return f"{(errors or lines or ['no output'])[-1][:400]} (log: {log})"
-
-
-def progress_bars(console: Console) -> Progress:
-    """Bars on a terminal; nothing elsewhere."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    last = TextColumn("{task.fields[reward]}")
-    return Progress(*columns, TimeElapsedColumn(), last, console=console, disable=not console.is_terminal)
 
 
 @contextlib.contextmanager

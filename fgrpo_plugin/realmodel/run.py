@@ -4,7 +4,6 @@ import json
 import shutil
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,12 +20,12 @@ from fgrpo_plugin.eval.statistics import bootstrap
 from fgrpo_plugin.export.exporting import export_run
 from fgrpo_plugin.folders import write_whole
 from fgrpo_plugin.host.settings.inputs import load_tokenizer
+from fgrpo_plugin.progress import Lines, follower, progress_bars
 from fgrpo_plugin.quickstart.command import check_command, quoted
-from fgrpo_plugin.quickstart.news import Lines
 from fgrpo_plugin.quickstart.processes import only_run
 from fgrpo_plugin.quickstart.summary import draw, read_metrics, rewards
 from fgrpo_plugin.quickstart.task import write_parquet
-from fgrpo_plugin.quickstart.training import PATIENCE_SECONDS, interruptible, progress_bars, train
+from fgrpo_plugin.quickstart.training import PATIENCE_SECONDS, interruptible, train
 from fgrpo_plugin.realmodel.kept import PROBLEMS, keep
 from fgrpo_plugin.realmodel.model import NAME, smollm2
 from fgrpo_plugin.realmodel.options import ARMS, RealModelError, RealModelOptions
@@ -92,7 +91,7 @@ def _run(options: RealModelOptions, console: Console, progress: Progress, lines:
     training = _short(training, model, say)
     say(f"{len(training)} problems to train on, {len(held_out)} held out")
 
-    follow = _follower(progress, lines)
+    follow = follower(progress, lines)
     before = _evaluate(model, held_out, folder / "before.jsonl", follow("held-out problems before training"))
     train_file = _screen(model, training, folder, follow("screening training problems"), lines)
 
@@ -166,27 +165,6 @@ def _short(problems: Sequence[Problem], model: Path, say: Callable[[str], None])
     if left_out := len(problems) - len(found):
         say(f"left out: {left_out} training problems whose prompts are longer than {MAX_PROMPT} tokens")
     return found
-
-
-def _follower(progress: Progress, lines: Lines) -> Callable[[str], Callable[[int, int], None]]:
-    def follow(what: str) -> Callable[[int, int], None]:
-        bar = progress.add_task(what, total=None, reward="", start=False)
-        began: list[tuple[float, int]] = []
-
-        def show(done: int, total: int) -> None:
-            now = time.monotonic()
-            if not began:
-                began.append((now, done))
-                progress.start_task(bar)
-                lines.say(f"{what}: {done} of {total}")
-            start, first = began[0]
-            left = (now - start) / (done - first) * (total - done) if done > first else None
-            progress.update(bar, total=total, completed=done, reward=f"{left:.0f} s left" if left else "")
-            lines.pulse(f"{what}: {done} of {total}" + (f", about {left:.0f} s left" if left else ""))
-
-        return show
-
-    return follow
 
 
 def _named(problems: Sequence[Problem]) -> dict[str, Problem]:

@@ -136,19 +136,3 @@ def test_a_tokenizer_without_chat_template_is_refused_unless_one_is_given(model,
 def test_the_table_of_nothing_is_one_sentence(tmp_path):
     done = run("table", tmp_path)
     assert done.exit_code == 2 and done.stderr.startswith(f"fgrpo eval table: {tmp_path} holds no scores; make them")
-
-
-def test_a_line_says_how_long_it_takes(capsys, monkeypatch):
-    from rich.console import Console
-
-    monkeypatch.setattr(command, "SECONDS_BETWEEN_LINES", 0.0)
-    clock = iter([0.0, 10.0, 30.0])
-    monkeypatch.setattr(command.time, "monotonic", lambda: next(clock))
-    show = command._follower(Console(width=100))("x on y")
-    for done in (0, 1, 3):
-        show(done, 4)
-    assert capsys.readouterr().out.splitlines() == [
-        "x on y: 0 of 4",
-        "x on y: 1 of 4, about 30 s left",
-        "x on y: 3 of 4, about 10 s left",
-    ]

@@ -1,11 +1,8 @@
 """A run's plain lines, from a log of verl 0.9.1 and Ray as a quick start had it."""
 
-import io
 import json
 
-from rich.console import Console
-
-from fgrpo_plugin.quickstart.news import SILENCE_SECONDS, STAGES, HostNews, Lines
+from fgrpo_plugin.quickstart.news import STAGES, HostNews
 
 LOG = (  # shortened; the last line has no end yet, as a progress bar has none
     "ray init kwargs: {'num_cpus': 12, 'runtime_env': {'env_vars': {'NCCL_DEBUG': 'WARN'}}}\n",
@@ -122,25 +119,3 @@ def test_a_checkpoint_is_a_line_once_it_is_whole(tmp_path):
     found.written.write_text("30")
     assert found.lines() == [f"checkpoint of step 30 written to {tmp_path / 'checkpoints'}"]
     assert found.lines() == []
-
-
-def test_nothing_is_silent_for_long(tmp_path):
-    clock, file = Clock(), io.StringIO()
-    lines = Lines(Console(file=file, width=40), clock)
-    lines.say("Ray started; the workers load verl, which is longer than a narrow console is wide")
-    for clock.now in range(1, 100):
-        lines.pulse()
-    texts = file.getvalue().splitlines()
-    assert [line[:8].strip() for line in texts] == ["0 s", "25 s", "50 s", "1 m 15 s"]
-    assert all(line.endswith("is wide") for line in texts) and texts[3].count("still at it") == 1
-    assert SILENCE_SECONDS <= 30
-    clock.now = 200
-    lines.pulse("warm-up: 50 steps")
-    assert file.getvalue().endswith("3 m 20 s  warm-up: 50 steps\n")
-
-
-def test_a_terminal_has_its_progress_bar_alone():
-    file = io.StringIO()
-    lines = Lines(Console(file=file, force_terminal=True))
-    lines.say("settings checked")
-    assert file.getvalue() == ""

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from fgrpo_plugin.quickstart.news import HostNews, Lines
+from fgrpo_plugin.progress import Lines
+from fgrpo_plugin.quickstart.news import HostNews
 from fgrpo_plugin.quickstart.options import QuickstartError
 from fgrpo_plugin.quickstart.training import _follow, _why
 
@@ -36,7 +37,7 @@ def step(number):
 
 def test_a_run_that_made_its_steps_is_shown_to_its_end(tmp_path):
     bar = follow(tmp_path, "pass", [step(1), step(2)])
-    assert bar.completed == bar.total == 2 and bar.fields["reward"] == "reward 0.50"
+    assert bar.completed == bar.total == 2 and bar.fields["note"] == "reward 0.50"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import json
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
-from rich.progress import Progress
 
 from fgrpo_plugin.host.settings.compose import compose
 from fgrpo_plugin.host.settings.reading import is_f_divergence
@@ -316,18 +315,6 @@ def test_a_steps_prompts_are_the_least_that_is_trained_on(tmp_path, monkeypatch,
         rows = pq.read_table(module._screen(*given)).to_pylist()
         assert [row["extra_info"]["index"] for row in rows] == ["0", "1", "2", "3"]
         assert rows[0]["prompt"][-1] == {"role": "user", "content": "problem 0"}
-
-
-def test_the_time_that_is_left_is_told_from_what_was_done_since_the_start(monkeypatch):
-    now, said = [100.0], io.StringIO()
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    lines = module.Lines(Console(file=said, width=100), clock=lambda: now[0])
-    show = module._follower(Progress(disable=True), lines)("problems")
-    show(20, 100)  # of an earlier run
-    now[0] += 30.0
-    show(35, 100)  # 15 in 30 s: 65 take 130 s
-    told = [line.strip().split("  ", 1)[-1] for line in said.getvalue().splitlines()]
-    assert told == ["problems: 20 of 100", "problems: 35 of 100, about 130 s left"]
 
 
 def test_a_resumed_run_has_every_step_once_and_a_trained_one_is_not_trained_again(tmp_path):
