@@ -1,7 +1,7 @@
 """A platform that lets the stock verl run without an accelerator.
 
-What the host offers an extension point for is registered: the platform, the engines, the worker extension, the
-sampler, the distribution's metadata. `collective` wraps a host function; `attention` stands in for the flash kernel.
+What verl offers an extension point for is registered: the platform, the engines, the worker extension, the
+distribution's metadata. `gloo` and `sampler` wrap functions of verl; `attention` stands in for the flash kernel.
 """
 
 from functools import cache
@@ -15,6 +15,7 @@ _HOOKS = {
     "verl.plugin.platform.platform_manager": "fgrpo_plugin.host.cpu.platform:register",
     "verl.utils.distributed": "fgrpo_plugin.host.cpu.gloo:register",
     "verl.models.transformers.monkey_patch": "fgrpo_plugin.host.cpu.attention:register",
+    "verl.trainer.ppo.v1.replay_buffer": "fgrpo_plugin.host.cpu.sampler:register",
     "verl.workers.engine.fsdp.transformer_impl": "fgrpo_plugin.host.cpu.fsdp:register",
     "verl.workers.engine.megatron.transformer_impl": "fgrpo_plugin.host.cpu.megatron:register",
 }

@@ -172,7 +172,7 @@ def _refuse_contradictions(config: DictConfig, settings: FDivergenceConfig) -> N
         (
             select("algorithm.filter_groups.enable") and not select("algorithm.filter_groups.metric"),
             "algorithm.filter_groups.enable=true without algorithm.filter_groups.metric",
-            "verl filters by it; set it to acc, score or another that the reward reports",
+            "verl filters by it; set it to reward, or to acc or another number that the reward function reports",
         ),
         (
             select("algorithm.filter_groups.enable")
@@ -212,8 +212,9 @@ def _refuse_contradictions(config: DictConfig, settings: FDivergenceConfig) -> N
         (
             select("trainer.v1.sampler.custom_sampler.name") == "FastPollReplayBuffer"
             and (select("algorithm.filter_groups.enable") or select("trainer.v1.trainer_mode") != "sync"),
-            "+fgrpo=cpu with algorithm.filter_groups.enable or trainer.v1.trainer_mode other than sync",
-            "its replay buffer does neither; set trainer.v1.sampler.custom_sampler.path and .name to null",
+            "trainer.v1.sampler.custom_sampler.name=FastPollReplayBuffer with algorithm.filter_groups.enable or "
+            "trainer.v1.trainer_mode other than sync",
+            "that buffer does neither, and +fgrpo=cpu no longer names it; set custom_sampler.path and .name to null",
         ),
         (
             str(select(f"{LOSS}.loss_mode", "vanilla")) not in ("vanilla", *ESTIMATORS),

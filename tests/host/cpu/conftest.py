@@ -16,10 +16,9 @@ FACTS = """
     import verl.utils.distributed
     from omegaconf import OmegaConf
     from verl.plugin.platform import get_platform
-    from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+    from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
     from verl.utils.device import get_device_name, get_torch_device, is_support_ipc
     from verl.workers.engine import EngineRegistry
-    from fgrpo_plugin.host.cpu.sampler import FastPollReplayBuffer
 
     device = get_torch_device()
     device.synchronize(); device.empty_cache(); device.set_device(0)
@@ -29,7 +28,7 @@ FACTS = """
     verl.utils.distributed.initialize_global_process_group_ray(timeout_second=None)
     verl.utils.distributed.initialize_global_process_group_ray(60, "cpu:gloo")
 
-    # The arguments that the host gives a custom sampler, see `PPOTrainer._build_replay_buffer`.
+    # The arguments that verl gives a replay buffer, see `PPOTrainer._build_replay_buffer`.
     sampler = dict(
         trainer_mode="sync",
         trainer_config=OmegaConf.create(dict()),
@@ -52,7 +51,11 @@ FACTS = """
             for backend in ("fsdp", "fsdp2")
         ],
         groups=groups,
-        polls=[buffer(**sampler).poll_interval for buffer in (FastPollReplayBuffer, ReplayBuffer)],
+        polls=[
+            buffer(**sampler, **asked).poll_interval
+            for buffer in (ReplayBuffer, ReplayBufferAsync)
+            for asked in (dict(), dict(poll_interval=1.5))
+        ],
     )))
 """
 
