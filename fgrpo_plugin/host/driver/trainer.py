@@ -21,6 +21,7 @@ from fgrpo_plugin.host.driver.joining import JoiningGroup, join_batch
 from fgrpo_plugin.host.driver.liveness import watching
 from fgrpo_plugin.host.driver.log_probs import log_prob_multiple, stage_log_probs
 from fgrpo_plugin.host.driver.preference_source import PreferenceSource
+from fgrpo_plugin.host.driver.refills import RefillNews
 from fgrpo_plugin.host.driver.rows import (
     minibatch_of_row,
     on_policy_fields,
@@ -43,7 +44,7 @@ ROLLOUT_DIFFERENCE_WARNING = {"fresh": 0.01, "stale": 0.05}
 of this step, or of one or a few steps before."""
 
 
-class FDivergenceTrainer:
+class FDivergenceTrainer(RefillNews):
     """Mixed in front of a verl v1 trainer: attaches a_i, w_i and denominators before the actor update, and joins the
     preference rows of f-HAL to the batch that the actor update alone sees."""
 
