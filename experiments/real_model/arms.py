@@ -14,7 +14,7 @@ import re
 import shutil
 import statistics
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -198,14 +198,29 @@ def row(title: str, runs: list[Mapping[str, Any]]) -> str:
     )
 
 
+def basis(runs: Sequence[Mapping[str, Any]]) -> str:
+    """What a table's figures are of: model, problems, intervals, and where and when its runs were made."""
+    if not runs:
+        return "Not run."
+    commits, dates, machines = ([*dict.fromkeys(run[key] for run in runs)] for key in ("commit", "date", "hardware"))
+    return (
+        f"{NAME}; {runs[0]['problems']} held-out problems, greedy. Intervals: 95 %, paired bootstrap over problems; one\n"
+        f"that includes 0 shows no difference. Measured {' and '.join(sorted(dates))} on {' and '.join(machines)}, at\n"
+        f"{', '.join(commits)}."
+    )
+
+
 def write_report() -> None:
     """experiments/real_model/README.md, and the table in the repository's README."""
     results = read()
-    lines = [HEAD]
+    lines, shown_runs = [HEAD], []
     for arm in (*NEEDED, *LATER, CONTROL):
         rate = 0.0 if arm is CONTROL else best_rate(arm, results)
         names = [_name(arm, rate, seed) for seed in SEEDS] if rate is not None else []
-        lines.append(row(arm.title, [results[name] for name in names if name in results]))
+        runs = [results[name] for name in names if name in results]
+        lines.append(row(arm.title, runs))
+        shown_runs += runs
+    lines += ["", basis(shown_runs)]
     tuning = ["| | learning rate | sampled reward, last 5 steps | held-out after |", "| --- | --- | --- | --- |"]
     for arm in (*NEEDED, *LATER):
         for rate in arm.rates:
@@ -213,13 +228,20 @@ def write_report() -> None:
             shown = f"{learned(found):.3f} | {found['after']['right']:.3f}" if found else "not run |"
             tuning.append(f"| {arm.title} | {rate:g} | {shown} |")
     earlier = STEPS - LAST
-    each = [f"| run | sampled reward, first {earlier} steps | last {LAST} | s a step | measured |"]
-    each.append("| --- | --- | --- | --- | --- |")
+    each = [
+        f"| run | sampled reward, first {earlier} steps | last {LAST} | right, after - before | cut after | tokens after | "
+        "s a step | measured |"
+    ]
+    each.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name in sorted(results):
         found = results[name]
         first = statistics.fmean(found["rewards"][:-LAST])
         where = f"{found['commit']}, {found['date']}, {found['hardware']}"
-        each.append(f"| {name} | {first:.3f} | {learned(found):.3f} | {found['seconds_a_step']:.0f} | {where} |")
+        after, (low, high) = found["after"], found["gain_interval"]
+        held_out = f"{found['gain']:+.3f} [{low:+.3f}, {high:+.3f}] | {after['cut']:.2f} | {after['tokens']:.0f}"
+        each.append(
+            f"| {name} | {first:.3f} | {learned(found):.3f} | {held_out} | {found['seconds_a_step']:.0f} | {where} |"
+        )
     prompts = json.loads((HERE / "prompts.json").read_text()) if (HERE / "prompts.json").is_file() else {}
     chosen = ["| prompt | right | with a number | cut | tokens |", "| --- | --- | --- | --- | --- |"]
     for name, found in prompts.items():

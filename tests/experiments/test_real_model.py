@@ -35,7 +35,7 @@ def result(rewards, before="1000", after="1100", seed=0, rate=1e-5, cut=(0.04, 0
         for (when, values), share in zip(sides.items(), cut, strict=True)
     }
     rest = {"seed": seed, "learning_rate": rate, "rewards": rewards, "right": sides, "problems": 4}
-    return {**found, **rest, "seconds_a_step": 61.6}
+    return {**found, **rest, "gain": 0.25, "gain_interval": [-0.125, 0.5], "seconds_a_step": 61.6}
 
 
 def test_the_better_rate_is_that_of_the_last_five_rewards_once_both_were_tried(arms):
@@ -99,9 +99,21 @@ def test_a_result_is_kept_whole_and_the_pages_are_made_from_it(arms, tmp_path):
         f"| {arm.title} | {arm.rates[0]:g} | 0.200 | 0.500 |" in made
         and f"| {arm.title} | {arm.rates[1]:g} | 0.400 | 0.500 |" in made
     )
-    assert f"| {names[0]} | 0.100 | 0.200 | 62 | abc1234, " in made
+    assert f"| {names[0]} | 0.100 | 0.200 | +0.250 [-0.125, +0.500] | 0.02 | 30 | 62 | abc1234, " in made
     for other in (*arms.NEEDED[1:], *arms.LATER, arms.CONTROL):
         assert f"| {other.title} | not run |" in made
+    assert arms.basis([arms.read()[arms._name(arm, arm.rates[1], 0)]]) in readme.read_text()
+
+
+def test_a_table_says_what_its_figures_are_of(arms):
+    runs = [
+        {"problems": 400, "commit": commit, "date": date, "hardware": "2 cores"}
+        for commit, date in (("b2", "2026-01-03"), ("a1", "2026-01-02"), ("b2", "2026-01-03"))
+    ]
+    said = " ".join(arms.basis(runs).split())
+    assert said.startswith("SmolLM2-135M-Instruct, dequantised from Q4_1; 400 held-out problems, greedy.")
+    assert said.endswith("Measured 2026-01-02 and 2026-01-03 on 2 cores, at b2, a1.")
+    assert arms.basis([]) == "Not run."
 
 
 def test_the_page_that_is_there_is_that_of_the_results(arms, tmp_path):
