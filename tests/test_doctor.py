@@ -21,7 +21,7 @@ def test_doctor_says_that_this_environment_is_ready():
         "Megatron",
     ]
     assert "megatron-core 0.16.1, mbridge 0.15.1, megatron-bridge not installed" in result.output.replace("\n", " ")
-    for shim in ("config_hook", "policy_loss_fields", "reference_policy", "trainer_mode"):
+    for shim in ("config_hook", "policy_loss_fields", "reference_policy", "trainer_mode", "weight_transfer"):
         assert f"{shim} applied" in result.output.replace("\n", " ")
     assert lines[-1] == "ready"
 
@@ -34,6 +34,13 @@ def test_doctor_names_the_remedy_where_the_plugin_is_switched_off(monkeypatch):
     output = " ".join(result.output.split())
     assert "FAIL entry point: VERL_USE_EXTERNAL_PLUGINS=none switches the plugin off; add fgrpo to it" in output
     assert output.endswith("not ready: see the lines marked FAIL")
+
+
+def test_doctor_fails_where_verls_transfer_of_weights_is_another(monkeypatch):
+    found = {"version": "9.9", "weight_transfer": None, "refused": "BucketedWeightSender is not known."}
+    monkeypatch.setattr(doctor, "_probe", lambda report: found)
+    with pytest.raises(doctor.NotReady, match="BucketedWeightSender is not known"):
+        doctor._vllm()
 
 
 @pytest.mark.parametrize("listed", ["fgrpo", "other, fgrpo", " fgrpo ,other", "AUTO "])

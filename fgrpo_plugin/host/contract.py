@@ -56,8 +56,17 @@ REPLACED_SOURCES: dict[str, dict[str, str]] = {
     "verl.trainer.ppo.utils:need_reference_policy": {
         "b8a793a391c047143b1a5773c8391b362f0e4062e467022ed09a27f57505e6d7": "verl 0.9.1",
     },
+    "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer:BucketedWeightSender": {
+        "4d8596c372a144c2a2397b1c053a030268143fb1feed7e582a85ca6a6e866e7c": "verl 0.9.1",
+    },
+    "verl.workers.rollout.vllm_rollout.vllm_rollout:ServerAdapter._execute_method": {
+        "f58c74367fbad112f461727543cbb08323de6fb4da00c55bf1085b5d183e6074": "verl 0.9.1",
+    },
+    "verl.workers.rollout.vllm_rollout.vllm_rollout:ServerAdapter.update_weights": {
+        "db65d1f4e062c819bb77970e1339c82b80285abbe35c3f3569885a04920befd3": "verl 0.9.1",
+    },
 }
-"""verl's functions that a shim replaces -> SHA-256 of each version that it was written for -> which version that is."""
+"""What a shim replaces or wraps in verl -> SHA-256 of each version that it was written for -> which version that is."""
 USED_SOURCES: dict[str, dict[str, str]] = {
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._update_actor": {
         "d7009bd8a69d40b9e96c13bda5226cc0ab2c18db706606ea88e787b0ccdc3d83": "verl 0.9.1",

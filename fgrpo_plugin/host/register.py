@@ -41,15 +41,6 @@ def _shim(name: str):
     return apply
 
 
-def _weight_transfer(name: str):
-    def apply(module: ModuleType) -> None:
-        from fgrpo_plugin.host.worker import weight_transfer
-
-        getattr(weight_transfer, name)(module)
-
-    return apply
-
-
 def _config_hooks(config: ModuleType) -> None:
     from fgrpo_plugin.host.shims.config_hook import use_host_hooks
 
@@ -64,8 +55,7 @@ HOOKS = {
     "verl.trainer.ppo.utils": _shim("reference_policy"),
     "verl.utils.device": _shim("config_hook"),
     "verl.utils.config": _config_hooks,
-    "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer": _weight_transfer("watch_senders"),
-    "verl.workers.rollout.vllm_rollout.vllm_rollout": _weight_transfer("note_receivers"),
+    "verl.workers.rollout.vllm_rollout.vllm_rollout": _shim("weight_transfer"),
 }
 
 

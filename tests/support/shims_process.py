@@ -5,6 +5,7 @@ import json
 import verl
 import verl.trainer.ppo.v1  # the trainers' shim waits for this import
 import verl.utils.config
+import verl.workers.rollout.vllm_rollout.vllm_rollout  # and that of the weight transfer for this one
 from verl.trainer.ppo import core_algos
 from verl.trainer.ppo.v1 import get_trainer_cls
 

@@ -80,4 +80,4 @@ def refuse(name: str, error: Exception) -> None:
     """Note why f-GRPO cannot run on this host, and say so: verl hides a plugin's errors at DEBUG level."""
     known = isinstance(error, RuntimeError)
     REFUSED[name] = str(error) if known else f"{name} does not fit this host ({type(error).__name__}: {error})."
-    print(f"fgrpo-plugin: f_grpo will refuse to start: {REFUSED[name]}", file=sys.stderr, flush=True)
+    print(f"fgrpo-plugin: this verl does not fit f_grpo: {REFUSED[name]}", file=sys.stderr, flush=True)
