@@ -6,7 +6,7 @@
 
 The checkout stays as it is: a temporary clone of it is patched. The interpreter that runs this needs verl's own
 dependencies and pytest; verl itself is taken from the clone. --shims shows as well that this package's shims are not
-needed there and that 0005 and 0006 compute this package's losses; it takes the environment of `make env`. The exit
+needed there and that 0006 and 0007 compute this package's losses; it takes the environment of `make env`. The exit
 status is 1 where a patch does not apply, a test fails or one of these does not hold.
 """
 
@@ -26,7 +26,7 @@ SERIES = tuple(sorted(folder.name for folder in PATCHES.iterdir() if any(folder.
 # Whatever the user's own git settings are.
 SETTINGS = ("user.name=check", "user.email=check@localhost", "core.hooksPath=/dev/null", "commit.gpgSign=false")
 ADDED_TEST = re.compile(r"^\+\+\+ b/(tests/\S+\.py)$", flags=re.MULTILINE)
-SHIMS = 4  # the patches of a series that stand for a shim; what follows them is f-GRPO and f-HAL for verl
+SHIMS = 5  # the patches of a series that stand for a shim; what follows them is f-GRPO and f-HAL for verl
 GAP = 1e-6  # relative difference of float32 sums taken in another order
 
 
@@ -121,7 +121,7 @@ def check_shims(patches: list[Path], repo: Path, folder: Path, rev: str) -> bool
     print(f"loss {patched['loss']!r}, {'identical to' if same else 'NOT'} that of the installed verl with the shims")
     gaps = _answer(run_ours("tests.support.upstream_process", folder / "verl", plugin=False))["losses"].values()
     gap = max(max(entry.values()) for entry in gaps)
-    print(f"0005, 0006: largest relative difference from this package's losses {gap:.1e}, bound {GAP:.0e}")
+    print(f"0006, 0007: largest relative difference from this package's losses {gap:.1e}, bound {GAP:.0e}")
     return off and same and gap < GAP
 
 

@@ -118,7 +118,7 @@ PLAIN = tuple(
     for preset, divergence in cases
 )
 RUNS = (
-    ("FSDP2, the same run again on verl with patches 0001 to 0004 in place of the shims", "patched"),
+    ("FSDP2, the same run again on verl with the shims' patches in place of the shims", "patched"),
     ("FSDP2, 2 data-parallel ranks", "FSDP2_two_ranks"),
     ("FSDP 1", "FSDP_1"),
     ("Megatron, 1 rank", "Megatron"),

@@ -1,6 +1,6 @@
 """What test_patches.py runs in a process of its own, in which verl is the patched copy and no plugin is loaded.
 
-Prints the largest difference between verl's f-GRPO and f-HAL (patches 0005 and 0006) and this package's losses, by
+Prints the largest difference between verl's f-GRPO and f-HAL (patches 0006 and 0007) and this package's losses, by
 divergence, with the sizes of the mini-batch filled in as verl's `ppo_loss` fills them.
 """
 
