@@ -1,11 +1,13 @@
-"""Reading tables: parquet, JSON, JSONL and Arrow files, compressed or not, and datasets, saved or named.
+"""Reading tables: parquet, JSON, JSONL, CSV and Arrow files, and datasets, saved or named; JSON compressed or not.
 
 Values keep the types that they have in the file. What cannot be read is a ValueError whose text is the reason alone, on
 one line: the caller names the setting, the file and the remedy.
 """
 
+import csv
 import gzip
 import hashlib
+import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -63,6 +65,25 @@ def rows(file: Path) -> list[dict[str, Any]]:
     with _one_reason():
         _check_ending(file, HOST_ENDINGS)
         return list(_file_table(file).rows)
+
+
+def csv_rows(file: Path) -> list[dict[str, str]]:
+    """All rows of a CSV file with commas and a head: every value is text.
+
+    Raises:
+        ValueError: the reason.
+    """
+    with _one_reason():
+        text = _decoded(file.read_bytes().removeprefix(b"\xef\xbb\xbf"), None)
+        head, *cells = [line for line in csv.reader(io.StringIO(text, newline=""), strict=True) if line] or [[]]
+        if twice := sorted({name for name in head if head.count(name) > 1}):
+            raise ValueError(f"it has two columns named {', '.join(twice)}; rename one")
+        for number, line in enumerate(cells):
+            if len(line) != len(head):
+                raise ValueError(
+                    f"row {number} has {len(line)} values for {len(head)} columns; a value with a comma in it is quoted"
+                )
+        return [dict(zip(head, line, strict=True)) for line in cells]
 
 
 def load(
@@ -242,8 +263,6 @@ def _decompressed(raw: BinaryIO, suffix: str) -> Iterable[bytes]:
     if suffix == ".gz":
         return gzip.GzipFile(fileobj=raw)
     if suffix == ".zst":
-        import io
-
         import pyarrow as pa
 
         return io.BufferedReader(pa.CompressedInputStream(raw, "zstd"))

@@ -201,3 +201,32 @@ def test_what_is_wrong_in_a_json_file_is_named_by_row(text, reason, tmp_path):
     file.write_text(text)
     with pytest.raises(ValueError, match=reason):
         load(file)
+
+
+def test_a_csv_file_is_text_in_the_columns_of_its_head(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_bytes('\ufeffgoal,n\r\n"Bake ""bread"", please",1\r\n\r\n"two\nlines é",\r\n'.encode())
+    assert tables.csv_rows(file) == [{"goal": 'Bake "bread", please', "n": "1"}, {"goal": "two\nlines é", "n": ""}]
+    for content in (b"", b"\n", b"goal\n"):
+        file.write_bytes(content)
+        assert tables.csv_rows(file) == []
+
+
+@pytest.mark.parametrize(
+    "content, why",
+    [
+        (b"goal,n\nbake, please,1\n", "row 0 has 3 values for 2 columns; a value with a comma in it is quoted"),
+        (b"goal,n\nbake,1\nbake\n", "row 1 has 1 values for 2 columns"),
+        (b"goal,goal\na,b\n", "it has two columns named goal; rename one"),
+        (b'goal\n"bake\n', "unexpected end of data"),
+        (b"goal\ncaf\xe9\n", "it is not UTF-8 .*iconv -f latin1"),
+        ("goal\nbake\n".encode("utf-16"), "it is not UTF-8 .*iconv -f utf-16"),
+        (b"goal\n" + b"x" * 200_000 + b"\n", "field larger than field limit"),
+    ],
+)
+def test_a_csv_file_that_cannot_be_read_is_one_reason(tmp_path, content, why):
+    file = tmp_path / "a.csv"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=why) as error:
+        tables.csv_rows(file)
+    assert "\n" not in str(error.value)

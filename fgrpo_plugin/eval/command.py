@@ -68,7 +68,7 @@ def math(
     sets = read_sets(data, limit=limit, instruction=instruction)
     console = Console()
     for one in sets:
-        console.print(f"{one.name}: {len(one.problems)} problems x {samples} samples", soft_wrap=True)
+        console.print(f"{one.name}: {len(one.asked)} problems x {samples} samples", soft_wrap=True)
     sampling = asdict(how) | {"server": server is not None}
     with progress_bars(console) as progress:
         follow = follower(progress, Lines(console))

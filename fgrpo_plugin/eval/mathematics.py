@@ -65,14 +65,14 @@ def evaluate(
         for name in models:
             held.enter_context(_alone(folder / name))
         for (name, model), one in itertools.product(models.items(), sets):
-            chats = {key: list(problem.chat) for key, problem in one.problems.items()}
+            chats = {key: list(problem.chat) for key, problem in one.asked.items()}
             output = folder / name / f"{one.name}.jsonl"
             responses = sample(model, chats, output, follow(f"{name} on {one.name}"))
             scored = follow(f"{name} on {one.name}: comparing answers")
             rows = []
-            for number, (key, problem) in enumerate(one.problems.items()):
+            for number, (key, problem) in enumerate(one.asked.items()):
                 rows.append(scored_row(key, problem, responses[key]))
-                scored(number + 1, len(one.problems))
+                scored(number + 1, len(one.asked))
             scores = {"model": name, "from": model, "set": one.name, "sampling": dict(sampling), "rows": rows}
             write_whole(output.with_name(f"{one.name}{SCORES}"), (json.dumps(scores, indent=1) + "\n").encode())
 

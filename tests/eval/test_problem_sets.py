@@ -1,11 +1,11 @@
 """Published columns, verl's rows, and what is refused: small files of our own in the same shapes."""
 
-import gzip
 import json
+import re
 
 import pytest
 
-from fgrpo_plugin.eval.problem_sets import INSTRUCTION, files_of_sets, question_and_answer, read_sets
+from fgrpo_plugin.eval.problem_sets import INSTRUCTION, question_and_answer, read_sets
 
 
 def write(path, rows):
@@ -34,17 +34,17 @@ def write(path, rows):
 def test_published_columns(tmp_path, row, asked, answer):
     (found,) = read_sets([write(tmp_path / "a.set.jsonl", [row])])
     assert found.name == "a.set"
-    (problem,) = found.problems.values()
+    (problem,) = found.asked.values()
     assert problem.chat == ({"role": "user", "content": f"{asked}\n{INSTRUCTION}"},) and problem.answer == answer
     (plain,) = read_sets([tmp_path / "a.set.jsonl"], instruction="")
-    assert next(iter(plain.problems.values())).chat == ({"role": "user", "content": asked},)
+    assert next(iter(plain.asked.values())).chat == ({"role": "user", "content": asked},)
 
 
 def test_verls_rows_are_asked_as_they_are(tmp_path):
     chat = [{"role": "system", "content": "short"}, {"role": "user", "content": "2+2?"}]
     row = {"prompt": chat, "reward_model": {"style": "rule", "ground_truth": "4"}, "data_source": "x"}
     (found,) = read_sets([write(tmp_path / "verl.jsonl", [row])])
-    (problem,) = found.problems.values()
+    (problem,) = found.asked.values()
     assert list(problem.chat) == chat and problem.answer == "4"
 
 
@@ -55,16 +55,7 @@ def test_verls_parquet_too(tmp_path):
     rows = [{"prompt": chat, "reward_model": {"style": "rule", "ground_truth": "4"}}]
     datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "test.parquet"))
     (found,) = read_sets([tmp_path / "test.parquet"])
-    assert [problem.answer for problem in found.problems.values()] == ["4"]
-
-
-def test_compressed_files_and_folders_of_files(tmp_path):
-    write(tmp_path / "b.jsonl", [{"input": "1?", "target": 1}])
-    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
-        file.write(json.dumps({"input": "2?", "target": 2}) + "\n")
-    (tmp_path / "README.md").write_text("of the sets")
-    assert [file.name for file in files_of_sets([tmp_path])] == ["a.jsonl.gz", "b.jsonl"]
-    assert [found.name for found in read_sets([tmp_path])] == ["a", "b"]
+    assert [problem.answer for problem in found.asked.values()] == ["4"]
 
 
 def test_a_limit_takes_the_same_problems_whatever_their_order(tmp_path):
@@ -74,20 +65,20 @@ def test_a_limit_takes_the_same_problems_whatever_their_order(tmp_path):
     (more,) = read_sets([tmp_path / "one" / "a.jsonl"], limit=20)
 
     def asked(found):
-        return {problem.chat[0]["content"] for problem in found.problems.values()}
+        return {problem.chat[0]["content"] for problem in found.asked.values()}
 
-    assert len(first.problems) == 10 and asked(first) == asked(other) < asked(more)
+    assert len(first.asked) == 10 and asked(first) == asked(other) < asked(more)
     assert asked(first) != {f"{number}?\n{INSTRUCTION}" for number in range(10)}  # not the first ones
     (everything,) = read_sets([tmp_path / "one" / "a.jsonl"], limit=100)
-    assert [problem.answer for problem in everything.problems.values()] == [str(number) for number in range(40)]
+    assert [problem.answer for problem in everything.asked.values()] == [str(number) for number in range(40)]
 
 
 def test_a_problem_that_is_there_twice_counts_twice_and_another_answer_is_another_problem(tmp_path):
     rows = [{"input": "1?", "target": 1}, {"input": "1?", "target": 1}]
     (found,) = read_sets([write(tmp_path / "a.jsonl", rows)])
     (changed,) = read_sets([write(tmp_path / "a.jsonl", [rows[0], {"input": "1?", "target": 2}])])
-    assert len(found.problems) == 2 and next(iter(found.problems)) == next(iter(changed.problems))
-    assert list(found.problems)[1] != list(changed.problems)[1]
+    assert len(found.asked) == 2 and next(iter(found.asked)) == next(iter(changed.asked))
+    assert list(found.asked)[1] != list(changed.asked)[1]
 
 
 @pytest.mark.parametrize(
@@ -124,11 +115,11 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
         (["none.jsonl"], "it holds no problems|no rows|empty"),
         (["broken.jsonl"], "row 1|line 2"),
         (["words.txt"], "the ending '.txt' is none of"),
-        (["a.jsonl", "other/a.json"], "names two sets a"),
+        (["a.jsonl", "other/a.json"], "two sets are called a"),
     ):
         with pytest.raises(ValueError, match=why) as error:
             read_sets([tmp_path / name for name in names])
-        assert "\n" not in str(error.value) and str(error.value).startswith("--data")
+        assert "\n" not in str(error.value) and re.match("--data|two sets", str(error.value))
 
 
 def test_the_columns_of_a_row_alone():
