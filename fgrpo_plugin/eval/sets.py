@@ -32,10 +32,12 @@ class AskedSet(Generic[Item]):
     Attributes:
         name: of the file, without its ending.
         asked: id -> what is asked; an id tells of the row and of what is asked.
+        repeated: rows that were left out because an earlier one asks the same.
     """
 
     name: str
     asked: dict[str, Item]
+    repeated: int = 0
 
 
 def files_of_sets(data: Sequence[Path], setting: str = "--data") -> list[Path]:
@@ -59,7 +61,12 @@ def files_of_sets(data: Sequence[Path], setting: str = "--data") -> list[Path]:
 
 
 def read_set(
-    file: Path, item: Callable[[Mapping[str, Any], int], Item], *, limit: int | None = None, setting: str = "--data"
+    file: Path,
+    item: Callable[[Mapping[str, Any], int], Item],
+    *,
+    limit: int | None = None,
+    setting: str = "--data",
+    once: bool = False,
 ) -> AskedSet[Item]:
     """Read one set.
 
@@ -68,6 +75,7 @@ def read_set(
         item: row and its number -> what is asked, or a ValueError whose text is the reason alone.
         limit: how many, drawn once for all by what is asked; None is all of them.
         setting: that named the file, for the reason.
+        once: whether what several rows ask is asked once.
 
     Raises:
         ValueError: the file cannot be read, holds nothing, or a row is refused.
@@ -82,9 +90,12 @@ def read_set(
         raise ValueError(f"{setting} {file}: {str(reason).rstrip('.')}.") from None
     if not items:
         raise ValueError(f"{setting} {file}: it holds no rows.")
-    keyed = {f"{number}-{_digest(one)}": one for number, one in enumerate(items)}
-    kept = sorted(keyed, key=lambda key: key.partition("-")[2])[:limit] if limit else list(keyed)
-    return AskedSet(_ENDING.sub("", file.name), {key: keyed[key] for key in keyed if key in set(kept)})
+    digests = [_digest(one) for one in items]
+    first = dict(zip(reversed(digests), reversed(range(len(items))), strict=True))
+    numbers = sorted(first.values()) if once else range(len(items))
+    kept = sorted(numbers, key=lambda number: digests[number])[:limit] if limit else numbers
+    asked = {f"{number}-{digests[number]}": items[number] for number in sorted(kept)}
+    return AskedSet(_ENDING.sub("", file.name), asked, len(items) - len(numbers))
 
 
 def unlike_names(sets: Sequence[AskedSet[Item]]) -> list[AskedSet[Item]]:

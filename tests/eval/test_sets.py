@@ -41,7 +41,11 @@ def test_files_of_every_kind_and_folders_of_them(tmp_path):
     files = files_of_sets([tmp_path])
     assert [file.name for file in files] == ["a.jsonl.gz", "b.v1.jsonl", "c.csv"]
     found = [read_set(file, words) for file in files]
-    assert [one.name for one in found] == ["a", "b.v1", "c"] and [said(one) for one in found] == [["2"], ["1"], ["3, 4"]]
+    assert [one.name for one in found] == ["a", "b.v1", "c"] and [said(one) for one in found] == [
+        ["2"],
+        ["1"],
+        ["3, 4"],
+    ]
 
 
 def test_an_id_tells_of_the_row_and_of_all_that_is_asked(tmp_path):
@@ -83,3 +87,13 @@ def test_text_and_messages_are_chats_and_nothing_said_is_none():
     assert text_or_chat("1?") == [{"role": "user", "content": "1?"}] and text_or_chat(chat) == chat
     for empty in ("", " \n", [], [{"role": "user", "content": " "}], [{"role": "user"}], None, 1, float("nan"), ["x"]):
         assert text_or_chat(empty) == []
+
+
+def test_what_several_rows_ask_is_asked_once_where_that_is_wished(tmp_path):
+    rows = [{"words": word} for word in ("1", "2", "1", "3", "1")]
+    file = write(tmp_path / "a.jsonl", rows)
+    found = read_set(file, words, once=True)
+    assert said(found) == ["1", "2", "3"] and found.repeated == 2
+    assert [key.split("-")[0] for key in found.asked] == ["0", "1", "3"]  # the first of each
+    assert len(read_set(file, words).asked) == 5 and read_set(file, words).repeated == 0
+    assert len(read_set(file, words, once=True, limit=2).asked) == 2
