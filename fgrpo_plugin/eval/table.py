@@ -1,38 +1,13 @@
-"""The table of an evaluation: every model on every set, their mean ranks and Relative Overall."""
+"""The table of mathematical problems: every model on every set, their mean ranks and Relative Overall."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fgrpo_plugin.eval.statistics import bootstrap, majority_at_k, mean_ranks, pass_at_k, relative_overall
-
-SCORES = ".scores.json"
-"""How a file of scores ends, behind the name of its set."""
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A mean over problems with its 95 % interval (bootstrap over problems), and each problem's value."""
-
-    mean: float
-    low: float
-    high: float
-    values: tuple[float, ...]
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Measure":
-        """The mean of one value a problem."""
-        return cls(statistics.fmean(values), *bootstrap(values), tuple(values))
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-    def signed(self) -> str:
-        """As a difference."""
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+from fgrpo_plugin.eval.scores import MATH, check_k, chosen_ks, comparable
+from fgrpo_plugin.eval.statistics import Measure, majority_at_k, mean_ranks, pass_at_k, relative_overall
 
 
 @dataclass(frozen=True)
@@ -63,9 +38,7 @@ def set_result(rows: Sequence[Mapping[str, Any]], ks: Sequence[int]) -> SetResul
         ValueError: a k above the number of samples.
     """
     samples = len(rows[0]["right"])
-    for k in ks:
-        if not 1 <= k <= samples:
-            raise ValueError(f"k={k} needs at least {k} samples, and there are {samples}; lower --k.")
+    check_k(ks, samples)
     measures = {}
     for k in sorted({1, *ks}):
         measures[f"pass@{k}"] = Measure.of([pass_at_k(sum(row["right"]), samples, k) for row in rows])
@@ -119,55 +92,11 @@ def read_evaluation(
         ValueError: there are none, sets have other numbers of samples and no k is given, a model lacks a set, or two
             were sampled or asked differently.
     """
-    files = sorted(folder.glob(f"*/*{SCORES}"))
-    if sets is not None:
-        files = [file for file in files if file.name.removesuffix(SCORES) in sets]
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for file in files:
-        try:
-            scores = json.loads(file.read_text())
-            model, one = file.parent.name, file.name.removesuffix(SCORES)
-            if (scores["model"], scores["set"]) != (model, one):
-                raise ValueError(f"it is of {scores['model']} on {scores['set']}, not of {model} on {one}")
-            if not scores["rows"] or not scores["rows"][0]["right"]:
-                raise ValueError("it has no rows")
-            found.setdefault(model, {})[one] = scores
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file} cannot be read ({type(error).__name__}: {error}); evaluate it again.") from None
-    names = list(only) if only is not None else list(found)
-    if missing := [name for name in names if name not in found]:
-        raise ValueError(f"{folder} has no scores of {', '.join(missing)}; it has {', '.join(found) or 'none'}.")
-    if not names:
-        raise ValueError(f"{folder} holds no scores; make them: fgrpo eval math MODEL --data FILE -o {folder}")
-    found = {name: found[name] for name in names}
-    _check_alike(found)
-    samples = {one: len(scores["rows"][0]["right"]) for one, scores in found[names[0]].items()}
-    if not ks and len(set(samples.values())) > 1:
-        counts = ", ".join(f"{one} {count}" for one, count in samples.items())
-        raise ValueError(f"the sets have other numbers of samples ({counts}); say which k to show: --k")
-    chosen = tuple(ks) if ks else (next(iter(samples.values())),)
+    found = comparable(folder, MATH, only, sets)
+    chosen = chosen_ks(found, ks)
     return Evaluation(
         {name: {one: set_result(own[one]["rows"], chosen) for one in own} for name, own in found.items()}, chosen
     )
-
-
-def _check_alike(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
-    first, *others = found
-    for other in others:
-        if apart := sorted(set(found[first]) ^ set(found[other])):
-            raise ValueError(
-                f"{first} and {other} were not evaluated on the same sets ({', '.join(apart)}); evaluate what is "
-                "missing, or name the models of the table."
-            )
-        for one in found[first]:
-            left, right = found[first][one], found[other][one]
-            same = [row["id"] for row in left["rows"]] == [row["id"] for row in right["rows"]]
-            if left["sampling"] != right["sampling"] or not same:
-                what = "sampled alike" if same else "asked the same problems"
-                raise ValueError(
-                    f"{first} and {other} were not {what} on {one}, so that their figures cannot be compared; evaluate "
-                    "one again in the same way."
-                )
 
 
 HEAD = ("set", "model", "problems")
@@ -186,9 +115,8 @@ def set_table(evaluation: Evaluation, base: str | None) -> tuple[list[str], list
             result = sets[one]
             difference: list[str] = []
             if against:
-                own, of_base = (found.measures["pass@1"].values for found in (result, results[str(base)][one]))
-                gains = [mine - theirs for mine, theirs in zip(own, of_base, strict=True)]
-                difference = ["" if model == base else Measure.of(gains).signed()]
+                gain = result.measures["pass@1"].minus(results[str(base)][one].measures["pass@1"])
+                difference = ["" if model == base else gain.signed()]
             tokens = "-" if result.tokens is None else f"{result.tokens:.0f}"
             shown = (str(result.measures[name]) for name in measures)
             tail = (f"{result.answered:.3f}", f"{result.cut:.3f}", tokens)
@@ -210,9 +138,3 @@ def overall_table(evaluation: Evaluation, base: str | None) -> tuple[list[str], 
         shown = "-" if value is None else f"{value:.1f}"
         rows.append([model, f"{statistics.fmean(own.values()):.3f}", f"{ranks[model]:.2f}", shown])
     return ["model", "mean pass@1", "mean rank", f"Relative Overall (base {base or 'not named'})"], rows
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fgrpo_plugin.cli import app
-from fgrpo_plugin.eval import command
+from fgrpo_plugin.eval import command, options
 from fgrpo_plugin.quickstart.model import build_model, build_tokenizer, save_model
 
 
@@ -67,7 +67,7 @@ def test_a_server_is_asked_by_the_name_of_the_model(problems, tmp_path, monkeypa
         asked.append((url, name, how.samples))
         return {key: [{"text": "1", "tokens": None, "ended": True}] * how.samples for key in chats}
 
-    monkeypatch.setattr(command, "server_responses", answer)
+    monkeypatch.setattr(options, "server_responses", answer)
     done = run("math", "org/name", "--server", "http://x/v1", "--data", problems, "-o", tmp_path / "out")
     assert done.exit_code == 0, done.stderr
     assert asked == [("http://x/v1", "org/name", 4)]

@@ -1,12 +1,9 @@
-"""A problem's responses: which are right, which are the same answer, and what is written."""
+"""A problem's responses: which are right, and which are the same answer."""
 
-import json
+from pathlib import Path
 
-import pytest
-
-from fgrpo_plugin.eval.mathematics import evaluate, named_models, scored_row
+from fgrpo_plugin.eval.mathematics import scored_problems, scored_row
 from fgrpo_plugin.eval.problem_sets import MathProblem, ProblemSet
-from fgrpo_plugin.eval.table import read_evaluation
 
 
 def problem(answer="12"):
@@ -40,72 +37,6 @@ def test_an_answer_that_takes_too_long_is_counted_and_wrong(monkeypatch):
     assert row["slow"] == [1] and row["right"] == [True, False, True] and row["vote"] == [0, None, 0]
 
 
-def test_models_are_named_by_their_folders_or_by_hand():
-    assert named_models(["/models/base", "rl=/runs/1/model", "x/"]) == {
-        "base": "/models/base",
-        "rl": "/runs/1/model",
-        "x": "x/",
-    }
-    assert named_models(["org/Name-1.5B"]) == {"Name-1.5B": "org/Name-1.5B"}
-    for given, why in (
-        (["a/model", "b/model"], "two models are called model; name one: NAME=b/model"),
-        (["=x"], "cannot be a folder's name"),
-        (["a/b=x"], "'a/b' cannot be a folder's name"),
-        (["..=x"], "cannot be a folder's name"),
-        (["/"], "cannot be a folder's name"),
-    ):
-        with pytest.raises(ValueError, match=why):
-            named_models(given)
-
-
-def test_scores_stand_beside_the_responses_and_progress_is_told(tmp_path):
-    sets = [ProblemSet("one", {"0": problem("1"), "1": problem("2")}), ProblemSet("two", {"0": problem("3")})]
-    told, asked = [], []
-
-    def sample(model, chats, output, on_progress):
-        asked.append((model, output))
-        on_progress(len(chats), len(chats))
-        return {key: said("1", "2") for key in chats}
-
-    evaluate(
-        {"m": "folder"},
-        sets,
-        tmp_path,
-        sample,
-        sampling={"samples": 2},
-        follow=lambda what: lambda done, total: told.append((what, done, total)),
-    )
-    assert asked == [("folder", tmp_path / "m" / "one.jsonl"), ("folder", tmp_path / "m" / "two.jsonl")]
-    assert told[:3] == [("m on one", 2, 2), *(("m on one: comparing answers", done, 2) for done in (1, 2))]
-    scores = json.loads((tmp_path / "m" / "one.scores.json").read_text())
-    assert {key: scores[key] for key in ("model", "from", "set", "sampling")} == {
-        "model": "m",
-        "from": "folder",
-        "set": "one",
-        "sampling": {"samples": 2},
-    }
-    assert [row["right"] for row in scores["rows"]] == [[True, False], [False, True]]
-    found = read_evaluation(tmp_path).results["m"]
-    assert found["one"].measures["pass@1"].mean == 0.5 and found["two"].measures["pass@2"].mean == 0.0
-
-
-def test_two_evaluations_do_not_write_one_folder(tmp_path):
-    sets = [ProblemSet("one", {"0": problem("1")})]
-    how = {"sampling": {}, "follow": lambda what: lambda done, total: None}
-
-    def sample(model, chats, output, on_progress):
-        return {key: said("1") for key in chats}
-
-    def another(model, chats, output, on_progress):
-        with pytest.raises(ValueError, match=r"another evaluation writes .*/m now; wait until it has ended, or name"):
-            evaluate({"m": "folder"}, sets, tmp_path, sample, **how)
-        evaluate({"other": "folder"}, sets, tmp_path, sample, **how)
-        return sample(model, chats, output, on_progress)
-
-    evaluate({"m": "folder"}, sets, tmp_path, another, **how)
-    evaluate({"m": "folder"}, sets, tmp_path, sample, **how)  # it is free again
-
-
 def test_a_comparison_that_takes_too_long_is_counted_too(monkeypatch):
     from fgrpo_plugin.eval import mathematics
     from fgrpo_plugin.eval.scoring import TookTooLong
@@ -116,3 +47,16 @@ def test_a_comparison_that_takes_too_long_is_counted_too(monkeypatch):
     monkeypatch.setattr(mathematics, "same_answer", slow)
     row = scored_row("0", problem("12"), said("12"))
     assert row["slow"] == [0] and row["right"] == [False]
+
+
+def test_every_problem_has_its_row_and_progress_is_told():
+    told = []
+    sums = ProblemSet("sums", {"0": problem("1"), "1": problem("2")})
+    rows = scored_problems(
+        sums,
+        {key: said("1", "2") for key in "01"},
+        Path("nowhere"),
+        lambda what: lambda done, total: told.append((what, done, total)),
+    )
+    assert [(row["id"], row["right"]) for row in rows] == [("0", [True, False]), ("1", [False, True])]
+    assert told == [("comparing answers", 1, 2), ("comparing answers", 2, 2)]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
-from fgrpo_plugin.eval.statistics import bootstrap, majority_at_k, mean_ranks, pass_at_k, relative_overall
+from fgrpo_plugin.eval.statistics import Measure, bootstrap, majority_at_k, mean_ranks, pass_at_k, relative_overall
 
 
 def test_the_interval_is_that_of_resampled_means():
@@ -128,3 +128,13 @@ def test_equal_shares_of_right_samples_are_a_tie_however_they_are_added():
 def test_ranks_need_the_same_sets(scores):
     with pytest.raises(ValueError, match="at least one set, and the same sets of every model"):
         mean_ranks(scores)
+
+
+def test_a_difference_is_paired():
+    own, base = Measure.of([1.0, 0.5, 1.0]), Measure.of([1.0, 0.0, 0.25])
+    less = own.minus(base)
+    assert less.values == (0.0, 0.5, 0.75) and less == Measure.of([0.0, 0.5, 0.75])
+    assert less.mean == pytest.approx(1.25 / 3) and (less.low, less.high) == bootstrap([0.0, 0.5, 0.75])
+    assert str(own).startswith("0.833 [0.500, 1.000]") and less.signed() == "+0.417 [+0.000, +0.750]"
+    with pytest.raises(ValueError):
+        own.minus(Measure.of([1.0]))
