@@ -12,6 +12,7 @@ import typer
 import yaml
 
 from fgrpo_plugin.eval import command as eval_command
+from fgrpo_plugin.eval import safety_command
 from fgrpo_plugin.plan.command import plan as plan_run
 
 app = typer.Typer(
@@ -308,7 +309,12 @@ def _one_sentence(command: str, code: int = 2) -> Iterator[None]:
 
 evaluation = typer.Typer(help="Evaluate models.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(evaluation, name="eval")
-for _name, _command in (("math", eval_command.math), ("table", eval_command.table)):
+for _name, _command in (
+    ("math", eval_command.math),
+    ("safety", safety_command.safety),
+    ("table", eval_command.table),
+    ("refusals", safety_command.refusals),
+):
     evaluation.command(_name)(_one_sentence(f"fgrpo eval {_name}")(_command))
 
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("docs/benchmarks.md", "docs/engines.md", "docs/plan.md", "docs/preference_data.md")
+PAGES = ("docs/benchmarks.md", "docs/engines.md", "docs/plan.md", "docs/preference_data.md", "docs/safety.md")
 BLOCK = re.compile(r"(<!-- measured: (\S+) -->\n).*?(<!-- /measured -->)", flags=re.DOTALL)
 
 

@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fgrpo_plugin.eval import options
+from fgrpo_plugin.eval import options, safety_command
 from fgrpo_plugin.eval.evaluating import evaluate, named_models
 from fgrpo_plugin.eval.mathematics import scored_problems
 from fgrpo_plugin.eval.problem_sets import INSTRUCTION, read_sets
 from fgrpo_plugin.eval.sampling import Engine, Sampling
-from fgrpo_plugin.eval.scores import SCORES
+from fgrpo_plugin.eval.scores import MATH, SAFETY, SCORES, read_scores
 from fgrpo_plugin.eval.table import Evaluation, overall_table, read_evaluation, set_table
 from fgrpo_plugin.progress import Lines, follower, progress_bars
 
@@ -58,17 +58,29 @@ def math(
 
 
 def table(
-    folder: Annotated[Path, typer.Argument(help="Of `fgrpo eval math`.")],
+    folder: Annotated[Path, typer.Argument(help="Of `fgrpo eval math` or `fgrpo eval safety`.")],
     model: Annotated[list[str] | None, typer.Option(help="Name of a model; repeatable; all if not given.")] = None,
-    k: Ks = None,
+    k: Annotated[
+        list[int] | None, typer.Option("--k", help="As at the evaluation; repeatable; the samples if not given.")
+    ] = None,
     base: options.Base = None,
+    refusals: safety_command.Refusals = safety_command.DEFAULT_LIST,
 ) -> None:
-    """Print the table of models that were evaluated, in one call or in several."""
-    evaluation = read_evaluation(folder, k, model)
-    if base is not None and base not in evaluation.results:
-        raise ValueError(f"--base {base} is none of the models {', '.join(evaluation.results)}.")
-    console = Console()
-    options.write_tables(_shown(evaluation, base, folder, console), folder, console)
+    """Print the tables of models that were evaluated, in one call or in several."""
+    safety_command.check_list(refusals)
+    models = {kind: [*found] for kind, found in read_scores(folder).items()}
+    kinds = [kind for kind, names in models.items() if model is None or set(model) & {*names}] or [MATH]
+    named = model or [name for kind in kinds for name in models.get(kind, ())]
+    if named and base is not None and base not in named:
+        raise ValueError(f"--base {base} is none of the models {', '.join(dict.fromkeys(named))}.")
+    console, text = Console(), []
+    for kind in kinds:
+        own = base if base in models.get(kind, ()) else None
+        if kind == SAFETY:
+            text += safety_command.shown(folder, refusals, k, model, None, own, console)
+        else:
+            text += _shown(read_evaluation(folder, k, model), own, folder, console)
+    options.write_tables(text, folder, console)
 
 
 def _shown(evaluation: Evaluation, base: str | None, folder: Path, console: Console) -> list[str]:

@@ -19,7 +19,7 @@ Models = Annotated[
     list[str], typer.Argument(metavar="[NAME=]MODEL...", help="Hugging Face folders, or names at the server.")
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of responses and scores; what it holds is kept.")]
-Base = Annotated[str | None, typer.Option(help="Name of the base model: 0 of Relative Overall; differences are to it.")]
+Base = Annotated[str | None, typer.Option(help="Name of the base model; differences, and Relative Overall, are to it.")]
 Limit = Annotated[int | None, typer.Option(help="Prompts of each set; the same ones in every call.")]
 TopP = Annotated[float, typer.Option(help="Share of the probability that is sampled from.")]
 MaxTokens = Annotated[int, typer.Option(help="Of a response.")]
