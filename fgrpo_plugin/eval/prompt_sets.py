@@ -81,6 +81,10 @@ def _prompt(row: Mapping[str, Any], number: int, meant: bool | None) -> SafetyPr
     chat = text_or_chat(row[there[0]])
     if not chat:
         raise ValueError(f"row {number} asks nothing in {there[0]}")
+    if not all(isinstance(message.get(part), str) for message in chat for part in ("role", "content")):
+        raise ValueError(f"row {number} has a message without a role, or whose content is no text")
+    if chat[-1]["role"] != "user":
+        raise ValueError(f"row {number} ends with a message of the {chat[-1]['role']}; a prompt ends with the user's")
     told = _harmful(row)
     if meant is None and told is None:
         raise ValueError(

@@ -124,6 +124,8 @@ def refusals(
     judging = _judge(judge, judge_server, judge_template, judge_guard, judge_max_tokens, engine)
     if judging is not None and output is None:
         raise ValueError("what --judge says is kept beside the table; name its file with --output.")
+    if output is not None and (output.is_dir() or not output.parent.is_dir()):
+        raise ValueError(f"--output {output} names no file in a folder that is there.")
     rows, console = read_labelled(files or [OURS]), Console()
     kept = (output or Path()).with_suffix(".judged.jsonl") if judging is not None else None
     with progress_bars(console) as progress:

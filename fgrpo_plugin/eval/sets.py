@@ -81,6 +81,8 @@ def read_set(
         ValueError: the file cannot be read, holds nothing, or a row is refused.
     """
     try:
+        if file.is_file() and kind_ending(file) not in KINDS:
+            raise ValueError(f"the ending {file.suffix!r} is none of {', '.join(KINDS)}")
         if file.suffix == ".csv":
             rows: Any = tables.csv_rows(file)
         else:

@@ -110,6 +110,12 @@ def test_a_prompt_that_stands_there_twice_is_asked_once_and_a_limit_draws_of_the
         ([{"goal": float("nan")}], "row 0 asks nothing in goal"),
         ([{"prompt": []}], "row 0 asks nothing in prompt"),
         ([{"prompt": [{"role": "user", "content": ""}]}], "row 0 asks nothing in prompt"),
+        ([{"prompt": [{"content": CHEAT}]}], "row 0 has a message without a role, or whose content is no text"),
+        ([{"prompt": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}], "row 0 has a message without a"),
+        (
+            [{"prompt": [{"role": "user", "content": CHEAT}, {"role": "assistant", "content": "Sure"}]}],
+            "row 0 ends with a message of the assistant; a prompt ends with the user's",
+        ),
         ([], "it holds no rows"),
     ],
 )

@@ -182,6 +182,8 @@ def test_labelled_responses_are_counted(tmp_path, said):
     assert "compliance" in run("refusals").stdout
     for words, why in (
         ((tmp_path / "none",), "FILE .*none: there is no such file"),
+        ((file, "-o", tmp_path / "no" / "table.md"), "--output .*no/table.md names no file in a folder that is there"),
+        ((file, "-o", tmp_path), "--output .* names no file in a folder that is there"),
         ((file, "--judge", "j", "--judge-server", "s"), "what --judge says is kept beside the table; name its file"),
     ):
         refused = run("refusals", *words)

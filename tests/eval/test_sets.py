@@ -68,11 +68,14 @@ def test_what_is_refused_names_the_setting_and_the_file(tmp_path):
     (tmp_path / "empty").mkdir()
     none = write(tmp_path / "none.jsonl", [])
     bad = write(tmp_path / "bad.jsonl", [{"words": "1"}, {"words": " "}])
+    other = tmp_path / "rows.tsv"
+    other.write_text("words\n1\n")
     table = tmp_path / "bad.csv"
     table.write_text("words\n1,2\n")
     for read, why in (
         (lambda: files_of_sets([tmp_path / "missing"], "--safe"), "--safe .*missing: there is no such file or folder"),
         (lambda: files_of_sets([tmp_path / "empty"], "--safe"), r"--safe .*empty: the folder holds no file of .*\.csv"),
+        (lambda: read_set(other, words), r"--data .*rows\.tsv: the ending '\.tsv' is none of .*, \.csv\."),
         (lambda: read_set(none, words, setting="--safe"), r"--safe .*none\.jsonl: it holds no rows\."),
         (lambda: read_set(bad, words, setting="--safe"), r"--safe .*bad\.jsonl: row 1 says nothing\."),
         (lambda: read_set(table, words, setting="--safe"), r"--safe .*bad\.csv: row 0 has 2 values for 1 columns"),
