@@ -12,7 +12,7 @@ MERGED = (*LORA, f"++{MODEL}.lora.merge=true")
 F_GRPO = (
     "algorithm.adv_estimator=f_grpo",
     "~data.preference",
-    "++actor_rollout_ref.actor.policy_loss.f_divergence.lam=null",
+    "++actor_rollout_ref.actor.policy_loss.f_divergence.lam=0",
 )
 FAILING = "actor_rollout_ref.rollout.engine_kwargs.vllm.worker_extension_cls=tests.e2e.failing_worker.FailingExtension"
 
