@@ -42,9 +42,7 @@ def math(
     """Sample models on mathematical problems: pass@1, pass@k, maj@k with intervals, mean rank, Relative Overall."""
     how = Sampling(samples, temperature, top_p, max_tokens, seed)
     named, engine = named_models(models), Engine(dtype, tensor_parallel, chat_template)
-    options.check(
-        named, output, k=k or (), samples=samples, limit=limit, base=base, server=server, engine=engine
-    )  # fmt: skip
+    options.check(named, output, k=k or (), samples=samples, limit=limit, base=base, server=server, engine=engine)
     sets = read_sets(data, limit=limit, instruction=instruction)
     console = Console()
     for one in sets:

@@ -71,9 +71,7 @@ def safety(
     """Sample models on harmful and on safe prompts: attack success and over-refusal with intervals, and a judge."""
     how = Sampling(samples, temperature, top_p, max_tokens, seed)
     named, engine = named_models(models), Engine(dtype, tensor_parallel, chat_template)
-    options.check(
-        named, output, k=k or (), samples=samples, limit=limit, base=base, server=server, engine=engine
-    )  # fmt: skip
+    options.check(named, output, k=k or (), samples=samples, limit=limit, base=base, server=server, engine=engine)
     check_list(refusals)
     judging = _judge(judge, judge_server, judge_template, judge_guard, judge_max_tokens, engine)
     sets = read_prompts(harmful=harmful or (), safe=safe or (), data=data or (), limit=limit)
@@ -84,7 +82,9 @@ def safety(
             f"{one.name}: {bad} harmful and {len(one.asked) - bad} safe prompts x {samples} samples", soft_wrap=True
         )
         if one.repeated:
-            console.print(f"{one.name}: {one.repeated} rows ask what an earlier row asks and are left out")
+            console.print(
+                f"{one.name}: {one.repeated} rows ask what an earlier row asks and are left out", soft_wrap=True
+            )
     scoring = None
     if judging is not None:
         words = hashlib.sha256((judging.template or "").encode()).hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -60,6 +61,22 @@ def test_a_model_is_sampled_scored_and_shown(model, problems, tmp_path):
     assert refused.exit_code == 2 and re.search(r"other settings \(temperature 1\.0, now 0\.5\)", refused.stderr)
 
 
+def test_a_model_is_asked_what_it_ought_to_refuse_and_a_judge_about_it(model, problems, tmp_path):
+    rows = [json.loads(line) for line in problems.read_text().splitlines()]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": row["input"]}) + "\n" for row in rows))
+    judge = shutil.copytree(model, tmp_path / "judge")
+    words = ["safety", model, "--harmful", prompts, "-o", tmp_path / "out", "--max-tokens", 4, "--judge", judge]
+    words += ["--judge-guard", "--judge-max-tokens", 2]
+    done = run(*words)
+    assert done.exit_code == 0, done.stderr
+    scores = json.loads((tmp_path / "out" / "tiny" / "prompts.scores.json").read_text())
+    assert len(scores["rows"]) == 4 and all(row["unsafe"] in ([None], [False]) for row in scores["rows"])
+    kept = tmp_path / "out" / "tiny" / "judged" / "prompts.jsonl"
+    before = kept.read_text()
+    assert run(*words).exit_code == 0 and kept.read_text() == before  # what is there is kept
+
+
 def test_a_server_is_asked_by_the_name_of_the_model(problems, tmp_path, monkeypatch):
     asked = []
 
@@ -116,8 +133,6 @@ def test_bad_input_ends_in_one_sentence_before_anything_is_sampled(model, proble
 
 
 def test_a_tokenizer_without_chat_template_is_refused_unless_one_is_given(model, problems, tmp_path, monkeypatch):
-    import shutil
-
     plain = tmp_path / "plain"
     shutil.copytree(model, plain)
     for file in plain.glob("*.jinja"):

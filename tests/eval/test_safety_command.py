@@ -3,14 +3,12 @@
 import inspect
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 
 from fgrpo_plugin.cli import evaluation
 from fgrpo_plugin.eval import options, safety_command
-from fgrpo_plugin.quickstart.model import build_model, build_tokenizer, save_model
 from tests.eval.test_command import run
 from tests.eval.test_server import odd, reply  # noqa: F401  # a fixture
 
@@ -198,20 +196,3 @@ def test_every_option_is_in_the_documentation():
     }
     rows = "".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `--"))
     assert named == set(re.findall(r"`(--[\w-]+)`", rows))
-
-
-def test_vllm_samples_a_model_and_its_judge(files, tmp_path):
-    tokenizer = build_tokenizer()
-    model = Path(save_model(build_model(tokenizer, 0), tokenizer, tmp_path / "tiny"))
-    judge = shutil.copytree(model, tmp_path / "judge")
-    sums = tmp_path / "sums.jsonl"
-    sums.write_text('{"prompt": "1+1="}\n')
-    words = ["safety", model, "--harmful", sums, "-o", tmp_path / "out", "--max-tokens", 4, "--judge", judge]
-    words += ["--judge-guard", "--judge-max-tokens", 2]
-    done = run(*words)
-    assert done.exit_code == 0, done.stderr
-    (row,) = json.loads((tmp_path / "out" / "tiny" / "sums.scores.json").read_text())["rows"]
-    assert row["unsafe"] in ([None], [False])
-    kept = tmp_path / "out" / "tiny" / "judged" / "sums.jsonl"
-    before = kept.read_text()
-    assert run(*words).exit_code == 0 and kept.read_text() == before  # what is there is kept
