@@ -115,7 +115,8 @@ def check_shims(patches: list[Path], repo: Path, folder: Path, rev: str) -> bool
     """
     apply(patches[:SHIMS], repo, folder / "shims", rev)
     stock, patched = (_answer(run_ours("tests.support.shims_process", host)) for host in (None, folder / "shims"))
-    print("shims:", ", ".join(f"{name} {state}" for name, state in patched["applied"].items()))
+    states = patched["applied"] | {name: f"refused: {why}" for name, why in patched["refused"].items()}
+    print("shims:", ", ".join(f"{name} {state}" for name, state in states.items()))
     off = len(patched["applied"]) == SHIMS and set(patched["applied"].values()) == {"not needed"}
     same = all(stock[key] == patched[key] for key in ("loss", "gradient", "fields"))
     print(f"loss {patched['loss']!r}, {'identical to' if same else 'NOT'} that of the installed verl with the shims")

@@ -208,7 +208,13 @@ def test_the_documented_command_patches_an_installed_verl_inside_another_reposit
     assert [path.name for path in packages.iterdir()] == ["verl"]
 
 
-STATES = {"applied": dict.fromkeys("abcde", "not needed"), "loss": 1.0, "gradient": [2.0], "fields": {"f_grpo": ["x"]}}
+STATES = {
+    "applied": dict.fromkeys("abcde", "not needed"),
+    "refused": {},
+    "loss": 1.0,
+    "gradient": [2.0],
+    "fields": {"f_grpo": ["x"]},
+}
 NUMBERS = {"losses": {"kl": {"f_grpo": 1e-7}}}
 
 
@@ -217,7 +223,7 @@ NUMBERS = {"losses": {"kl": {"f_grpo": 1e-7}}}
     [
         ({}, NUMBERS, True),
         ({"applied": {**STATES["applied"], "b": "applied"}}, NUMBERS, False),
-        ({"applied": {}}, NUMBERS, False),
+        ({"applied": {}, "refused": {"b": "not known"}}, NUMBERS, False),
         ({"loss": 1.5}, NUMBERS, False),
         ({"gradient": [2.5]}, NUMBERS, False),
         ({"fields": {}}, NUMBERS, False),
@@ -226,7 +232,7 @@ NUMBERS = {"losses": {"kl": {"f_grpo": 1e-7}}}
         ({}, None, None),
     ],
 )
-def test_check_fails_where_a_shim_is_needed_or_a_loss_differs(patched, numbers, held, tmp_path, monkeypatch):
+def test_check_fails_where_a_shim_is_needed_or_a_loss_differs(patched, numbers, held, tmp_path, monkeypatch, capsys):
     def run_ours(module, host=None, plugin=True):
         answer = numbers if not plugin else STATES | (patched if host else {})
         said = json.dumps(answer) if answer else ""
@@ -241,6 +247,7 @@ def test_check_fails_where_a_shim_is_needed_or_a_loss_differs(patched, numbers, 
         assert str(ended.value).startswith("patches/check.py: tests.support.upstream_process failed (SomeError: no);")
     else:
         assert ended.value.code == int(not held)
+    assert ("b refused: not known" in capsys.readouterr().out) == ("refused" in patched)
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ USED_SOURCES: dict[str, dict[str, str]] = {
     },
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer.fit": {
         "7d83a81c2e62979ffec22f90dc8f2e44bf98dd59d6b50809c359727090cb4a56": "verl 0.9.1",
+        "2405de0aa6c5b45cd3149eb8e147402e57aefe799db5cdc37441123db11136b8": "verl main at 1dda039b9",
     },
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._load_checkpoint": {
         "bb446d77c48ac6cc633e86c83b7195b78d899ece10d1b5e7150908acddb17265": "verl 0.9.1",
