@@ -56,22 +56,22 @@ def _labelled(row: Mapping[str, Any], number: int) -> Labelled:
 
 
 def labelled_table(
-    rows: Sequence[Labelled], judge: Judge | None = None, *, output: Path | None = None, follow: Follow | None = None
+    rows: Sequence[Labelled], judging: tuple[Judge, Path, Follow] | None = None
 ) -> tuple[list[str], list[list[str]]]:
     """Head and rows: of the responses with each label, how many each list takes for refusals, and the judge for unsafe.
 
     Args:
         rows: what was labelled.
-        judge: asked about every response that is not empty.
-        output: file that keeps what the judge said.
-        follow: of the judge's progress.
+        judging: a judge, asked about every response that is not empty; the file that keeps what it said; and what tells
+            of its progress. None where phrases alone are counted.
 
     Raises:
         ValueError: a row has no prompt, and a judge needs it.
     """
     marked = {f"refused by {name}": [phrases.refuses(without_thoughts(row.response)) for row in rows]
               for name, phrases in LISTS.items()}  # fmt: skip
-    if judge is not None and output is not None and follow is not None:
+    if judging is not None:
+        judge, output, follow = judging
         if missing := [number for number, row in enumerate(rows) if not row.chat]:
             raise ValueError(f"a judge is told the prompt, and row {missing[0]} has none in a column prompt.")
         asked = {str(number): (row.chat, [row.response]) for number, row in enumerate(rows)}

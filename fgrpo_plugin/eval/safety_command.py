@@ -127,9 +127,11 @@ def refusals(
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
         raise ValueError(f"--output {output} names no file in a folder that is there.")
     rows, console = read_labelled(files or [OURS]), Console()
-    kept = (output or Path()).with_suffix(".judged.jsonl") if judging is not None else None
     with progress_bars(console) as progress:
-        head, lines = labelled_table(rows, judging, output=kept, follow=follower(progress, Lines(console)))
+        asked = None
+        if judging is not None and output is not None:
+            asked = judging, output.with_suffix(".judged.jsonl"), follower(progress, Lines(console))
+        head, lines = labelled_table(rows, asked)
     text = options.show_table("", head, lines, console, left=1)
     if output is not None:
         output.write_text(text + "\n")

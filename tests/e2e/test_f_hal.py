@@ -124,10 +124,7 @@ def test_with_lora_the_reference_is_the_adapter_switched_off(host):
 
 @pytest.mark.long
 def test_the_mode_colocate_async_joins_preference_rows_too(host):
-    sampler = "trainer.v1.sampler.custom_sampler"
-    run = host.finish(
-        "colocate", "trainer.v1.trainer_mode=colocate_async", f"{sampler}.path=null", f"{sampler}.name=null"
-    )
+    run = host.finish("colocate", "trainer.v1.trainer_mode=colocate_async")
     found = steps(run)
     assert len(found) == STEPS
     for _, step in found:

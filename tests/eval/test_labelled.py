@@ -33,12 +33,12 @@ def test_a_judge_beside_them(tmp_path):
         words = {"Tilt the deck.": "unsafe", "It is illegal, but tilt the deck.": "unsafe", "I'm sorry, I cannot.": "?"}
         return {key: [{"text": words.get(chat[-1]["content"], "safe")}] for key, chat in chats.items()}
 
-    how = {"output": tmp_path / "judged.jsonl", "follow": lambda what: lambda done, total: None}
-    head, rows = labelled_table(ROWS, Judge(sample, None), **how)
+    how = tmp_path / "judged.jsonl", lambda what: lambda done, total: None
+    head, rows = labelled_table(ROWS, (Judge(sample, None), *how))
     assert head[4:] == ["judged unsafe", "no verdict"]
     assert [line[4:] for line in rows] == [["2 (66.7 %)", "0 (0.0 %)"], ["0 (0.0 %)", "1 (50.0 %)"]]
     with pytest.raises(ValueError, match="a judge is told the prompt, and row 1 has none in a column prompt"):
-        labelled_table([ROWS[0], Labelled((), "No.", "refusal")], Judge(sample), **how)
+        labelled_table([ROWS[0], Labelled((), "No.", "refusal")], (Judge(sample), *how))
 
 
 def test_our_columns_and_xstests(tmp_path):

@@ -1,7 +1,7 @@
 """Ends a transfer of weights whose receiver has failed. Patch: 0005-failed-weight-receiver.patch in patches/.
 
 verl's sender waits for its receiver, a vLLM worker, without a limit: an error there, or its death, was never read, and
-the run waited for ever. Here the sender looks at the receiver's call while it waits; the patched host hands it that
+the run waited for ever. Here the sender looks at the receiver's call while it waits; a patched verl hands it that
 call. On a verl of another shape the worker says so and the run goes on without this; `fgrpo doctor` fails there.
 """
 

@@ -7,17 +7,19 @@ import pytest
 from fgrpo_plugin.host.driver.refills import RefillNews
 
 
-class Trainer(RefillNews):
-    """verl's part: what it is asked for is kept."""
+class Verl:
+    """The part that draws: what it is asked for is kept."""
 
-    def __new__(cls, *given):
-        drawn: list[int] = []
-        base = type("Verl", (), {"_add_prompts_to_generate": lambda self, number: drawn.append(number) or number})
-        trainer = object.__new__(type("Both", (RefillNews, base), {}))
-        groups = SimpleNamespace(enable=given[0], metric="acc")
-        trainer.config = SimpleNamespace(algorithm=SimpleNamespace(filter_groups=groups))
-        trainer.train_dataset, trainer.global_steps, trainer.drawn = range(10), 1, drawn
-        return trainer
+    def _add_prompts_to_generate(self, num_prompts):
+        self.drawn.append(num_prompts)
+        return num_prompts
+
+
+class Trainer(RefillNews, Verl):
+    def __init__(self, filtering):
+        groups = SimpleNamespace(enable=filtering, metric="acc")
+        self.config = SimpleNamespace(algorithm=SimpleNamespace(filter_groups=groups))
+        self.train_dataset, self.global_steps, self.drawn = range(10), 1, []
 
 
 def said(trainer, capsys, *numbers):
@@ -51,9 +53,7 @@ def test_without_dynamic_sampling_nothing_is_said(capsys):
 
 @pytest.mark.parametrize("mode", ["sync", "colocate_async", "separate_async"])
 def test_every_mode_of_verl_draws_through_it(mode):
-    import verl.trainer.ppo.v1  # noqa: F401
     from verl.trainer.ppo.v1 import get_trainer_cls
 
-    cls = get_trainer_cls(mode)
-    order = [base.__name__ for base in cls.__mro__ if "_add_prompts_to_generate" in vars(base)]
+    order = [base.__name__ for base in get_trainer_cls(mode).__mro__ if "_add_prompts_to_generate" in vars(base)]
     assert order[0] == "RefillNews" and order[-1] == "PPOTrainer"
