@@ -1,6 +1,7 @@
-"""Loaded into the host by tests: each answer is drawn with a seed of its own, so runs of any engine draw the same ones.
+"""Loaded into verl by tests: each answer is drawn with a seed of its own, so runs of any engine draw the same ones.
 
-The host seeds each rollout replica as a whole, and what it draws then depends on how requests meet in its batches.
+verl seeds each rollout replica as a whole, and what it draws then depends on how requests meet in its batches. A LoRA
+adapter's first weights it does not seed.
 """
 
 from collections import Counter
@@ -19,3 +20,14 @@ def _patch(module) -> None:
         return wrapped(*args, **{**kwargs, "sampling_params": {**kwargs["sampling_params"], "seed": seed}})
 
     wrapt.wrap_function_wrapper(module, "LLMServerClient.generate", generate)
+
+
+@wrapt.when_imported("verl.workers.engine.fsdp.transformer_impl")
+def _seed_adapters(module) -> None:
+    def build(wrapped, instance, args, kwargs):
+        import torch
+
+        torch.manual_seed(0)
+        return wrapped(*args, **kwargs)
+
+    wrapt.wrap_function_wrapper(module, "FSDPEngine._build_lora_module", build)
