@@ -282,7 +282,8 @@ PAGE = """# A real model: measured
 "Right": the last number anywhere in the response is the answer. {problems} held-out problems, greedy, at most {tokens}
 tokens; before and after are scored alike. The interval is a paired bootstrap over problems (95 %, 10,000 resamples) of the
 mean over seeds; one that includes 0 shows no difference. The reward is 1 for a right response and nothing else. Training
-prompts are those of at most 256 of which some of 8 responses are right and some are wrong before training.
+prompts are those of at most 256 of which some of 8 responses are right and some are wrong before training. verl draws
+an adapter's first weights without a seed, so a seed does not fix a run.
 
 {table}
 
