@@ -34,6 +34,8 @@ def watching(parts: Mapping[str, Any], every: float = EVERY) -> Iterator[None]:
         parts: name for the message -> handle of a Ray actor. One that is only busy is left in peace.
         every: seconds between two calls to a part.
     """
+    import ray
+
     if threading.current_thread() is not threading.main_thread():  # no signal reaches it; Ray's own errors stay
         yield
         return
@@ -50,9 +52,12 @@ def watching(parts: Mapping[str, Any], every: float = EVERY) -> Iterator[None]:
     assert main is not None
 
     def watch() -> None:
-        message = None
-        with contextlib.suppress(Exception):  # Ray is being shut down
+        try:
             message = _first_death(parts, every, done)
+        except Exception as error:
+            if ray.is_initialized() and not done.is_set():  # else Ray is being shut down
+                _say(f"the watch over the run's parts has ended ({error!r}); a part that dies is noticed late, or never.")
+            return
         if message is None:
             return
         with telling:
@@ -104,7 +109,8 @@ def _first_death(
     began = time.monotonic()
     waiting = {actor.__ray_ready__.remote(): name for name, actor in parts.items()}
     while waiting and not done.is_set() and time.monotonic() - began < patience:
-        answered, _ = ray.wait(list(waiting), timeout=min(1.0, every or 1.0))
+        # All that have answered: by itself Ray names one of them, any one, and parts that live can hide a dead one.
+        answered, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=min(1.0, every or 1.0))
         for call in answered:
             name = waiting.pop(call)
             try:

@@ -47,6 +47,35 @@ def test_a_death_is_raised_from_whatever_the_driver_waits_for(wait):
     assert time.monotonic() - begun < 30
 
 
+def test_parts_that_answer_at_once_do_not_hide_one_that_is_dead(monkeypatch):
+    living, dead = [Part.remote() for _ in range(3)], Part.remote()
+    ray.get([part.pid.remote() for part in living])
+    os.kill(ray.get(dead.pid.remote()), signal.SIGKILL)
+    rounds, wait, done = [], ray.wait, threading.Event()
+    def all_have_answered_before(calls, **settings):
+        ready, rest = wait(calls, num_returns=len(calls), timeout=20)
+        assert len(calls) == 4 and not rest
+        rounds.append(ready)
+        if len(rounds) > 3:
+            done.set()
+        return wait(calls, **settings)
+
+    monkeypatch.setattr(ray, "wait", all_have_answered_before)
+    parts = {f"actor worker {i}": part for i, part in enumerate(living)} | {"rollout server 0": dead}
+    assert "rollout server 0 has died" in liveness._first_death(parts, 0.5, done)
+    assert len(rounds) == 1
+
+
+def test_a_watch_that_fails_says_so_and_the_run_goes_on(monkeypatch, capsys):
+    def fail(*given, **more):
+        raise ZeroDivisionError("planted")
+
+    monkeypatch.setattr(liveness, "_first_death", fail)
+    with watching({"actor worker 0": Part.remote()}):
+        time.sleep(1)
+    assert "the watch over the run's parts has ended (ZeroDivisionError('planted'))" in capsys.readouterr().err
+
+
 def test_a_part_that_is_busy_or_of_a_run_that_has_ended_is_no_death():
     busy = Part.remote()
     pid = ray.get(busy.pid.remote())
