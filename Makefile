@@ -48,7 +48,7 @@ check: lint types
 
 # Two files of tests at a time; what starts all of verl has the machine to itself.
 test: $(READY)
-	@$(BIN)/python -m pytest -m "not long and not e2e" -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long and not e2e" -n 2 --dist loadfile
 	@$(BIN)/python -m pytest -m "not long and e2e" tests/e2e
 
 # What is longer than `make test` may be, in parts of at most an hour; each part's last result stands in docs/testing.md.

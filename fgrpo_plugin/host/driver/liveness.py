@@ -56,7 +56,9 @@ def watching(parts: Mapping[str, Any], every: float = EVERY) -> Iterator[None]:
             message = _first_death(parts, every, done)
         except Exception as error:
             if ray.is_initialized() and not done.is_set():  # else Ray is being shut down
-                _say(f"the watch over the run's parts has ended ({error!r}); a part that dies is noticed late, or never.")
+                _say(
+                    f"the watch over the run's parts has ended ({error!r}); a part that dies is noticed late, or never."
+                )
             return
         if message is None:
             return

@@ -52,6 +52,7 @@ def test_parts_that_answer_at_once_do_not_hide_one_that_is_dead(monkeypatch):
     ray.get([part.pid.remote() for part in living])
     os.kill(ray.get(dead.pid.remote()), signal.SIGKILL)
     rounds, wait, done = [], ray.wait, threading.Event()
+
     def all_have_answered_before(calls, **settings):
         ready, rest = wait(calls, num_returns=len(calls), timeout=20)
         assert len(calls) == 4 and not rest
