@@ -13,6 +13,7 @@ MATHEMATICS = (
     "fgrpo_plugin.advantages",
     "fgrpo_plugin.losses",
     "fgrpo_plugin.theory",
+    "fgrpo_plugin.eval.separation",
 )
 
 
