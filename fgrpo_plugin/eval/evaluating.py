@@ -66,7 +66,7 @@ def evaluate(
     """
     with contextlib.ExitStack() as held:
         for name in models:
-            held.enter_context(_alone(folder / name))
+            held.enter_context(alone(folder / name))
         for (name, model), one in itertools.product(models.items(), sets):
             chats = {key: list(asked.chat) for key, asked in one.asked.items()}
             output, what = folder / name / f"{one.name}.jsonl", f"{name} on {one.name}"
@@ -81,7 +81,7 @@ def _within(what: str, follow: Follow) -> Follow:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Refuse a folder that another evaluation writes: lines would be mixed. A dead one's claim ends."""
     folder.mkdir(parents=True, exist_ok=True)
     held = os.open(folder, os.O_RDONLY)

@@ -42,13 +42,7 @@ class KeptResponses:
             raise ValueError(
                 f"{self.path} does not begin with settings, so it holds no responses; name another folder."
             ) from None
-        keys = dict.fromkeys([*found, *self.settings])
-        other = [f"{key} {found.get(key)}, now {self.settings.get(key)}" for key in keys
-                 if found.get(key) != self.settings.get(key)]  # fmt: skip
-        if other:
-            raise ValueError(
-                f"{self.path} was made with other settings ({'; '.join(other)}); remove it, or name another folder."
-            )
+        check_same(self.path, found, self.settings)
 
     def read(self, chats: Chats) -> Responses:
         """Those of the prompts that are there, each with a whole line.
@@ -85,6 +79,21 @@ class KeptResponses:
                 lines.flush()
 
             yield add
+
+
+def check_same(path: Path, found: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuse what was made with other settings than are given now.
+
+    Raises:
+        ValueError: each setting that differs, what it was and what it is now.
+    """
+    keys = dict.fromkeys([*found, *settings])
+    other = [f"{key} {found.get(key)}, now {settings.get(key)}" for key in keys
+             if found.get(key) != settings.get(key)]  # fmt: skip
+    if other:
+        raise ValueError(
+            f"{path} was made with other settings ({'; '.join(other)}); remove it, or name another folder."
+        )
 
 
 def _digest(chat: Sequence[Mapping[str, str]]) -> str:

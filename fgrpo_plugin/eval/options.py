@@ -76,8 +76,8 @@ def check_engine(engine: Engine) -> None:
         raise ValueError(f"--chat-template {engine.chat_template}: there is no such file.")
 
 
-def check_folder(model: str, setting: str, server_setting: str, *, has_template: bool = False) -> None:
-    """Refuse a model that vLLM cannot be given.
+def check_folder(model: str, setting: str, server_setting: str | None, *, has_template: bool = False) -> None:
+    """Refuse a model that cannot be loaded here; `server_setting` names one elsewhere, where a command can use it.
 
     Raises:
         ValueError: it is no folder, no model, or has no chat template and none is given.
@@ -86,9 +86,8 @@ def check_folder(model: str, setting: str, server_setting: str, *, has_template:
 
     path = Path(model).expanduser()
     if not path.is_dir():
-        raise ValueError(
-            f"{setting} {model}: there is no such folder; give a local Hugging Face folder, or {server_setting}."
-        )
+        elsewhere = f", or {server_setting}" if server_setting else ""
+        raise ValueError(f"{setting} {model}: there is no such folder; give a local Hugging Face folder{elsewhere}.")
     check_model(str(path.absolute()), setting)
     if not has_template:
         load_tokenizer(path, setting)

@@ -88,7 +88,7 @@ def responses(
         ValueError: vLLM failed, and its log is named; `output` is of other settings.
     """
     named = {**asdict(engine), "chat_template": str(engine.chat_template) if engine.chat_template else None}
-    settings = {"weights": _weights(model), **asdict(how), **named}
+    settings = {"weights": weights_digest(model), **asdict(how), **named}
     kept = KeptResponses(output, settings)
     found = kept.read(chats)
     missing = {key: list(chat) for key, chat in chats.items() if key not in found}
@@ -119,7 +119,7 @@ def responses(
     return {key: found[key] for key in chats}
 
 
-def _weights(model: Path) -> str:
+def weights_digest(model: Path) -> str:
     """What tells a folder's weights from others, wherever it lies: of each file the name, the size, and 16 pieces."""
     found = hashlib.sha256()
     for file in sorted(file for file in model.glob("*") if file.suffix in (".safetensors", ".bin", ".json")):

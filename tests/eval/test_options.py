@@ -30,6 +30,11 @@ def test_what_cannot_be_evaluated_is_refused(tmp_path, changed, why):
         options.check({"a": "org/a"}, tmp_path, **GIVEN | changed)
 
 
+def test_a_command_without_servers_names_none():
+    with pytest.raises(ValueError, match=r"MODEL org/a: there is no such folder; give a local Hugging Face folder\.$"):
+        options.check_folder("org/a", "MODEL", None)
+
+
 def test_an_output_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"--output .*file is a file; name a folder"):
