@@ -12,7 +12,7 @@ import typer
 import yaml
 
 from fgrpo_plugin.eval import command as eval_command
-from fgrpo_plugin.eval import safety_command
+from fgrpo_plugin.eval import safety_command, separation_command
 from fgrpo_plugin.plan.command import plan as plan_run
 
 app = typer.Typer(
@@ -312,6 +312,7 @@ app.add_typer(evaluation, name="eval")
 for _name, _command in (
     ("math", eval_command.math),
     ("safety", safety_command.safety),
+    ("separation", separation_command.separate),
     ("table", eval_command.table),
     ("refusals", safety_command.refusals),
 ):

@@ -50,8 +50,7 @@ def check(
     """
     if bad := [one for one in k if not 1 <= one <= samples]:
         raise ValueError(f"--k {bad[0]} must lie between 1 and --samples {samples}.")
-    if limit is not None and limit < 1:
-        raise ValueError(f"--limit {limit} must be 1 or more.")
+    check_output(output, limit)
     if base is not None and base not in models:
         raise ValueError(f"--base {base} is none of the models {', '.join(models)}.")
     if server is None:
@@ -60,6 +59,16 @@ def check(
             check_folder(model, "MODEL", "--server", has_template=engine.chat_template is not None)
     elif engine != Engine():
         raise ValueError("--dtype, --tensor-parallel and --chat-template are the server's own; leave them out.")
+
+
+def check_output(output: Path, limit: int | None) -> None:
+    """Refuse an output that is a file, and a limit of no prompts.
+
+    Raises:
+        ValueError: the option.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit {limit} must be 1 or more.")
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {output} is a file; name a folder.")
 

@@ -23,6 +23,35 @@ SINGULAR = 1e-12
 """Least squared pivot of a covariance, relative to its largest, at which it is inverted."""
 
 
+@dataclass(frozen=True)
+class Estimation:
+    """How a distance is estimated.
+
+    Attributes:
+        directions: k of `projected`.
+        shrinkage: a of `shrunk`.
+        resamples: of the bootstrap, and as many relabellings.
+        seed: of both; the same seed draws the same ones for every layer and model with these numbers of prompts.
+    """
+
+    directions: int = 8
+    shrinkage: float = 0.05
+    resamples: int = 10_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("directions", 1), ("resamples", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be {least} or more.")
+        if not 0 <= self.shrinkage <= 1:
+            raise ValueError(f"shrinkage={self.shrinkage} must lie between 0 and 1.")
+
+    @property
+    def least_prompts(self) -> int:
+        """Prompts of each kind that so many directions need."""
+        return max(2 * self.directions, LEAST)
+
+
 def bhattacharyya(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> Array:
     """The distance of two Gaussians in nats: 1/8 d' S^-1 d + 1/2 log(det S / sqrt(det S1 det S2)).
 
@@ -152,20 +181,7 @@ class Separation:
     share: float
 
 
-def least_prompts(directions: int) -> int:
-    """Prompts of each kind that so many directions need."""
-    return max(2 * directions, LEAST)
-
-
-def separation(
-    safe: NDArray[np.floating],
-    harmful: NDArray[np.floating],
-    *,
-    directions: int,
-    shrinkage: float,
-    resamples: int,
-    seed: int = 0,
-) -> Separation:
+def separation(safe: NDArray[np.floating], harmful: NDArray[np.floating], how: Estimation) -> Separation:
     """The distance between the states of two kinds of prompts in one layer, its interval and its chance level.
 
     The interval is that of a bootstrap over the prompts of each kind, on the directions of all prompts: the percentiles
@@ -176,23 +192,20 @@ def separation(
     Args:
         safe: shape (prompts, dimensions).
         harmful: shape (prompts, dimensions).
-        directions: k of `projected`.
-        shrinkage: a of `shrunk`.
-        resamples: of the bootstrap, and as many relabellings.
-        seed: of both; the same seed draws the same ones for every layer and model with these numbers of prompts.
+        how: settings.
 
     Raises:
-        ValueError: fewer prompts of a kind than `least_prompts`, or a singular covariance.
+        ValueError: fewer prompts of a kind than `how.least_prompts`, or a singular covariance.
     """
     counts = (len(safe), len(harmful))
-    if min(counts) < least_prompts(directions):
-        raise ValueError(f"{min(counts)} prompts of a kind; {directions} directions need {least_prompts(directions)}.")
-    found = projected(np.concatenate([safe, harmful]), directions)
+    if min(counts) < how.least_prompts:
+        raise ValueError(f"{min(counts)} prompts of a kind; {how.directions} directions need {how.least_prompts}.")
+    found = projected(np.concatenate([safe, harmful]), how.directions)
     is_safe = np.arange(sum(counts)) < counts[0]
     if not found.points.shape[1]:
         return Separation(0.0, 0.0, 0.0, 0.0, 0.0, 0, 0.0)
-    distance = float(distances(found.points, is_safe[None], ~is_safe[None], shrinkage)[0])
-    rng = np.random.default_rng(seed)
+    distance = float(distances(found.points, is_safe[None], ~is_safe[None], how.shrinkage)[0])
+    rng = np.random.default_rng(how.seed)
 
     def relabelled(ways: int) -> tuple[NDArray, NDArray]:
         first = rng.permuted(np.tile(is_safe, (ways, 1)), axis=1)
@@ -203,8 +216,8 @@ def separation(
         return first, rng.multinomial(counts[1], ~is_safe / counts[1], size=ways)
 
     def draws(draw: Callable[[int], tuple[NDArray, NDArray]]) -> Array:
-        parts = [min(AT_ONCE, resamples - start) for start in range(0, resamples, AT_ONCE)]
-        return np.concatenate([distances(found.points, *draw(ways), shrinkage) for ways in parts])
+        parts = [min(AT_ONCE, how.resamples - start) for start in range(0, how.resamples, AT_ONCE)]
+        return np.concatenate([distances(found.points, *draw(ways), how.shrinkage) for ways in parts])
 
     chance, spread = draws(relabelled), draws(resampled)
     low, high = np.quantile(spread, (0.025, 0.975)) + distance - spread.mean()

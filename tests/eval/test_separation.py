@@ -1,6 +1,7 @@
 """The distance against its integral, closed forms and loops; its projection, its chance level and its interval."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,9 +10,9 @@ from scipy.linalg import sqrtm
 from scipy.spatial.distance import mahalanobis
 
 from fgrpo_plugin.eval.separation import (
+    Estimation,
     bhattacharyya,
     distances,
-    least_prompts,
     projected,
     separation,
     shrunk,
@@ -20,7 +21,7 @@ from fgrpo_plugin.eval.separation import (
 MEAN1, MEAN2 = np.array([1.0, -0.5, 0.2]), np.array([0.0, 0.4, -1.0])
 COV1 = np.array([[2.0, 0.3, 0.1], [0.3, 1.0, -0.2], [0.1, -0.2, 0.5]])
 COV2 = np.array([[0.7, -0.1, 0.0], [-0.1, 1.5, 0.4], [0.0, 0.4, 2.5]])
-HOW = {"directions": 3, "shrinkage": 0.1, "resamples": 400}
+HOW = Estimation(directions=3, shrinkage=0.1, resamples=400)
 
 
 def by_hand(x, y, shrinkage):
@@ -119,7 +120,7 @@ def test_states_that_do_not_vary_have_no_directions():
     assert projected(rounding, 4).points.shape == (30, 0)
     line = np.tile(one, (30, 1)) * np.linspace(1, 2, 30)[:, None]
     assert projected(line, 4).points.shape == (30, 1) and projected(line, 4).share == 1.0
-    found = separation(np.tile(one, (20, 1)), np.tile(one, (20, 1)), **HOW)
+    found = separation(np.tile(one, (20, 1)), np.tile(one, (20, 1)), HOW)
     assert (found.distance, found.low, found.high, found.chance, found.chance_high) == (0,) * 5
     assert (found.directions, found.share) == (0, 0)
 
@@ -150,14 +151,14 @@ def test_many_samples_have_the_distance_of_their_gaussians():
 
 def test_the_distance_is_that_of_the_projected_prompts():
     safe, harmful = two_kinds()
-    found = separation(safe, harmful, **HOW)
+    found = separation(safe, harmful, HOW)
     every = projected(np.concatenate([safe, harmful]), 3)
     assert found.distance == pytest.approx(by_hand(every.points[:40], every.points[40:], 0.1))
     assert (found.directions, found.share) == (3, every.share)
     turned = stats.special_ortho_group.rvs(12, random_state=0)
-    moved = separation(5 * safe @ turned + 7, 5 * harmful @ turned + 7, **HOW)
+    moved = separation(5 * safe @ turned + 7, 5 * harmful @ turned + 7, HOW)
     assert [moved.distance, moved.low, moved.chance] == pytest.approx([found.distance, found.low, found.chance])
-    other = separation(harmful, safe, **HOW)
+    other = separation(harmful, safe, HOW)
     assert other.distance == pytest.approx(found.distance)
 
 
@@ -167,13 +168,13 @@ def test_two_directions_without_shrinkage_are_the_computation_of_the_authors_ear
     every = np.concatenate([safe, harmful])
     _, _, axes = np.linalg.svd(every - every.mean(0))
     x, y = (safe - every.mean(0)) @ axes[:2].T, (harmful - every.mean(0)) @ axes[:2].T
-    found = separation(safe, harmful, directions=2, shrinkage=0.0, resamples=10)
+    found = separation(safe, harmful, Estimation(directions=2, shrinkage=0.0, resamples=10))
     assert found.distance == pytest.approx(by_hand(x, y, 0.0))
 
 
 def test_the_chance_level_is_that_of_relabelled_prompts():
     safe, harmful = two_kinds()
-    found = separation(safe, harmful, directions=3, shrinkage=0.1, resamples=4000)
+    found = separation(safe, harmful, Estimation(directions=3, shrinkage=0.1, resamples=4000))
     every, rng, expected = np.concatenate([safe, harmful]), random.Random(5), []
     for _ in range(4000):
         order = rng.sample(range(len(every)), len(every))
@@ -188,7 +189,10 @@ def test_the_chance_level_is_that_of_relabelled_prompts():
 def test_prompts_of_one_kind_are_at_the_chance_level():
     """The distance of 60 equal prompts is far from 0, which is why the chance level stands beside it."""
     rng = np.random.default_rng(0)
-    found = [separation(*rng.normal(size=(2, 60, 20)), directions=8, shrinkage=0.0, resamples=200) for _ in range(60)]
+    found = [
+        separation(*rng.normal(size=(2, 60, 20)), Estimation(directions=8, shrinkage=0.0, resamples=200))
+        for _ in range(60)
+    ]
     assert np.mean([one.distance for one in found]) == pytest.approx(np.mean([one.chance for one in found]), rel=0.05)
     assert 0.12 < np.mean([one.chance for one in found]) < 0.30
     assert 0 <= np.mean([one.distance > one.chance_high for one in found]) <= 0.15
@@ -196,7 +200,7 @@ def test_prompts_of_one_kind_are_at_the_chance_level():
 
 def test_the_interval_is_that_of_resampled_prompts_around_the_distance():
     safe, harmful = two_kinds()
-    found = separation(safe, harmful, directions=3, shrinkage=0.1, resamples=4000)
+    found = separation(safe, harmful, Estimation(directions=3, shrinkage=0.1, resamples=4000))
     every, rng = projected(np.concatenate([safe, harmful]), 3).points, random.Random(5)
     drawn = [
         by_hand(every[rng.choices(range(40), k=40)], every[rng.choices(range(40, 73), k=33)], 0.1) for _ in range(4000)
@@ -207,23 +211,26 @@ def test_the_interval_is_that_of_resampled_prompts_around_the_distance():
 
 
 def test_the_interval_holds_the_distance_of_other_prompts():
-    means = [separation(*two_kinds(shift=1.5, seed=seed), **HOW).distance for seed in range(100, 300)]
-    found = [separation(*two_kinds(shift=1.5, seed=seed), **HOW) for seed in range(60)]
+    means = [separation(*two_kinds(shift=1.5, seed=seed), HOW).distance for seed in range(100, 300)]
+    found = [separation(*two_kinds(shift=1.5, seed=seed), HOW) for seed in range(60)]
     assert np.mean([one.low <= np.mean(means) <= one.high for one in found]) >= 0.88
     assert np.mean([one.high - one.low for one in found]) < 6 * np.std(means)
 
 
 def test_an_interval_does_not_end_below_nothing():
     rng = np.random.default_rng(0)
-    found = [separation(*rng.normal(size=(2, 20, 10)), directions=4, shrinkage=0.0, resamples=200) for _ in range(20)]
+    found = [
+        separation(*rng.normal(size=(2, 20, 10)), Estimation(directions=4, shrinkage=0.0, resamples=200))
+        for _ in range(20)
+    ]
     assert min(one.low for one in found) == 0.0
 
 
 def test_it_depends_on_the_seed_alone_and_every_layer_has_the_same_draws():
     safe, harmful = two_kinds()
-    found = separation(safe, harmful, **HOW)
-    assert separation(safe, harmful, **HOW) == found != separation(safe, harmful, **HOW, seed=1)
-    twice = separation(2 * safe, 2 * harmful, **HOW)
+    found = separation(safe, harmful, HOW)
+    assert separation(safe, harmful, HOW) == found != separation(safe, harmful, replace(HOW, seed=1))
+    twice = separation(2 * safe, 2 * harmful, HOW)
     assert (twice.low, twice.chance_high) == pytest.approx((found.low, found.chance_high))
 
 
@@ -237,13 +244,40 @@ def test_resamples_are_computed_in_parts(monkeypatch):
         return distances(points, first, second, shrinkage)
 
     monkeypatch.setattr("fgrpo_plugin.eval.separation.distances", watched)
-    separation(safe, harmful, directions=3, shrinkage=0.1, resamples=1100)
+    separation(safe, harmful, Estimation(directions=3, shrinkage=0.1, resamples=1100))
     assert ways == [1, 500, 500, 100, 500, 500, 100]
 
 
 def test_few_prompts_are_refused():
-    assert [least_prompts(k) for k in (1, 5, 6, 20)] == [10, 10, 12, 40]
+    assert [Estimation(k).least_prompts for k in (1, 5, 6, 20)] == [10, 10, 12, 40]
     safe, harmful = two_kinds()
     with pytest.raises(ValueError, match="11 prompts of a kind; 6 directions need 12"):
-        separation(safe, harmful[:11], directions=6, shrinkage=0.1, resamples=5)
-    separation(safe[:12], harmful[:12], directions=6, shrinkage=0.1, resamples=5)
+        separation(safe, harmful[:11], Estimation(6, resamples=5))
+    separation(safe[:12], harmful[:12], Estimation(6, resamples=5))
+
+
+@pytest.mark.parametrize(
+    "given, why",
+    [
+        ({"directions": 0}, "directions=0 must be 1 or more"),
+        ({"resamples": 0}, "resamples=0 must be 1 or more"),
+        ({"seed": -1}, "seed=-1 must be 0 or more"),
+        ({"shrinkage": -0.1}, r"shrinkage=-0\.1 must lie between 0 and 1"),
+        ({"shrinkage": 1.1}, r"shrinkage=1\.1 must lie between 0 and 1"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(given, why):
+    with pytest.raises(ValueError, match=why):
+        Estimation(**given)
+    Estimation(directions=1, shrinkage=0.0, resamples=1), Estimation(shrinkage=1.0)
+
+
+def test_the_shrinkage_bounds_how_far_means_lie_apart():
+    """Two kinds that are apart without end, one direction of k: docs/separation.md has k / (2 a (k - 1))."""
+    safe, harmful = two_kinds(count=400, shift=1e4)
+    harmful = np.concatenate([harmful, harmful[:7]])
+    is_safe = np.arange(800) < 400
+    points = projected(np.concatenate([safe, harmful]), 4).points
+    means = [np.stack([points[side].mean(0)]) for side in (is_safe, ~is_safe)]
+    cov = shrunk((np.cov(points[:400].T) + np.cov(points[400:].T)) / 2, 0.05)
+    assert bhattacharyya(means[0][0], cov, means[1][0], cov) == pytest.approx(4 / (2 * 0.05 * 3), rel=0.02)
