@@ -13,6 +13,7 @@ MAKERS = (
     ("docs/make/theory.py",),
     ("docs/make/lambda.py",),
     ("docs/make/engines.py",),
+    ("experiments/separation/separation.py", "--report-only"),
     ("docs/make/measured.py",),
     ("experiments/lambda_lab/report.py",),
     ("experiments/hybrid/through_verl.py", "--report-only"),

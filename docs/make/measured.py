@@ -1,13 +1,17 @@
 """Put measured tables into the pages that show them:  python docs/make/measured.py
 
-A page names a table between `<!-- measured: FILE -->` and `<!-- /measured -->`; `make benchmarks` and `make figures` write the files.
+A page names a table between `<!-- measured: FILE -->` and `<!-- /measured -->`; `make benchmarks`, `make figures` and experiments write the
+files.
 """
 
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("docs/benchmarks.md", "docs/engines.md", "docs/plan.md", "docs/preference_data.md", "docs/safety.md")
+PAGES = (
+    "docs/benchmarks.md", "docs/engines.md", "docs/plan.md", "docs/preference_data.md", "docs/safety.md",
+    "docs/separation.md", "experiments/separation/README.md",
+)  # fmt: skip
 BLOCK = re.compile(r"(<!-- measured: (\S+) -->\n).*?(<!-- /measured -->)", flags=re.DOTALL)
 
 

@@ -2,12 +2,12 @@
 
     python experiments/separation/separation.py [--folder runs/separation] [--report-only]
 
-The prompts are the two CSV files beside this one; what was measured goes to results.json, and from that the tables beside
-it and the picture of docs/separation.md are made.
+The prompts are the two CSV files beside this one; what was measured goes to results.json, and from that the tables
+beside it and the picture of docs/separation.md are made.
 """
 
 import json
-import subprocess
+import platform
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -46,8 +46,9 @@ def untrained(model: Path, folder: Path) -> Path:
 
 def compared(model: Path, states: Path) -> list[dict[str, Any]]:
     """The trained model's last layer under other settings."""
-    sides = [[one.chat for one in found.asked.values()] for found in read_prompts(safe=[SAFE], harmful=[HARMFUL])]
-    harmful, safe = sides
+    harmful, safe = (
+        [one.chat for one in found.asked.values()] for found in read_prompts(harmful=[HARMFUL], safe=[SAFE])
+    )
     prompts = rendered(model, [*safe, *harmful])
     last = hidden_states(model, prompts, kept_states(model, states, None))[:, -1]
     found = []
@@ -91,7 +92,7 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         ),
         "layers.md": markdown(*layer_table(models)),
         "settings.md": markdown(
-            ["directions", "shrinkage", "share of the variance", "distance, last layer", "chance, 95 %"], rows
+            ["directions", "shrinkage", "share of the variance", "distance, last layer", "chance mean, 95 %"], rows
         ),
     }
 
@@ -106,13 +107,11 @@ def main(
         model = smollm2(folder / "model")
         named = [f"{TRAINED}={model}", f"{UNTRAINED}={untrained(model, folder / 'untrained')}"]
         separate(named, safe=[SAFE], harmful=[HARMFUL], output=folder)
-        head = ["git", "rev-parse", "--short", "HEAD"]
-        commit = subprocess.run(head, cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
         results = json.loads((folder / "separation.json").read_text())
         for name, about in results["models"].items():
             about["from"] = name  # not this machine's folder
         results["compared"] = compared(model, folder / TRAINED / "states")
-        results["made"] = f"Measured {date.today()} on a CPU at {commit}"
+        results["made"] = f"Measured {date.today()} on a CPU ({platform.machine()}), no GPU"
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     results = json.loads(RESULTS.read_text())
     for name, text in tables(results).items():

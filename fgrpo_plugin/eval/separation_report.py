@@ -47,7 +47,7 @@ def layer_table(models: Models) -> Table:
     """A line a layer: every model's distance with its interval, and its chance level."""
     head, rows = ["layer"], []
     for name in models:
-        head += [name, f"{name}: chance, 95 %"]
+        head += [name, f"{name}: chance mean, 95 %"]
     for number in range(max(len(model.layers) for model in models.values())):
         row = [str(number)]
         for model in models.values():

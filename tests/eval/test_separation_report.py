@@ -39,7 +39,7 @@ def test_a_line_a_model_has_its_largest_distance_and_how_many_layers_are_above_c
 
 def test_a_line_a_layer_has_every_models_distance_beside_its_chance_level():
     head, rows = layer_table(MODELS)
-    assert head == ["layer", "base", "base: chance, 95 %", "rl", "rl: chance, 95 %"]
+    assert head == ["layer", "base", "base: chance mean, 95 %", "rl", "rl: chance mean, 95 %"]
     assert rows == [
         ["0", "0.000 [0.000, 0.000]", "0.000, 0.000", "0.000 [0.000, 0.000]", "0.000, 0.000"],
         ["1", "0.500 [0.400, 0.610]", "0.200, 0.300", "0.250 [0.100, 0.400]", "0.200, 0.250"],
