@@ -35,6 +35,19 @@ TARGETS = (
         "fgrpo_plugin/preference/reference_cache.py",
         ("tests/preference/test_reference_cache.py", SOURCE),
     ),
+    Target(
+        "fgrpo_plugin/eval/separation.py",
+        ("tests/eval/test_separation.py",),
+        (
+            *("__post_init__", "least_prompts", "bhattacharyya", "_cholesky", "_log_det", "shrunk", "projected"),
+            *("distances", "_moments", "separation"),
+        ),
+    ),
+    Target(
+        "fgrpo_plugin/eval/separation_report.py",
+        ("tests/eval/test_separation_report.py",),
+        ("largest", "model_table", "layer_table", "_distance", "notes", "as_json", "settings_line"),
+    ),
     Target(HOST + "driver/preference_source.py", (SOURCE,), ("differences_of",)),
     Target(HOST + "driver/run_length.py", ("tests/host/driver/test_run_length.py",)),
     Target(HOST + "settings/batches.py", ("tests/host/settings/test_batches.py",)),

@@ -81,7 +81,7 @@ def _cholesky(cov: Array) -> Array:
     except np.linalg.LinAlgError:
         root = np.zeros_like(cov)
     pivots = np.diagonal(root, axis1=-2, axis2=-1) ** 2
-    if pivots.size and bool((pivots.min(-1) <= SINGULAR * pivots.max(-1)).any()):
+    if bool((pivots.min(-1) <= SINGULAR * pivots.max(-1)).any()):
         raise ValueError("a covariance is singular; raise the shrinkage, lower the directions, or take more prompts.")
     return root
 
@@ -98,7 +98,7 @@ def shrunk(cov: Array, shrinkage: float) -> Array:
         shrinkage: a, from 0 (S as it is) to 1 (the ball).
     """
     size = cov.shape[-1]
-    mean = np.trace(cov, axis1=-2, axis2=-1)[..., None, None] / max(size, 1)
+    mean = np.trace(cov, axis1=-2, axis2=-1)[..., None, None] / size
     return np.asarray((1 - shrinkage) * cov + shrinkage * mean * np.eye(size))
 
 
@@ -151,10 +151,9 @@ def distances(points: Array, first: NDArray, second: NDArray, shrinkage: float) 
 
 
 def _moments(points: Array, squares: Array, counts: NDArray, shrinkage: float) -> tuple[Array, Array]:
-    number = counts.sum(-1, dtype=np.float64)[:, None]
+    number = counts.sum(1, dtype=np.float64)[:, None]
     mean = counts @ points / number
-    second = (counts @ squares.reshape(len(points), -1)).reshape(-1, *squares.shape[1:])
-    scatter = second - number[..., None] * mean[:, :, None] * mean[:, None, :]
+    scatter = np.tensordot(counts, squares, 1) - number[..., None] * mean[:, :, None] * mean[:, None, :]
     return mean, shrunk(scatter / (number[..., None] - 1), shrinkage)
 
 

@@ -90,11 +90,15 @@ def test_a_singular_covariance_is_refused(cov):
     with pytest.raises(ValueError, match="a covariance is singular; raise the shrinkage, lower the directions"):
         bhattacharyya(np.zeros(2), cov, np.zeros(2), np.eye(2))
     bhattacharyya(np.zeros(2), np.diag([1.0, 1e-11]), np.zeros(2), np.eye(2))
+    bhattacharyya(np.zeros(2), 1e-7 * np.eye(2), np.zeros(2), np.eye(2))  # small in every direction
+    with pytest.raises(ValueError, match="a covariance is singular"):
+        bhattacharyya(np.zeros((2, 2)), np.stack([np.eye(2), np.diag([1.0, 1e-13])]), np.zeros((2, 2)), np.eye(2))
 
 
 def test_shrinkage_keeps_the_total_variance():
     assert np.array_equal(shrunk(COV1, 0.0), COV1)
     assert shrunk(COV1, 1.0) == pytest.approx(3.5 / 3 * np.eye(3))
+    assert shrunk(np.array([[2.0]]), 0.3) == pytest.approx(np.array([[2.0]]))
     for part in (0.1, 0.5):
         assert np.trace(shrunk(COV1, part)) == pytest.approx(3.5)
         assert shrunk(COV1, part)[0, 1] == pytest.approx((1 - part) * 0.3)
@@ -271,6 +275,7 @@ def test_settings_that_mean_nothing_are_refused(given, why):
     with pytest.raises(ValueError, match=why):
         Estimation(**given)
     Estimation(directions=1, shrinkage=0.0, resamples=1), Estimation(shrinkage=1.0)
+    assert Estimation() == Estimation(8, 0.05, 10_000, 0)
 
 
 def test_the_shrinkage_bounds_how_far_means_lie_apart():
