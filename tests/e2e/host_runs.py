@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fgrpo_plugin.host.driver.preference_source import STATE_FILE
@@ -47,6 +49,8 @@ class Host:
         *overrides: str,
         groups: str = "laptop_hybrid",
         verl: Path | None = None,
+        modules: Sequence[str] = (),
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> tuple[subprocess.Popen, str, Path]:
         """Start a run.
 
@@ -55,6 +59,8 @@ class Host:
             overrides: settings of the host.
             groups: value of +fgrpo.
             verl: the folder that holds another copy of verl/ than the installed one.
+            modules: loaded into every process of verl.
+            environment: variables beside the run's.
         """
         run = self.folder / name
         (run / "logs").mkdir(parents=True, exist_ok=True)
@@ -78,7 +84,8 @@ class Host:
         env = host_environment(run, run_id)
         places = [*([verl] if verl else []), Path(__file__).parents[2], env.get("PYTHONPATH", "")]
         env["PYTHONPATH"] = os.pathsep.join(map(str, places))
-        env["VERL_USE_EXTERNAL_MODULES"] = "tests.e2e.seeded"
+        env["VERL_USE_EXTERNAL_MODULES"] = ",".join(["tests.e2e.seeded", *modules])
+        env |= environment
         with (run / "train.log").open("a") as log:
             process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
         return process, run_id, run

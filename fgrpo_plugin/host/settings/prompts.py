@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fgrpo_plugin import tables
 from fgrpo_plugin.folders import identity
+from fgrpo_plugin.host.settings.agent_loops import AgentLoops, check_agent_loops
 from fgrpo_plugin.host.settings.inputs import check_data_file, is_elsewhere
 from fgrpo_plugin.host.settings.rewards import (
     check_reward_function,
@@ -38,6 +39,7 @@ def check_prompts(config: DictConfig, tokenizer: Any) -> None:
     """
     check_reward_manager(config)
     check_reward_function(config)
+    loops = check_agent_loops(config, tokenizer)
     if OmegaConf.select(config, "data.custom_cls.path") is not None:
         return  # the user's own data set class reads what it likes
     _say_what_is_not_held_out(config)
@@ -47,7 +49,7 @@ def check_prompts(config: DictConfig, tokenizer: Any) -> None:
         trained = key == "data.train_files"
         if trained and not files:
             raise ValueError("data.train_files names no file; set it.")
-        found = [_check_file(config, file, key, render, len(files)) for file in files]
+        found = [_check_file(config, file, key, render, loops, len(files)) for file in files]
         if not trained or any(is_elsewhere(file) for file in files):
             continue
         _check_count(config, key, found, render, tokenizer)
@@ -122,7 +124,7 @@ def _contents(content: Any) -> list[str]:
 
 
 def _check_file(
-    config: DictConfig, file: str, key: str, render: Render | None, files: int
+    config: DictConfig, file: str, key: str, render: Render | None, loops: AgentLoops, files: int
 ) -> Iterator[list[Mapping[str, Any]]]:
     """Look at the first rows of a file; its prompts, to be read on where more of them are asked for."""
     prompt_key = str(OmegaConf.select(config, "data.prompt_key", default="prompt"))
@@ -146,7 +148,7 @@ def _check_file(
     looked_at = list(islice(rows, most))
     for number, row in enumerate(looked_at):
         problem = row_problem(row, prompt_key, None if has_media(row) else render)
-        problem = problem or (reward_problem(row, custom=custom) if rewarded else None)
+        problem = problem or (reward_problem(row, custom=custom) if rewarded else None) or loops.problem(row)
         if problem is not None:
             raise ValueError(f"{key}={file}: row {number}: {problem}.")
     if trained and looked_at and ROLLOUT_N in looked_at[0]:

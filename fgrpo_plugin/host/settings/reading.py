@@ -1,6 +1,8 @@
 """Read what a run's configuration asks for: used by the shims, the driver and the workers."""
 
-from collections.abc import Mapping
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -95,3 +97,19 @@ def read_settings(section: Mapping[str, Any]) -> FDivergenceConfig:
     """The hyper-parameters from a configuration section (a mapping or an OmegaConf node)."""
     values = OmegaConf.to_container(section, resolve=True) if OmegaConf.is_config(section) else section
     return FDivergenceConfig(**values)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def workers_environment(config: Any) -> Iterator[None]:
+    """The variables that the run's workers will have, for a while: for importing here what they import."""
+    before = dict(os.environ)
+    values = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
+    os.environ.update({str(name): str(value) for name, value in values.items()})
+    try:
+        yield
+    finally:
+        for name in map(str, values):
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                del os.environ[name]

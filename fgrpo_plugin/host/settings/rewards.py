@@ -1,13 +1,12 @@
 """Whether a run can be rewarded: verl's own rules by data source, and the user's reward function."""
 
-import contextlib
 import functools
 import inspect
-import os
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+from fgrpo_plugin.host.settings.reading import workers_environment
 
 CUSTOM = "reward.custom_reward_function"
 NAMES = ("data_source", "solution_str", "ground_truth", "extra_info")
@@ -123,9 +122,8 @@ def check_reward_function(config: DictConfig) -> None:
     from verl.utils.import_utils import load_module
 
     name = str(OmegaConf.select(config, f"{CUSTOM}.name", default="compute_score"))
-    workers = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
     try:
-        with _environment({str(key): str(value) for key, value in workers.items()}):
+        with workers_environment(config):
             module = load_module(path)
     except (Exception, SystemExit) as error:
         cause = error.__cause__ or error
@@ -164,18 +162,3 @@ def check_reward_function(config: DictConfig) -> None:
             f"{CUSTOM}.path={path}: {name}{parameters} cannot be called as verl calls it, by name with "
             f"{', '.join((*names, *given))} ({error}); give it these parameters, or **kwargs."
         ) from None
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """The variables that the run's workers will have, for a while."""
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name in values:
-            if name in before:
-                os.environ[name] = before[name]
-            else:
-                del os.environ[name]

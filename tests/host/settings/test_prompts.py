@@ -127,7 +127,9 @@ BAD = {**ROW, "data_source": "x"}
         ),
     ],
 )
-def test_runs(stock_config, inputs, tmp_path, rows, more, reason, capsys):
+def test_runs(stock_config, inputs, tmp_path, rows, more, reason, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("- {name: mine, _target_: mine.Loop}")
     if reason is None:
         run(stock_config, inputs, tmp_path, rows, *more)
         cut = "4 of 4 prompts are longer than data.max_prompt_length=64; verl cuts their beginning off"
