@@ -1,6 +1,6 @@
 """The real model's table: arms with equal tuning, three seeds each, and a control that must stand still.
 
-    python experiments/real_model/arms.py DATA... [--only grpo-lr1e-05-seed100] [--commit] [--report-only]
+    python -m experiments.real_model.arms DATA... [--only grpo-lr1e-05-seed100] [--commit] [--report-only]
 
 Each arm is tried at two learning rates on seed 100, and the better of them (sampled reward of the last five steps, on
 training problems) is used for the seeds 0, 1 and 2. A run that is in results.json is not made again; the first that is
@@ -8,23 +8,19 @@ missing is made, then the next. `--commit` commits results.json and the pages af
 """
 
 import json
-import os
-import platform
 import re
 import shutil
 import statistics
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from experiments.recorded import commit, read, record, save
 from fgrpo_plugin.eval.statistics import bootstrap
-from fgrpo_plugin.preference.reference_cache import write_whole
 from fgrpo_plugin.realmodel.model import NAME
 from fgrpo_plugin.realmodel.options import RealModelOptions
 from fgrpo_plugin.realmodel.run import MAX_TOKENS, arm_name, run_realmodel
@@ -103,29 +99,6 @@ def wanted(results: Mapping[str, Any]) -> Iterator[tuple[Arm, float, int]]:
             return
 
 
-def read() -> dict[str, Any]:
-    """Every finished run."""
-    return json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-
-
-def commit() -> str:
-    """The commit that is measured."""
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
-def record(name: str, result: dict[str, Any], measured: str) -> None:
-    """Keep a run's result beside the others, one line each; `measured` is the commit that it was made from."""
-    results = read() | {name: result | {"commit": measured, "date": str(date.today()), "hardware": hardware()}}
-    lines = [f"{json.dumps(key)}: {json.dumps(results[key])}" for key in sorted(results)]
-    write_whole(RESULTS, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
-
-
-def hardware() -> str:
-    """What the figures were measured on."""
-    return f"{len(os.sched_getaffinity(0))} CPU cores ({platform.machine()}), no GPU"
-
-
 SHARED = ("before.jsonl", "screened.jsonl")
 """Responses before training, which every arm has in common: kept here, so that runs made elsewhere have the same prompts."""
 
@@ -144,27 +117,24 @@ def main(
     folder: Annotated[Path, typer.Option(help="Of the runs.")] = Path("runs/realmodel"),
     only: Annotated[str, typer.Option(help="This run alone, by the name of its folder.")] = "",
     most: Annotated[int, typer.Option(help="Runs to make.")] = 100,
-    save: Annotated[bool, typer.Option("--commit", help="Commit each result.")] = False,
+    committed: Annotated[bool, typer.Option("--commit", help="Commit each result.")] = False,
     report_only: Annotated[bool, typer.Option("--report-only")] = False,
 ) -> None:
     """Make the missing runs and the pages."""
     while not report_only and most > 0:
-        runs = [run for run in wanted(read()) if not only or _name(*run) == only]
+        runs = [run for run in wanted(read(RESULTS)) if not only or _name(*run) == only]
         if not runs:
             break
         name, measured = _name(*runs[0]), commit()  # others may commit while it runs
         share(folder, back=False)
         made = run_realmodel(options(*runs[0], folder, tuple(data or ())), Console())
         share(folder, back=True)
-        record(name, json.loads((made / "result.json").read_text()), measured)
+        record(RESULTS, name, json.loads((made / "result.json").read_text()), measured)
         shutil.rmtree(made / "model", ignore_errors=True)
         most -= 1
         write_report()
-        if save:
-            changed = ["experiments/real_model", "README.md"]
-            subprocess.run(["git", "add", *changed], cwd=ROOT, check=True)
-            message = f"The real model, measured: {name}"
-            subprocess.run(["git", "commit", "-qm", message, "--", *changed], cwd=ROOT, check=True)
+        if committed:
+            save(f"The real model, measured: {name}", ["experiments/real_model", "README.md"])
     write_report()
 
 
@@ -212,7 +182,7 @@ def basis(runs: Sequence[Mapping[str, Any]]) -> str:
 
 def write_report() -> None:
     """experiments/real_model/README.md, and the table in the repository's README."""
-    results = read()
+    results = read(RESULTS)
     lines, shown_runs = [HEAD], []
     for arm in (*NEEDED, *LATER, CONTROL):
         rate = 0.0 if arm is CONTROL else best_rate(arm, results)
@@ -277,7 +247,7 @@ def write_report() -> None:
 PAGE = """# A real model: measured
 
 {name}, on MAWPS's single-operation word problems, through verl as it is: FSDP2, vLLM, float32,
-{steps} steps of 4 prompts x 8 responses. Made by `python experiments/real_model/arms.py DATA...`; one run by `make realmodel`.
+{steps} steps of 4 prompts x 8 responses. Made by `python -m experiments.real_model.arms DATA...`; one run by `make realmodel`.
 
 "Right": the last number anywhere in the response is the answer. {problems} held-out problems, greedy, at most {tokens}
 tokens; before and after are scored alike. The interval is a paired bootstrap over problems (95 %, 10,000 resamples) of the
@@ -303,7 +273,7 @@ by themselves is used, before and after, by every arm.
 
 ## What a step costs
 
-One step of 32 rows in each mode (`python experiments/real_model/modes.py RUN`), the first, which warms up, left out; measured beside
+One step of 32 rows in each mode (`python -m experiments.real_model.modes RUN`), the first, which warms up, left out; measured beside
 other work, so that differences of a tenth say little. LoRA and padding cost least and are what the group `smollm2` sets.
 
 {costs}

@@ -1,6 +1,6 @@
 """What a step of the real model costs: all weights or LoRA, padded or packed rows.
 
-    OMP_NUM_THREADS=2 python experiments/real_model/modes.py RUN
+    OMP_NUM_THREADS=2 python -m experiments.real_model.modes RUN
 
 RUN is a folder that `fgrpo realmodel` has screened. Each mode trains from the same rows and seed; the first step, which
 warms up, does not count. modes.json keeps the figures, and the report of arms.py shows them.
@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from arms import HERE, commit, hardware, write_report
 from rich.console import Console
 
+from experiments.real_model.arms import HERE, write_report
+from experiments.recorded import commit, hardware
 from fgrpo_plugin.progress import Lines, progress_bars
 from fgrpo_plugin.quickstart.processes import only_run
 from fgrpo_plugin.quickstart.summary import read_metrics

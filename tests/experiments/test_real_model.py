@@ -80,16 +80,19 @@ def test_a_result_is_kept_whole_and_the_pages_are_made_from_it(arms, tmp_path):
     arm = arms.NEEDED[0]
     names = [arms._name(arm, rate, arms.TUNING_SEED) for rate in arm.rates]
     for name, last in zip(names, (0.2, 0.4), strict=True):
-        arms.record(name, result([0.1] * 5 + [last] * 5, seed=arms.TUNING_SEED), "abc1234")
-    arms.record(arms._name(arm, arm.rates[1], 0), result([0.1] * 10, rate=arm.rates[1]), "abc1234")
-    assert list(arms.read()) == sorted(arms.read()) and arms.read()[names[0]]["commit"] == "abc1234"
+        arms.record(arms.RESULTS, name, result([0.1] * 5 + [last] * 5, seed=arms.TUNING_SEED), "abc1234")
+    arms.record(arms.RESULTS, arms._name(arm, arm.rates[1], 0), result([0.1] * 10, rate=arm.rates[1]), "abc1234")
+    assert (
+        list(arms.read(arms.RESULTS)) == sorted(arms.read(arms.RESULTS))
+        and arms.read(arms.RESULTS)[names[0]]["commit"] == "abc1234"
+    )
     assert sorted(file.name for file in tmp_path.iterdir()) == ["README.md", "results.json"]
     readme = tmp_path / "README.md"
     page = readme.read_text()
     arms.HERE = tmp_path / "page"
     arms.HERE.mkdir()
     arms.write_report()
-    line = arms.row(arm.title, [arms.read()[arms._name(arm, arm.rates[1], 0)]])
+    line = arms.row(arm.title, [arms.read(arms.RESULTS)[arms._name(arm, arm.rates[1], 0)]])
     table = "\n".join([arms.HEAD, line])
     assert readme.read_text().startswith(f"above\n<!-- real_model -->\n{table}") and page != readme.read_text()
     assert readme.read_text().endswith("<!-- /real_model -->\nbelow\n")
@@ -102,7 +105,7 @@ def test_a_result_is_kept_whole_and_the_pages_are_made_from_it(arms, tmp_path):
     assert f"| {names[0]} | 0.100 | 0.200 | +0.250 [-0.125, +0.500] | 0.02 | 30 | 62 | abc1234, " in made
     for other in (*arms.NEEDED[1:], *arms.LATER, arms.CONTROL):
         assert f"| {other.title} | not run |" in made
-    assert arms.basis([arms.read()[arms._name(arm, arm.rates[1], 0)]]) in readme.read_text()
+    assert arms.basis([arms.read(arms.RESULTS)[arms._name(arm, arm.rates[1], 0)]]) in readme.read_text()
 
 
 def test_a_table_says_what_its_figures_are_of(arms):
