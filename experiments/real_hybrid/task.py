@@ -1,0 +1,68 @@
+"""The prompt, what is counted of responses, and preferences that say nothing of their form."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.real_hybrid.reward import only_a_number
+from fgrpo_plugin.eval.scoring import is_right
+from fgrpo_plugin.realmodel.problems import Problem
+
+MAX_TOKENS = 32
+"""Of a response; nearly all end by themselves within it."""
+_PREFIX = (
+    ("system", "Answer with a number."),
+    ("user", "Tom had 9 nuts and ate 2. How many nuts are left?"),
+    ("assistant", "9 - 2 = 7"),
+    ("user", "There are 5 bags with 6 apples each. How many apples are there?"),
+    ("assistant", "5 * 6 = 30"),
+)
+_LAST_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?!.*\d)", flags=re.DOTALL)
+
+Responses = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Problem's id -> its responses, as `eval.sampling.responses` gives them."""
+
+
+def chat(problem: Problem) -> list[dict[str, str]]:
+    """The messages that a problem becomes."""
+    return [*({"role": role, "content": text} for role, text in _PREFIX), {"role": "user", "content": problem.text}]
+
+
+def counted(problems: Mapping[str, Problem], responses: Responses) -> dict[str, Any]:
+    """Shares of right responses, of those that are only a number, and of those that the limit has cut; mean length.
+
+    Args:
+        problems: id -> problem.
+        responses: of these problems.
+    """
+    every = [(problems[key], one) for key, given in responses.items() for one in given]
+
+    def share(flags: list[bool]) -> float:
+        return sum(flags) / len(flags)
+
+    return {
+        "right": share([bool(is_right(one["text"], problem.answer)) for problem, one in every]),
+        "bare": share([only_a_number(one["text"]) for _, one in every]),
+        "cut": share([not one["ended"] for _, one in every]),
+        "tokens": sum(one["tokens"] for _, one in every) / len(every),
+    }
+
+
+def preferences(problems: Mapping[str, Problem], sampled: Responses) -> list[dict[str, Any]]:
+    """One pair a problem: the model's own wrong response, and the same words with the right number at their end.
+
+    Both have one form, so nothing but the number can be learned from them.
+
+    Args:
+        problems: id -> problem; none of those that are trained on or held out.
+        sampled: the model's responses before training; a problem without a wrong one that has a number makes no pair.
+    """
+    pairs = []
+    for key, problem in problems.items():
+        for one in sampled[key]:
+            text = one["text"]
+            if one["ended"] and not is_right(text, problem.answer) and _LAST_NUMBER.search(text):
+                chosen = _LAST_NUMBER.sub(problem.answer, text)
+                pairs.append({"prompt": chat(problem), "chosen": chosen, "rejected": text})
+                break
+    return pairs
