@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 
 from experiments.recorded import commit, read, record, save
-from fgrpo_plugin.eval.statistics import bootstrap
+from fgrpo_plugin.intervals import bootstrap
 from fgrpo_plugin.realmodel.model import NAME
 from fgrpo_plugin.realmodel.options import RealModelOptions
 from fgrpo_plugin.realmodel.run import MAX_TOKENS, arm_name, run_realmodel

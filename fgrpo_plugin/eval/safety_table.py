@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fgrpo_plugin.eval.scores import SAFETY, check_k, chosen_ks, comparable
-from fgrpo_plugin.eval.statistics import Measure, pass_at_k
+from fgrpo_plugin.eval.statistics import pass_at_k
+from fgrpo_plugin.intervals import Measure
 
 HARMFUL, SAFE = "harmful prompts", "safe prompts"
 SUCCESS, JUDGED, OVER_REFUSAL = "attack success", "judged unsafe", "over-refusal"

@@ -1,61 +1,8 @@
-"""Means over prompts, their intervals, and what is made of several samples or several sets."""
+"""What is made of several samples of a problem, or of several sets; intervals are in fgrpo_plugin/intervals.py."""
 
 import math
-import statistics
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-
-import numpy as np
-
-RESAMPLES = 10_000
-
-
-def bootstrap(values: Sequence[float], *, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean over problems.
-
-    Args:
-        values: one a problem, shape (problems,): the share of its responses that are right, or for two models on the
-            same problems the difference of those shares, which makes the bootstrap a paired one.
-        seed: of the resampling.
-        resamples: how many.
-
-    Raises:
-        ValueError: no problems.
-    """
-    if not len(values):
-        raise ValueError("an interval needs at least one problem.")
-    given = np.asarray(values, dtype=float)
-    rng = np.random.default_rng(seed)
-    means = np.array([given[rng.integers(0, len(given), len(given))].mean() for _ in range(resamples)])
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A mean over problems with its 95 % interval (bootstrap over problems), and each problem's value."""
-
-    mean: float
-    low: float
-    high: float
-    values: tuple[float, ...]
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Measure":
-        """The mean of one value a problem."""
-        return cls(statistics.fmean(values), *bootstrap(values), tuple(values))
-
-    def minus(self, other: "Measure") -> "Measure":
-        """The paired difference: the same problems are drawn for both."""
-        return Measure.of([mine - theirs for mine, theirs in zip(self.values, other.values, strict=True)])
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-    def signed(self) -> str:
-        """As a difference."""
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
 
 def pass_at_k(right: int, samples: int, k: int) -> float:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fgrpo_plugin.eval.scores import MATH, check_k, chosen_ks, comparable
-from fgrpo_plugin.eval.statistics import Measure, majority_at_k, mean_ranks, pass_at_k, relative_overall
+from fgrpo_plugin.eval.statistics import majority_at_k, mean_ranks, pass_at_k, relative_overall
+from fgrpo_plugin.intervals import Measure
 
 
 @dataclass(frozen=True)

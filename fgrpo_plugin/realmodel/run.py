@@ -16,10 +16,10 @@ from rich.text import Text
 
 from fgrpo_plugin.eval.sampling import Sampling, responses
 from fgrpo_plugin.eval.scoring import is_right
-from fgrpo_plugin.eval.statistics import bootstrap
 from fgrpo_plugin.export.exporting import export_run
 from fgrpo_plugin.folders import write_whole
 from fgrpo_plugin.host.settings.inputs import load_tokenizer
+from fgrpo_plugin.intervals import bootstrap
 from fgrpo_plugin.progress import Lines, follower, progress_bars
 from fgrpo_plugin.quickstart.command import check_command, quoted
 from fgrpo_plugin.quickstart.processes import only_run

@@ -6,7 +6,7 @@ import pytest
 
 from fgrpo_plugin.eval.safety_table import HARMFUL, SAFE, read_safety, safety_result, safety_table
 from fgrpo_plugin.eval.scores import SCORES
-from fgrpo_plugin.eval.statistics import Measure
+from fgrpo_plugin.intervals import Measure
 
 
 def row(key, harmful, kinds, unsafe=None, ended=None):

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from fgrpo_plugin.eval.scores import SCORES
-from fgrpo_plugin.eval.statistics import Measure, bootstrap
 from fgrpo_plugin.eval.table import overall_table, read_evaluation, set_result, set_table
+from fgrpo_plugin.intervals import Measure, bootstrap
 
 
 def row(key, votes, right, ended=None, tokens=None, slow=()):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fgrpo_plugin.eval.statistics import bootstrap
+from fgrpo_plugin.intervals import bootstrap
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "real_model" / "arms.py"
 
