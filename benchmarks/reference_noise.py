@@ -16,6 +16,7 @@ import torch
 import typer
 
 from fgrpo_plugin.host.driver.preference_source import differences_of
+from fgrpo_plugin.model_loading import load_causal_lm
 from fgrpo_plugin.tables import load
 
 LONG, SHORT, EACH = 900, 300, 4
@@ -43,7 +44,7 @@ def main(
     output: Annotated[Path | None, typer.Option(help="Also write the table there, as Markdown.")] = None,
 ) -> None:
     """Print the differences."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     texts = [
@@ -56,7 +57,7 @@ def main(
     for dtype in (torch.float32, torch.bfloat16):
         found = {}
         for attention in ("sdpa", "eager"):
-            loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation=attention).eval()
+            loaded = load_causal_lm(str(model), dtype, "--model", attention=attention)
             found[attention, "batch"] = log_probs(loaded, chosen)
             found[attention, "alone"] = [log_probs(loaded, [row])[0] for row in chosen]
         for label, one, other in (

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from fgrpo_plugin.export.weights import State, check_finite, quiet_transformers
+from fgrpo_plugin.export.weights import State, check_finite
+from fgrpo_plugin.model_loading import quiet_transformers
 
 SHARD = "5GB"
 _NOT_COPIED = ("config.json", "README.md")

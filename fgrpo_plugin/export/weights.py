@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fgrpo_plugin.export.checkpoint import Checkpoint
+from fgrpo_plugin.model_loading import load_causal_lm
 
 State = dict[str, torch.Tensor]
 
@@ -117,21 +118,7 @@ def load_model(model: str, dtype: torch.dtype | str, setting: str, *, trust: boo
     Raises:
         ValueError: it cannot be loaded, or its files lack weights.
     """
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with quiet_transformers():
-            loaded, found = AutoModelForCausalLM.from_pretrained(
-                model, dtype=dtype, trust_remote_code=trust, output_loading_info=True, attn_implementation="eager"
-            )
-    except Exception as error:  # of many kinds: OSError, ValueError, safetensors' own, KeyError
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{setting}={model} cannot be loaded ({reason:.160}).") from None
-    if lacking := sorted(found["missing_keys"]) + sorted(map(str, found["mismatched_keys"])):
-        raise ValueError(
-            f"{setting}={model}: its files lack {lacking[0]} and {len(lacking) - 1} more; name a whole one."
-        )
-    return dict(loaded.state_dict())
+    return dict(load_causal_lm(model, dtype, setting, attention="eager", trust=trust).state_dict())
 
 
 def check_finite(name: str, value: torch.Tensor) -> None:
@@ -140,23 +127,6 @@ def check_finite(name: str, value: torch.Tensor) -> None:
         raise ValueError(
             f"{name} has entries that are no numbers: the run diverged; choose an earlier step with --step."
         )
-
-
-@contextmanager
-def quiet_transformers() -> Any:
-    """Without progress bars and advice about the model's own settings, of which a log would be full."""
-    from transformers.utils import logging as transformers_logging
-
-    level = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 @contextmanager

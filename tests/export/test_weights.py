@@ -109,7 +109,3 @@ def test_a_model_folder_that_lacks_weights_is_refused(runs, tmp_path):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"--base-model=.*: its files lack model.norm.weight and 0 more; name a whole"):
         load_model(str(folder), "auto", "--base-model")
-    (folder / "model.safetensors").write_bytes(b"cut off")
-    with pytest.raises(ValueError, match=r"^--base-model=.* cannot be loaded \(") as raised:
-        load_model(str(folder), "auto", "--base-model")
-    assert "\n" not in str(raised.value)

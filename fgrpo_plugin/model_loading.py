@@ -1,0 +1,56 @@
+"""A causal language model from its Hugging Face folder; what is wrong with the folder is one sentence."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+def load_causal_lm(
+    model: str, dtype: torch.dtype | str, setting: str, *, attention: str | None = None, trust: bool = False
+) -> Any:
+    """A whole model on the CPU, for evaluation.
+
+    Args:
+        model: a folder, or a name on a model hub.
+        dtype: to load in; ``auto`` for that of its files.
+        setting: what the user set, for messages.
+        attention: transformers' name of an implementation of attention; None takes its choice.
+        trust: run the model's own code.
+
+    Raises:
+        ValueError: it cannot be loaded, or its files lack weights.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with quiet_transformers():
+            loaded, found = AutoModelForCausalLM.from_pretrained(
+                model, dtype=dtype, trust_remote_code=trust, output_loading_info=True, attn_implementation=attention
+            )
+    except Exception as error:  # of many kinds: OSError, ValueError, safetensors' own, KeyError
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{setting}={model} cannot be loaded ({reason:.160}).") from None
+    if lacking := sorted(found["missing_keys"]) + sorted(map(str, found["mismatched_keys"])):
+        raise ValueError(
+            f"{setting}={model}: its files lack {lacking[0]} and {len(lacking) - 1} more; name a whole one."
+        )
+    return loaded.eval()
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without progress bars and advice about the model's own settings, of which a log would be full."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,62 @@
+"""A model is loaded whole, in the precision that is asked for, or refused in one sentence; transformers is quiet."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers.utils import logging as transformers_logging
+
+from fgrpo_plugin.model_loading import load_causal_lm, quiet_transformers
+from fgrpo_plugin.quickstart.model import build_model, build_tokenizer, save_model
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_model(build_model(build_tokenizer(), 0), build_tokenizer(), tmp_path / "model")
+
+
+def test_a_model_has_its_files_weights_and_is_for_evaluation(folder):
+    ids = torch.tensor([[1, 2, 3]])
+    expected = build_model(build_tokenizer(), 0).eval()(input_ids=ids).logits
+    loaded = load_causal_lm(str(folder), "auto", "--model")
+    assert torch.equal(loaded(input_ids=ids).logits, expected) and not loaded.training
+    low = load_causal_lm(str(folder), torch.bfloat16, "--model", attention="eager")
+    assert {value.dtype for value in low.parameters()} == {torch.bfloat16}
+    assert low.config._attn_implementation == "eager"
+
+
+def test_a_folder_that_lacks_weights_or_is_damaged_is_refused_in_one_sentence(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"--model=.*: its files lack model.norm.weight and 0 more; name a whole"):
+        load_causal_lm(str(folder), "auto", "--model")
+    (folder / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(ValueError, match=r"^--model=.* cannot be loaded \(") as raised:
+        load_causal_lm(str(folder), "auto", "--model")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_models_own_code_is_not_run_unasked(folder):
+    config = folder / "config.json"
+    mapped = '"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}'
+    config.write_text("{" + mapped + "}")
+    (folder / "own.py").write_text(f"open({str(folder / 'mark')!r}, 'w')")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_causal_lm(str(folder), "auto", "--model")
+    assert not (folder / "mark").exists()
+
+
+@pytest.mark.parametrize("bars", [True, False])
+def test_what_transformers_says_is_as_it_was_afterwards(bars):
+    level = transformers_logging.get_verbosity()
+    before = transformers_logging.is_progress_bar_enabled()
+    (transformers_logging.enable_progress_bar if bars else transformers_logging.disable_progress_bar)()
+    try:
+        with pytest.raises(RuntimeError), quiet_transformers():
+            assert transformers_logging.get_verbosity() == transformers_logging.ERROR
+            assert not transformers_logging.is_progress_bar_enabled()
+            raise RuntimeError
+        assert transformers_logging.get_verbosity() == level
+        assert transformers_logging.is_progress_bar_enabled() == bars
+    finally:
+        (transformers_logging.enable_progress_bar if before else transformers_logging.disable_progress_bar)()
