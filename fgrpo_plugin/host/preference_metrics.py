@@ -11,6 +11,7 @@ import torch
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.contract import PREFIX, VALIDATION
 from fgrpo_plugin.losses import clip_implicit_reward
+from fgrpo_plugin.preference.ranking import pairs_of, ranked, summed
 from fgrpo_plugin.preference.tokens import TokenRow
 
 _DISTANCES = (0.1, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
@@ -112,11 +113,8 @@ def held_out_metrics(rows: Sequence[TokenRow], rewards: torch.Tensor, settings: 
     divergence = settings.build_divergence()
     desirable = torch.tensor([row.desirable for row in rows])
     above, below = rewards[desirable], rewards[~desirable]
-    pairs: dict[str, dict[bool, float]] = {}
-    for row, reward in zip(rows, rewards.tolist(), strict=True):
-        if row.pair is not None:
-            pairs.setdefault(row.pair, {})[row.desirable] = reward
-    differences = torch.tensor([pair[True] - pair[False] for pair in pairs.values() if len(pair) == 2])
+    better, worse = pairs_of(rows).unbind(-1)
+    differences = rewards[better] - rewards[worse]
     if len(differences):
         won = float((differences > 0).double().mean() + 0.5 * (differences == 0).double().mean())
     else:  # Mann and Whitney's U, by ranks: the couples themselves may be too many to hold
@@ -130,4 +128,25 @@ def held_out_metrics(rows: Sequence[TokenRow], rewards: torch.Tensor, settings: 
         VALIDATION + "accuracy": won,
         VALIDATION + "implicit_reward_margin": float(above.mean() - below.mean()),
         VALIDATION + "divergence_estimate": float(estimate) + divergence.estimate_offset,
+    }
+
+
+def ranking_metrics(rows: Sequence[TokenRow], log_prob: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:
+    """Whether the policy, without its reference, finds the better response of held-out pairs the likelier one.
+
+    Args:
+        rows: n rows.
+        log_prob: (n, T) log pi_theta, nats.
+        mask: (n, T) the tokens of each row's response.
+
+    Returns:
+        The share of pairs with log pi_theta(D+ row) >= log pi_theta(D- row), and the same of the means over tokens
+        (arXiv 2405.19534); neither where there are no pairs.
+    """
+    found = ranked(*summed(log_prob, mask), pairs_of(rows))
+    if not len(found.lead):
+        return {}
+    return {
+        VALIDATION + "ranking_accuracy": float(found.right.double().mean()),
+        VALIDATION + "ranking_accuracy_length_normalized": float(found.right_per_token.double().mean()),
     }

@@ -13,7 +13,7 @@ from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.contract import PREFIX
 from fgrpo_plugin.host.metric_table import METRICS
 from fgrpo_plugin.host.metrics import row_metrics
-from fgrpo_plugin.host.preference_metrics import DISTANCE_EDGES, held_out_metrics, quantile_of_bins
+from fgrpo_plugin.host.preference_metrics import DISTANCE_EDGES, held_out_metrics, quantile_of_bins, ranking_metrics
 from fgrpo_plugin.preference.tokens import TokenRow
 from tests.support.metric_definitions import DESIRABLE, OFF, ON, ON_SPLITS, SETTINGS, SPLITS, Update, check
 
@@ -179,8 +179,9 @@ JOINED.add("timing_s/join_preferences")
 
 def test_the_table_names_what_is_logged_and_nothing_else():
     f_grpo, f_hal = (Update("defaults", lam).reported([splits]) for lam, splits in ((0.0, ON_SPLITS), (0.4, SPLITS)))
-    rows = [TokenRow([1], [2], d, None, "") for d in DESIRABLE]
+    rows = [TokenRow([1], [2], d, f"p{i // 2}", "") for i, d in enumerate(DESIRABLE)]
     held_out = held_out_metrics(rows, torch.arange(float(OFF)), FDivergenceConfig())
+    held_out |= ranking_metrics(rows, -torch.rand(OFF, 1), torch.ones(OFF, 1))
     assert set(f_grpo) == {metric.name for metric in METRICS if not metric.f_hal_only}
     named = {metric.name for metric in METRICS}
     assert set(f_hal) | set(held_out) | JOINED == named and len(named) == len(METRICS)

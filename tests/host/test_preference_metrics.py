@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fgrpo_plugin.config import FDivergenceConfig
-from fgrpo_plugin.host.preference_metrics import held_out_metrics, quantile_of_bins
+from fgrpo_plugin.host.preference_metrics import held_out_metrics, quantile_of_bins, ranking_metrics
 from fgrpo_plugin.preference.tokens import TokenRow
 
 
@@ -52,3 +52,34 @@ def test_quantiles_of_bins_are_near_those_of_the_values():
     assert math.isnan(quantile_of_bins([0.0, 0.0], [1.0], 0.5))
     assert quantile_of_bins([5.0, 0.0, 0.0], [-1.0, 1.0], 0.05) == -1.0
     assert quantile_of_bins([0.0, 0.0, 5.0], [-1.0, 1.0], 0.05) == 1.0
+
+
+def test_held_out_ranking_accuracy_is_of_the_policys_log_probs_in_pairs():
+    draw = torch.Generator().manual_seed(0)
+    rows = [TokenRow([1], [2], i % 2 == 0, f"p{i // 2}", "") for i in range(40)] + [TokenRow([1], [2], True, None, "")]
+    log_prob = -torch.randint(0, 4, (41, 5), generator=draw) / 2
+    mask = torch.rand(41, 5, generator=draw) < 0.6
+    mask[:, 2] = True  # each response has a token
+    right, right_by_token = [], []
+    for plus in range(0, 40, 2):
+        (one, other) = ([v for v, c in zip(log_prob[i].tolist(), mask[i], strict=True) if c] for i in (plus, plus + 1))
+        right.append(sum(one) >= sum(other))
+        right_by_token.append(sum(one) * len(other) >= sum(other) * len(one))
+    found = ranking_metrics(rows, log_prob, mask)
+    assert found == {
+        "val-preference/ranking_accuracy": pytest.approx(sum(right) / 20),
+        "val-preference/ranking_accuracy_length_normalized": pytest.approx(sum(right_by_token) / 20),
+    }
+    assert sum(right) != sum(right_by_token)
+    # The same pair twice counts twice, and the order of rows is nothing to it.
+    again = [*rows, *(TokenRow([1], [2], side, "twice", "") for side in (True, False))]
+    twice = ranking_metrics(again, torch.cat([log_prob, log_prob[:2]]), torch.cat([mask, mask[:2]]))
+    assert twice["val-preference/ranking_accuracy"] == pytest.approx((sum(right) + right[0]) / 21)
+    order = torch.randperm(41, generator=draw)
+    assert ranking_metrics([rows[i] for i in order], log_prob[order], mask[order]) == found
+
+
+def test_without_pairs_there_is_no_ranking_accuracy():
+    sides = (True, False, True)
+    for rows in ([TokenRow([1], [2], s, None, "") for s in sides], [TokenRow([1], [2], s, str(s), "") for s in sides]):
+        assert ranking_metrics(rows, -torch.rand(3, 2), torch.ones(3, 2)) == {}

@@ -31,7 +31,7 @@ from fgrpo_plugin.host.driver.rows import (
 )
 from fgrpo_plugin.host.driver.run_length import unreached
 from fgrpo_plugin.host.metrics import divide_sums
-from fgrpo_plugin.host.preference_metrics import held_out_metrics
+from fgrpo_plugin.host.preference_metrics import held_out_metrics, ranking_metrics
 from fgrpo_plugin.host.settings.batches import minibatches_of_update
 from fgrpo_plugin.host.settings.reading import joins_preferences, may_be_stale, read_settings
 from fgrpo_plugin.host.settings.record import RECORD_FILE, run_record
@@ -262,16 +262,12 @@ class FDivergenceTrainer(RefillNews):
         rows = self.preferences.held_out
         settings = self.f_divergence
         reference, _ = self.preferences.reference(rows, self._reference_log_probs)
-        policy = self._policy_log_probs(rows)
+        policy = pad_sequence(self._policy_log_probs(rows), batch_first=True)
         lengths = torch.tensor([row.response_length for row in rows])
-        rewards = implicit_reward(
-            pad_sequence(policy, batch_first=True),
-            pad_sequence(reference, batch_first=True),
-            torch.arange(int(lengths.max())) < lengths.unsqueeze(-1),
-            settings.beta,
-            level="sequence" if settings.level == "sequence" else "sequence_mean",
-        )
-        return held_out_metrics(rows, rewards, settings)
+        mask = torch.arange(int(lengths.max())) < lengths.unsqueeze(-1)
+        level = "sequence" if settings.level == "sequence" else "sequence_mean"
+        rewards = implicit_reward(policy, pad_sequence(reference, batch_first=True), mask, settings.beta, level=level)
+        return held_out_metrics(rows, rewards, settings) | ranking_metrics(rows, policy, mask)
 
     def _reference_log_probs(self, rows: Sequence[TokenRow]) -> list[torch.Tensor]:
         """log pi_ref of response tokens by the host's own stage, LoRA's switched-off adapter included."""

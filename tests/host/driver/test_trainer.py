@@ -5,6 +5,7 @@ do, and run its loss on log-probs that are a function of the tokens.
 """
 
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -117,7 +118,9 @@ def test_held_out_preferences_are_measured_before_the_rollout_engine_has_the_dev
 
     from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
-    held_out = [{"prompt": f"{i}-1=", "chosen": f"{i}{i}", "rejected": "7" * (i % 4 + 1)} for i in range(9)]
+    held_out = [
+        {"prompt": f"{i}-1=", "chosen": f"{i}" * (i % 3 + 1), "rejected": "8" * (i % 2 + 1) + "4"} for i in range(9)
+    ]
     (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in held_out))
     given = (f"+data.preference.val_files=[{tmp_path / 'held_out.jsonl'}]", "trainer.test_freq=2")
     trainer, workers = make(mode, 2, "f_hal", *given)
@@ -128,17 +131,27 @@ def test_held_out_preferences_are_measured_before_the_rollout_engine_has_the_dev
         seen.append(workers.measured)
         found = trainer._validate()
         measured = {name: value for name, value in found.items() if name.startswith("val-preference")}
-        assert found["val-core/reward"] == 0.5 and len(measured) == (0 if len(seen) == 1 else 3)
+        assert found["val-core/reward"] == 0.5 and len(measured) == (0 if len(seen) == 1 else 5)
     assert seen == [0, 1, 2] and not any(key.startswith("preference") for key in names(queue))
-    beta, right = trainer.f_divergence.beta, []
+    beta, right, ranked, ranked_by_token = trainer.f_divergence.beta, [], [], []
     for plus, minus in zip(*[iter(trainer.preferences.held_out)] * 2, strict=True):
-        rewards = []
+        rewards, policy = [], []
         for row in (plus, minus):
             ids = torch.nested.as_nested_tensor([torch.tensor(row.prompt_ids + row.response_ids)], layout=torch.jagged)
-            change = (log_probs(ids, 3) - log_probs(ids, 7)).values()[-len(row.response_ids) - 1 : -1]
-            rewards.append(beta * float(change.sum()))
+            own, change = (
+                values.values()[-len(row.response_ids) - 1 : -1].tolist()
+                for values in (log_probs(ids, 3), log_probs(ids, 3) - log_probs(ids, 7))
+            )
+            rewards.append(beta * sum(change))
+            policy.append((math.fsum(own), math.fsum(own) / len(own)))
         right.append(1.0 if rewards[0] > rewards[1] else 0.5 if rewards[0] == rewards[1] else 0.0)
+        ranked.append(policy[0][0] >= policy[1][0])
+        ranked_by_token.append(policy[0][1] >= policy[1][1])
     assert measured["val-preference/accuracy"] == pytest.approx(sum(right) / 9)
+    # Each rank computes nine rows: the two of the fifth pair come from different ranks.
+    assert measured["val-preference/ranking_accuracy"] == pytest.approx(sum(ranked) / 9)
+    assert measured["val-preference/ranking_accuracy_length_normalized"] == pytest.approx(sum(ranked_by_token) / 9)
+    assert sum(ranked) not in (sum(right), sum(ranked_by_token))
 
 
 @pytest.mark.parametrize(
@@ -189,3 +202,36 @@ def test_a_checkpoint_keeps_the_runs_settings_beside_verls_files(make, tmp_path,
     record = json.loads((folder / "f_divergence_run.json").read_text())
     assert record["algorithm"] == estimator and record["step"] == 1 and record["total_steps"] == 3
     assert ("lam" in record) == (estimator == "f_hal") == (folder / "f_divergence.json").is_file()
+
+
+@pytest.mark.parametrize("level", ["sequence", "sequence_mean", "token"])
+def test_held_out_rows_are_ranked_by_the_policy_and_rewarded_against_the_reference(level):
+    """The numbers of a validation from what the host's two stages give, which need no queue here."""
+    from fgrpo_plugin.config import FDivergenceConfig
+    from fgrpo_plugin.host.driver.trainer import FDivergenceTrainer
+    from fgrpo_plugin.preference.tokens import TokenRow
+
+    lengths = [3, 1, 2, 4, 2, 2]
+    rows = [TokenRow([1], [2] * n, i % 2 == 0, f"p{i // 2}", "") for i, n in enumerate(lengths)]
+    policy = [[-1.0, -1.0, -1.0], [-2.5], [-3.0, -2.0], [-1.0] * 4, [-1.0, -2.0], [-2.0, -1.0]]
+    reference = [[-2.0, -2.0, -2.0], [-2.0], [-3.0, -4.0], [-1.0] * 4, [-1.0, -1.0], [-2.0, -1.0]]
+
+    class Stages(FDivergenceTrainer):
+        f_divergence = FDivergenceConfig(beta=0.5, level=level)
+
+        def _policy_log_probs(self, asked):
+            return [torch.tensor(policy[rows.index(row)]) for row in asked]
+
+    trainer = Stages()
+    assert trainer._held_out_preferences() == {}
+    trainer.preferences = SimpleNamespace(
+        held_out=rows, reference=lambda asked, compute: ([torch.tensor(reference[rows.index(r)]) for r in asked], 1.0)
+    )
+    found = trainer._held_out_preferences()
+    # log(pi/pi_ref): +3 to -0.5, +2 to 0, -1 to 0. log pi: -3 to -2.5, -5 to -4, a tie. Means: -1 to -2.5, -2.5 to -1.
+    assert found["val-preference/accuracy"] == pytest.approx(2 / 3)
+    assert found["val-preference/ranking_accuracy"] == pytest.approx(1 / 3)
+    assert found["val-preference/ranking_accuracy_length_normalized"] == pytest.approx(2 / 3)
+    trainer.preferences.held_out = [TokenRow([1], [2] * n, i % 2 == 0, None, "") for i, n in enumerate(lengths)]
+    rows = trainer.preferences.held_out
+    assert not any("ranking" in name for name in trainer._held_out_preferences())
