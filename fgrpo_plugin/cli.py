@@ -212,9 +212,19 @@ def check(
     ] = None,
     max_prompt_length: Annotated[int | None, typer.Option(help="Tokens, as the run has them.")] = None,
     max_response_length: Annotated[int | None, typer.Option(help="Tokens, as the run has them.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the rows that are shown.")] = 0,
+    on_too_long: Annotated[str, typer.Option(help="error, drop or truncate, as the run has it.")] = "error",
+    ranking_pairs: Annotated[
+        int, typer.Option(min=0, help="Pairs that the model in --model ranks, where no cache has as many; 0: none.")
+    ] = 100,
+    cache_dir: Annotated[
+        str | None, typer.Option(help="Reference log-probs of runs, as data.preference.cache_dir.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the rows that are shown, and of the pairs that are ranked.")] = 0,
 ) -> None:
-    """Say what is in preference data: format, sides, lengths, duplicates; exit code 1 if a run would refuse them."""
+    """Say what is in preference data: format, sides, lengths, duplicates; exit code 1 if a run would refuse them.
+
+    With --model also in how many pairs that model, as a reference, finds the chosen response the likelier one.
+    """
     from rich.console import Console
 
     from fgrpo_plugin.preference.files import read_preferences
@@ -223,21 +233,28 @@ def check(
     from fgrpo_plugin.preference.template import stop_tokens
 
     with _one_sentence("fgrpo prefs check"):
-        measured = None
-        given = {"--template": template, "--max-prompt-length": max_prompt_length}
-        given["--max-response-length"] = max_response_length
+        measured = asked = None
+        given: dict[str, Any] = {"--template": template, "--max-prompt-length": max_prompt_length}
+        given |= {"--max-response-length": max_response_length, "--cache-dir": cache_dir}
         if model is not None:
             limits = (max_prompt_length or sys.maxsize, max_response_length or sys.maxsize)
             arguments = {name: yaml.safe_load(value) for name, value in _named("--template", template)}
             tokenizer = _tokenizer(model)
             measured = Measured.of(tokenizer, RowSettings(*limits, arguments, tuple(stop_tokens(model))))
+            from fgrpo_plugin.preference.reference_ranking import Asked
+
+            asked = Asked(model, ranking_pairs, seed, cache_dir, on_too_long)
         elif named := [name for name, value in given.items() if value]:
-            raise ValueError(f"{named[0]} is of a model's tokenizer; name the model with --model.")
+            raise ValueError(f"{named[0]} is of a model; name it with --model.")
         found = read_preferences(
             files, split=split, config=config, columns=_columns(column), on_bad_row="skip", said=_said("read")
         )
-        usable = print_report(found, Console(), measured=measured, seed=seed, said=_said("in tokens"))
-    if not usable:
+        report = print_report(found, Console(), measured=measured, seed=seed, said=_said("in tokens"))
+        if measured is not None and asked is not None and report.rows is not None and ranking_pairs:
+            from fgrpo_plugin.preference.ranking_report import report_ranking
+
+            report_ranking(report.rows, measured.settings, asked, Console(), Console(stderr=True))
+    if not report.usable:
         raise typer.Exit(1)
 
 
@@ -322,9 +339,10 @@ for _name, _command in (
 def _tokenizer(model: Path | None) -> Any:
     if model is None:
         return None
-    from fgrpo_plugin.host.settings.inputs import check_model, load_tokenizer
+    from fgrpo_plugin.host.settings.inputs import TOKENIZER_FILES, check_model, load_tokenizer
 
-    check_model(str(model.absolute()), "--model")
+    if not any((model / name).is_file() for name in TOKENIZER_FILES):  # a tokenizer alone will do
+        check_model(str(model.absolute()), "--model")
     return load_tokenizer(model, "--model")
 
 

@@ -1,7 +1,11 @@
 """A causal language model from its Hugging Face folder; what is wrong with the folder is one sentence."""
 
-from collections.abc import Iterator
+import json
+import math
+import struct
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +41,29 @@ def load_causal_lm(
             f"{setting}={model}: its files lack {lacking[0]} and {len(lacking) - 1} more; name a whole one."
         )
     return loaded.eval()
+
+
+def parameters_in(files: Iterable[Path]) -> int:
+    """How many numbers weight files hold: by their headers where they are safetensors, else two bytes are one.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    count = 0
+    for file in files:
+        if file.suffix != ".safetensors":
+            count += file.stat().st_size // 2
+            continue
+        with file.open("rb") as content:
+            try:
+                (length,) = struct.unpack("<Q", content.read(8))
+                if length > file.stat().st_size - 8:
+                    raise ValueError(length)
+                header = json.loads(content.read(length))
+                count += sum(math.prod(value["shape"]) for name, value in header.items() if name != "__metadata__")
+            except (struct.error, ValueError, KeyError, TypeError, AttributeError):
+                raise ValueError(f"{file} is no safetensors file, or is cut off; write it anew.") from None
+    return count
 
 
 @contextmanager

@@ -48,6 +48,11 @@ TARGETS = (
         ("tests/eval/test_separation_report.py",),
         ("largest", "model_table", "layer_table", "_distance", "notes", "as_json", "settings_line"),
     ),
+    *(
+        Target(f"fgrpo_plugin/preference/{name}.py", (f"tests/preference/test_{name}.py",))
+        for name in ("ranking", "model_log_probs")
+    ),
+    Target("fgrpo_plugin/intervals.py", ("tests/test_intervals.py",)),
     Target(HOST + "driver/preference_source.py", (SOURCE,), ("differences_of",)),
     Target(HOST + "driver/run_length.py", ("tests/host/driver/test_run_length.py",)),
     Target(HOST + "settings/batches.py", ("tests/host/settings/test_batches.py",)),

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
-from fgrpo_plugin.model_loading import load_causal_lm, quiet_transformers
+from fgrpo_plugin.model_loading import load_causal_lm, parameters_in, quiet_transformers
 from fgrpo_plugin.quickstart.model import build_model, build_tokenizer, save_model
 
 
@@ -60,3 +60,22 @@ def test_what_transformers_says_is_as_it_was_afterwards(bars):
         assert transformers_logging.is_progress_bar_enabled() == bars
     finally:
         (transformers_logging.enable_progress_bar if before else transformers_logging.disable_progress_bar)()
+
+
+def test_parameters_are_counted_by_the_files_headers(folder, tmp_path):
+    file = folder / "model.safetensors"
+    count = sum(value.numel() for value in load_file(file).values())
+    assert parameters_in([file]) == count > 0
+    save_file({"a": torch.zeros(3, 5), "b": torch.zeros(()), "c": torch.zeros(0, 4)}, tmp_path / "more.safetensors")
+    assert parameters_in([file, tmp_path / "more.safetensors"]) == count + 16
+    (tmp_path / "old.bin").write_bytes(b"x" * 2001)
+    assert parameters_in([tmp_path / "old.bin", file]) == 1000 + count
+    assert parameters_in([]) == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"cut off", b"\xff" * 8 + b"{}", b"\x02" + b"\0" * 7 + b"[]"])
+def test_a_damaged_header_is_named(tmp_path, content):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model.safetensors is no safetensors file, or is cut off; write it anew\.$"):
+        parameters_in([file])

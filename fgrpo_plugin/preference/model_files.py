@@ -39,7 +39,7 @@ def model_fingerprint(
     if not path.is_dir():
         return _hub_commit(model, setting)
     files = [file for file in path.iterdir() if file.is_file() and not _is_any(file, NOT_THE_MODEL)]
-    found = [file for file in files if _is_any(file, WEIGHTS)]
+    found = weight_files(path)
     if weights and not found:
         raise ValueError(f"{setting}={model}: holds no weight files ({', '.join(WEIGHTS)}).")
     kept = files if weights else [file for file in files if file not in found]
@@ -47,6 +47,12 @@ def model_fingerprint(
     code = [Path(folder, name) for folder, name in walked if name.endswith(".py")]
     own = files_fingerprint({*kept, *code}, path, memory, say)
     return "+".join([own, *(_hub_commit(name, setting) for name in _code_elsewhere(path))])
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a model's folder that hold its weights; none where it holds a tokenizer alone."""
+    files = sorted(file for file in folder.iterdir() if file.is_file() and not _is_any(file, NOT_THE_MODEL))
+    return [file for file in files if _is_any(file, WEIGHTS)]
 
 
 def _code_elsewhere(path: Path) -> list[str]:

@@ -32,10 +32,11 @@ class ReferenceCache:
     """
 
     def __init__(self, folder: str | Path, key: Mapping[str, Any]):
-        text = json.dumps(key, sort_keys=True, indent=1)
-        self.folder = Path(folder).expanduser() / hashlib.sha256(text.encode()).hexdigest()[:24]
+        text = _text(key)
+        self.folder = Path(folder).expanduser() / _name(text)
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / "key.json", text.encode())
+        if not _is_text(self.folder / "key.json", text):  # another's cache may be there to be read alone
+            write_whole(self.folder / "key.json", text.encode())
         self.damaged: list[Path] = []
         self._rows: dict[bytes, torch.Tensor] = {}
         for file in sorted(self.folder.glob("*.safetensors")):
@@ -89,3 +90,31 @@ class ReferenceCache:
         found = load(content)
         digests = [bytes(digest.tolist()) for digest in found["digest"]]
         self._rows.update(zip(digests, found["log_prob"].split(found["length"].tolist()), strict=True))
+
+
+def keys_in(folder: str | Path) -> list[dict[str, Any]]:
+    """The keys of all caches in a folder, by which `ReferenceCache` opens them; one that is damaged is passed over."""
+    found = []
+    for file in sorted(Path(folder).expanduser().glob("*/key.json")):
+        try:
+            key = json.loads(file.read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(key, dict) and _name(_text(key)) == file.parent.name:
+            found.append(key)
+    return found
+
+
+def _text(key: Mapping[str, Any]) -> str:
+    return json.dumps(key, sort_keys=True, indent=1)
+
+
+def _name(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _is_text(file: Path, text: str) -> bool:
+    try:
+        return file.read_bytes() == text.encode()
+    except OSError:
+        return False

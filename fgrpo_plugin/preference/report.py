@@ -44,6 +44,19 @@ class Measured:
         return cls(tokenizer, Encoder(tokenizer, settings.template, end.token), settings, end.problem)
 
 
+@dataclass(frozen=True)
+class Reported:
+    """What a report came to.
+
+    Attributes:
+        usable: whether a run takes all rows at its defaults.
+        rows: in tokens, whatever their length; None without a tokenizer.
+    """
+
+    usable: bool
+    rows: list[TokenRow] | None
+
+
 def print_report(
     found: PreferenceData,
     console: Console,
@@ -51,7 +64,7 @@ def print_report(
     measured: Measured | None = None,
     seed: int = 0,
     said: Callable[[int, Callable[[], float]], None] = lambda rows, share: None,
-) -> bool:
+) -> Reported:
     """Counts, sides, lengths, duplicates, template problems, and ten random rows.
 
     Args:
@@ -61,9 +74,6 @@ def print_report(
         measured: with the model's tokenizer; without it lengths are in characters and the template is not looked at.
         seed: of the random rows.
         said: called as rows are measured, with their number and a function that tells the share of all.
-
-    Returns:
-        Whether a run takes all of them at its defaults.
     """
     encoded = _encode(found, measured, said) if measured is not None else None
     # Text, not markup: users' rows and paths hold brackets and colons of their own.
@@ -85,7 +95,7 @@ def print_report(
     if len(sides) == 1:
         console.print(Text("one side alone: training needs D+ and D- rows", style="red"))
     console.print(_examples(found, seed))
-    return not templated and not found.skipped and len(sides) == 2
+    return Reported(not templated and not found.skipped and len(sides) == 2, encoded)
 
 
 def _encode(

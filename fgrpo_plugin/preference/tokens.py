@@ -238,8 +238,7 @@ def encode(
                 dropped |= {row.pair} if row.pair is not None else set()
             else:
                 found.too_long["truncated"] += 1
-                cut = encoded.prompt_ids[-max_prompt_length:], encoded.response_ids[:max_response_length]
-                builder.add(TokenRow(*cut, row.desirable, row.pair, row.source))
+                builder.add(cut(encoded, max_prompt_length, max_response_length))
         done += len(some)
         said(done)
     found.rows = _without(builder.build(), unusable)
@@ -250,6 +249,12 @@ def encode(
     if found.too_long["truncated"]:
         _drop_equal_sides(found)
     return found
+
+
+def cut(row: TokenRow, max_prompt_length: int, max_response_length: int) -> TokenRow:
+    """A row within verl's lengths, in tokens: without the prompt's beginning and the response's end."""
+    ids = row.prompt_ids[-max_prompt_length:], row.response_ids[:max_response_length]
+    return TokenRow(*ids, row.desirable, row.pair, row.source)
 
 
 def _refuse(reason: BadRow, row: LabelledResponse, on_bad_row: str, on_templated: str) -> None:

@@ -264,7 +264,8 @@ def test_columns_and_configurations_are_chosen_by_the_run_and_by_the_commands(tm
     for words, reason in (
         (["--column", "prompt"], "--column prompt: write it as NAME=VALUE"),
         (["--column", "x=question"], "no format reads 'x'"),
-        (["--template", "a=b"], "--template is of a model's tokenizer; name the model with --model"),
+        (["--template", "a=b"], "--template is of a model; name it with --model"),
+        (["--cache-dir", "x"], "--cache-dir is of a model; name it with --model"),
     ):
         result = CliRunner().invoke(app, ["prefs", "check", file, *words])
         assert result.exit_code == 2 and reason in result.output, result.output

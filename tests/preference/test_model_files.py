@@ -6,7 +6,7 @@ import os
 import pytest
 
 from fgrpo_plugin.preference import model_files
-from fgrpo_plugin.preference.model_files import folder_fingerprint, model_fingerprint
+from fgrpo_plugin.preference.model_files import folder_fingerprint, model_fingerprint, weight_files
 
 SETTING = "model.path"
 
@@ -140,3 +140,12 @@ def test_what_another_run_has_remembered_meanwhile_is_kept(model, memory):
     (model / "model.safetensors").write_text("model.safetensors 9")
     model_fingerprint(str(model), SETTING, memory)
     assert json.loads(memory.read_text()).keys() > known.keys() | {"theirs"}
+
+
+def test_weight_files_are_those_with_weights_alone(tmp_path):
+    for name in ("model-1.safetensors", "a.bin", "config.json", "optimizer.pt", "training_args.bin", "tokenizer.json"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "x.safetensors").mkdir()
+    assert [file.name for file in weight_files(tmp_path)] == ["a.bin", "model-1.safetensors"]
+    (tmp_path / "tokenizer").mkdir()
+    assert weight_files(tmp_path / "tokenizer") == []

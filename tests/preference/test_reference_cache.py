@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from fgrpo_plugin.preference.reference_cache import ReferenceCache
+from fgrpo_plugin.preference.reference_cache import ReferenceCache, keys_in
 from fgrpo_plugin.preference.tokens import TokenRow
 
 KEY = {"reference": "abc", "temperature": 1.0}
@@ -70,3 +70,35 @@ def test_what_is_kept_is_no_view_of_the_pass_that_it_came_from(tmp_path):
     padded.zero_()
     assert cache.get(row(3, 4)).tolist() == [-1.0, -1.0]
     assert [cache.get(one).untyped_storage().nbytes() for one in (row(3, 4), row(5))] == [8, 4]
+
+
+def test_all_caches_of_a_folder_are_found_by_their_keys(tmp_path):
+    other = KEY | {"temperature": 0.7}
+    for key in (KEY, other):
+        ReferenceCache(tmp_path, key).add([row(5)], [torch.tensor([-key["temperature"]])])
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "hashes.json").write_text("{}")
+    found = keys_in(tmp_path)
+    assert sorted(found, key=str) == sorted([KEY, other], key=str)
+    values = sorted(float(ReferenceCache(tmp_path, key).get(row(5))) for key in found)
+    assert values == pytest.approx([-1.0, -0.7])
+    # A key that is not its folder's would open another cache; so would one that is damaged.
+    file = ReferenceCache(tmp_path, other).folder / "key.json"
+    for content in (json.dumps(KEY), "{", "[]", ""):
+        file.write_text(content)
+        assert keys_in(tmp_path) == [KEY]
+    assert keys_in(tmp_path / "none") == []
+
+
+def test_a_cache_that_is_there_is_read_without_being_written(tmp_path):
+    """It may be another user's."""
+    cache = ReferenceCache(tmp_path, KEY)
+    cache.add([row(5)], [torch.tensor([-3.0])])
+    file = cache.folder / "key.json"
+    before = file.stat()
+    again = ReferenceCache(tmp_path, KEY)
+    assert again.get(row(5)) is not None
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    file.write_text("{}")
+    ReferenceCache(tmp_path, KEY)
+    assert json.loads(file.read_text()) == KEY

@@ -204,3 +204,25 @@ def test_number_formats(composed):
     assert (
         reference_dtype(changed(composed("megatron"), "actor_rollout_ref.ref.megatron.dtype", "float32")) == "float32"
     )
+
+
+def test_prefs_check_finds_the_caches_of_a_folder_by_this_key(composed, model, tmp_path):
+    """It knows the folder alone: a run that changed the model otherwise has another reference."""
+    from fgrpo_plugin.preference.model_files import model_fingerprint
+    from fgrpo_plugin.preference.reference_ranking import is_of_folder
+
+    weights = model_fingerprint(str(model), "--model", tmp_path / "hashes.json")
+    at = "actor_rollout_ref.model"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")
+    for same, *overrides in (
+        (True,),
+        (True, f"+{at}.override_config.attn_implementation=eager", "actor_rollout_ref.rollout.temperature=0.5"),
+        (False, f"+{at}.override_config.rope_theta=5"),
+        (False, f"{at}.hf_config_path={tmp_path / 'other'}"),
+        (False, f"{at}.external_lib=json"),
+    ):
+        found = reference_identity(composed("dp", *overrides), tmp_path / "hashes.json")
+        assert is_of_folder(json.loads(json.dumps(found)), weights) == same, overrides
+    (model / "config.json").write_text('{"rope_theta": 5}')
+    assert not is_of_folder(reference_identity(composed(), tmp_path / "hashes.json"), weights)
