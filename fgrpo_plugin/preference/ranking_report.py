@@ -70,10 +70,12 @@ def conclusions(found: Ranked, whole: Measure, by_token: Measure) -> list[str]:
     wrong = (-found.lead[~found.right]).tolist()
     if wrong:
         lines.append(
-            f"DPO rarely turns a pair that its reference ranks wrongly ({PAPER}), and f-HAL's loss is of log-ratios as "
-            f"well: half of the {len(wrong)} wrong pairs are wrong by {statistics.median(wrong):.1f} nats or more, and "
-            "one turns when r of its two responses is beta times its nats apart; val-preference/ranking_accuracy "
-            "starts from here and may stay while val-preference/accuracy rises"
+            f"half of the {len(wrong)} wrong pairs are wrong by {statistics.median(wrong):.1f} nats or more; a pair "
+            "turns once r of its two responses is beta times its nats apart"
+        )
+        lines.append(
+            f"DPO rarely turns one ({PAPER}), and f-HAL's loss is of log-ratios as well: on such data "
+            "val-preference/ranking_accuracy starts here, and may stay while val-preference/accuracy rises"
         )
     return lines
 

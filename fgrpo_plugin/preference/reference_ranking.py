@@ -183,7 +183,7 @@ def is_of_folder(key: Mapping[str, Any], weights: str) -> bool:
     """
     model = key.get("model")
     overridden = (model.get("override_config") or {}) if isinstance(model, Mapping) else {}
-    changed = {name for name in overridden if name != "attn_implementation"} if isinstance(overridden, Mapping) else 1
+    changed = {name for name in overridden if name != "attn_implementation"}
     return key.get("weights") == weights and not changed and not {"configuration", "modules"} & key.keys()
 
 

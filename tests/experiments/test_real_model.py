@@ -158,3 +158,36 @@ def test_the_prompt_that_is_used_is_the_best_of_those_whose_responses_end():
     assert found.keys() == PROMPTS.keys()
     ending = {name: one["right"] for name, one in found.items() if one["cut"] <= 0.05}
     assert max(ending, key=ending.get) == CHOSEN
+
+
+def test_pairs_are_the_right_and_the_wrong_responses_to_a_problem_each_once(tmp_path, monkeypatch, capsys):
+    from fgrpo_plugin.eval.kept import KeptResponses
+    from fgrpo_plugin.realmodel.problems import read_problems, split
+    from fgrpo_plugin.realmodel.prompts import CHOSEN, chat
+
+    spec = importlib.util.spec_from_file_location("real_model_pairs", SCRIPT.with_name("pairs.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    data, kept = tmp_path / "problems.jsonl", tmp_path / "screened.jsonl"
+    data.write_text("".join(json.dumps({"question": f"What is {i}?", "answer": f"{i}"}) + "\n" for i in range(20)))
+    problems, _ = split(read_problems([data]))
+    chats = {str(number): chat(problem, CHOSEN) for number, problem in enumerate(problems)}
+    right, wrong = problems[0].answer, "77"
+    given = {
+        "0": [wrong, right, f"It is {right}.", wrong, right, "88", "99"],
+        "1": [problems[1].answer] * 3,  # never wrong
+        "2": ["no number", problems[2].answer],
+        **{key: [wrong] for key in list(chats)[3:]},
+    }
+    with KeptResponses(kept, {"seed": 0}).more(chats) as add:
+        for key, texts in given.items():
+            add(key, [{"text": text, "tokens": 1, "ended": True} for text in texts])
+    monkeypatch.setattr(module, "SCREENED", kept)
+    module.main(tmp_path / "pairs.jsonl", [data])
+    found = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert found == [
+        {"prompt": chats["0"], "chosen": right, "rejected": wrong},
+        {"prompt": chats["0"], "chosen": f"It is {right}.", "rejected": "88"},
+        {"prompt": chats["2"], "chosen": problems[2].answer, "rejected": "no number"},
+    ]
+    assert "3 pairs to" in capsys.readouterr().out

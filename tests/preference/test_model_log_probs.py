@@ -19,6 +19,7 @@ def rows(count=9, seed=0):
     draw = torch.Generator().manual_seed(seed)
     sizes = torch.randint(1, 12, (count, 2), generator=draw).tolist()
     ids = [[torch.randint(3, 200, (n,), generator=draw).tolist() for n in pair] for pair in sizes]
+    ids[0][0], ids[3][1] = [7], [9]  # a prompt and a response of one token
     return [TokenRow(*pair, i % 2 == 0, f"p{i // 2}", "") for i, pair in enumerate(ids)]
 
 
@@ -38,6 +39,11 @@ def test_they_are_those_of_each_row_by_itself(model, at_once, temperature):
     for row, values in zip(rows(), found, strict=True):
         assert values.dtype == torch.float32 and not values.requires_grad
         assert values.tolist() == pytest.approx(one_at_a_time(model, row, temperature), abs=1e-5)
+
+
+def test_the_temperature_is_1_where_none_is_given(model):
+    for row, values in zip(rows(), response_log_probs(model, rows()), strict=True):
+        assert values.tolist() == pytest.approx(one_at_a_time(model, row), abs=1e-5)
 
 
 def test_a_model_that_makes_every_logit_gives_the_same(model):

@@ -108,9 +108,9 @@ def test_conclusions_of_given_leads():
     lead = torch.tensor([3.0, 0.0, -1.0, -2.0, -7.0])
     by_token = torch.tensor([-1.0, 1.0, 1.0, 1.0, 1.0])
     found = Ranked(lead, by_token, torch.tensor([True, False, False, False, False]))
-    first, second, third = conclusions(found, measured(found.right), measured(found.right_per_token))
+    first, second, third, fourth = conclusions(found, measured(found.right), measured(found.right_per_token))
     assert "already ranks 40% of the pairs rightly" in first and "tokens 80% (" in first and "in 20% of the" in second
-    assert "half of the 3 wrong pairs are wrong by 2.0 nats or more" in third and "arXiv 2405.19534" in third
+    assert "half of the 3 wrong pairs are wrong by 2.0 nats or more" in third and "arXiv 2405.19534" in fourth
     right = Ranked(lead[:2], by_token[1:3], torch.tensor([True, True]))
     assert len(conclusions(right, measured(right.right), measured(right.right_per_token))) == 2
 

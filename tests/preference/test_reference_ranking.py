@@ -258,6 +258,8 @@ LONG = [
     {"prompt": "r" * 30, "chosen": "d", "rejected": "e"},
     {"prompt": "s", "chosen": "f" * 5, "rejected": "g" * 4},  # with its end as long as may be
     {"prompt": "s", "chosen": "f" * 6, "rejected": "g" * 4},
+    {"prompt": "t" * 7, "chosen": "f", "rejected": "g"},  # behind the token that opens it as long as may be
+    {"prompt": "t" * 8, "chosen": "f", "rejected": "g"},
 ]
 
 
@@ -270,7 +272,7 @@ def test_pairs_are_those_that_a_run_has_at_its_lengths(tmp_path, how):
     given = [(whole[i], whole[j]) for i, j in pairs_of(whole).tolist()]
     found = fitting(given, RowSettings(8, 6, {}), how)
     assert [(one.digest, other.digest) for one, other in found] == expected
-    assert len(expected) == (4 if how == "truncate" else 1)
+    assert len(expected) == (6 if how == "truncate" else 2)
 
 
 def test_an_unknown_word_is_refused(folder):
