@@ -197,7 +197,7 @@ def _computed(
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32  # as a run's reference, by default and by group cpu
-    name = str(dtype).removeprefix("torch.")
+    name, where = str(dtype).removeprefix("torch."), "GPU" if device == "cuda" else "CPU"
     try:
         need = parameters_in(weight_files(model)) * dtype.itemsize + _BESIDE_THE_WEIGHTS
         free = psutil.virtual_memory().available  # also on the way to a GPU
@@ -212,7 +212,7 @@ def _computed(
         rows = [row for pair in pairs for row in pair]
         values = response_log_probs(loaded, rows, temperature=temperature, on_progress=on_progress)
     except torch.OutOfMemoryError:
-        raise _Skipped(f"the {device} has too little memory for a pass; use a larger one") from None
+        raise _Skipped(f"the {where} has too little memory for a pass; use a larger one") from None
     except ValueError as error:
         raise _Skipped(str(error)) from None
-    return [values[i : i + 2] for i in range(0, len(values), 2)], f"in {name} on the {device.upper()}"
+    return [values[i : i + 2] for i in range(0, len(values), 2)], f"in {name} on the {where}"

@@ -66,6 +66,7 @@ def test_the_table_has_shares_and_intervals_of_a_loop(folder, tmp_path):
         longer.append(len(one) > len(other))
         wrong += [sum(other) - sum(one)] if sum(one) < sum(other) else []
     assert "pairs that the reference ranks rightly, 9 of 9" in text
+    assert re.search(r"right\W+share\W+95 %", text)
     for name, values in (("log pi(chosen) >= log pi(rejected)", right), ("the same of log pi / tokens", by_token)):
         count, of, share, low, high = row(text, name)
         assert (count, of) == (sum(values), 9) and share == pytest.approx(sum(values) / 9, abs=6e-4)

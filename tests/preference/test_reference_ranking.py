@@ -236,6 +236,38 @@ def test_a_model_that_does_not_fit_is_not_loaded(folder, rows, tmp_path, monkeyp
         rank_by_reference(rows, WIDE, Asked(folder, 3))
 
 
+def test_on_a_gpu_it_computes_in_bfloat16_if_both_memories_hold_the_model(folder, rows, monkeypatch):
+    """Of stand-ins: where a run's reference computes so by default."""
+    asked = []
+
+    class Model:
+        def to(self, device):
+            asked.append(device)
+            return self
+
+    def load(model, dtype, setting):
+        asked.append(dtype)
+        return Model()
+
+    (file,) = folder.glob("*.safetensors")
+    need = 2 * sum(value.numel() for value in load_file(file).values()) + 2**30
+    memory, gpu = SimpleNamespace(available=need), [need]
+    monkeypatch.setattr(reference_ranking.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (gpu[0], 2 * gpu[0]))
+    monkeypatch.setattr(reference_ranking, "load_causal_lm", load)
+    monkeypatch.setattr(
+        reference_ranking,
+        "response_log_probs",
+        lambda model, rows, **more: [torch.zeros(r.response_length) for r in rows],
+    )
+    found = rank_by_reference(rows, WIDE, Asked(folder, 3))
+    assert asked == [torch.bfloat16, "cuda"] and found.lines == ["3 pairs computed in bfloat16 on the GPU"]
+    for memory.available, gpu[0] in ((need - 1, need), (need, need - 1)):
+        (line,) = rank_by_reference(rows, WIDE, Asked(folder, 3)).lines
+        assert line.startswith("skipped: the model takes about 1.0 GiB in bfloat16")
+
+
 def test_a_damaged_model_and_too_little_memory_for_a_pass_are_said(folder, rows, tmp_path, monkeypatch):
     weights = load_file(folder / "model.safetensors")
     lacking = save_model(build_model(build_tokenizer(), 0), build_tokenizer(), tmp_path / "model")
@@ -249,7 +281,7 @@ def test_a_damaged_model_and_too_little_memory_for_a_pass_are_said(folder, rows,
 
     monkeypatch.setattr(reference_ranking, "response_log_probs", too_large)
     (line,) = rank_by_reference(rows, WIDE, Asked(folder, 3)).lines
-    assert line == "skipped: the cpu has too little memory for a pass; use a larger one"
+    assert line == "skipped: the CPU has too little memory for a pass; use a larger one"
 
 
 LONG = [
