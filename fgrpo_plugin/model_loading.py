@@ -12,7 +12,13 @@ import torch
 
 
 def load_causal_lm(
-    model: str, dtype: torch.dtype | str, setting: str, *, attention: str | None = None, trust: bool = False
+    model: str,
+    dtype: torch.dtype | str,
+    setting: str,
+    *,
+    attention: str | None = None,
+    trust: bool = False,
+    local: bool = False,
 ) -> Any:
     """A whole model on the CPU, for evaluation.
 
@@ -22,6 +28,7 @@ def load_causal_lm(
         setting: what the user set, for messages.
         attention: transformers' name of an implementation of attention; None takes its choice.
         trust: run the model's own code.
+        local: fetch nothing from a hub.
 
     Raises:
         ValueError: it cannot be loaded, or its files lack weights.
@@ -31,7 +38,12 @@ def load_causal_lm(
     try:
         with quiet_transformers():
             loaded, found = AutoModelForCausalLM.from_pretrained(
-                model, dtype=dtype, trust_remote_code=trust, output_loading_info=True, attn_implementation=attention
+                model,
+                dtype=dtype,
+                trust_remote_code=trust,
+                output_loading_info=True,
+                attn_implementation=attention,
+                local_files_only=local,
             )
     except Exception as error:  # of many kinds: OSError, ValueError, safetensors' own, KeyError
         reason = (str(error).splitlines() or [type(error).__name__])[0]

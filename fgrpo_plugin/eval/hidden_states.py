@@ -138,18 +138,11 @@ def hidden_states(
 
 
 def _load(model: Path, kept: KeptStates) -> Any:
-    from transformers import AutoModelForCausalLM
+    from fgrpo_plugin.model_loading import load_causal_lm  # with torch
 
-    try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            model,
-            dtype="auto" if kept.settings["dtype"] == "as saved" else kept.settings["dtype"],
-            local_files_only=True,
-        )
-    except Exception as error:  # of many kinds: OSError, ValueError, safetensors' own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"MODEL {model}: it cannot be loaded ({reason:.200}).") from None
-    return loaded.eval().to(_device()).base_model  # without the head, whose logits nobody reads
+    dtype = "auto" if kept.settings["dtype"] == "as saved" else kept.settings["dtype"]
+    loaded = load_causal_lm(str(model), dtype, "MODEL", local=True)
+    return loaded.to(_device()).base_model  # without the head, whose logits nobody reads
 
 
 def _last_states(model: Any, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:

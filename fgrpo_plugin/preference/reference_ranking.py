@@ -208,7 +208,7 @@ def _computed(
                 f"the model takes about {need / 2**30:.1f} GiB in {name}, and {free / 2**30:.1f} GiB are free; use a "
                 "larger machine, or a run's cache with --cache-dir"
             )
-        loaded = load_causal_lm(str(model), dtype, "--model").to(device)
+        loaded = load_causal_lm(str(model), dtype, "--model", local=True).to(device)
         rows = [row for pair in pairs for row in pair]
         values = response_log_probs(loaded, rows, temperature=temperature, on_progress=on_progress)
     except torch.OutOfMemoryError:

@@ -180,6 +180,6 @@ def test_states_that_are_not_finite_are_named_by_their_layer_and_not_kept(model,
 def test_a_model_that_cannot_be_loaded_is_one_sentence(model, tmp_path):
     shutil.copytree(model, tmp_path / "none")
     (tmp_path / "none" / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"MODEL .*none: it cannot be loaded \(") as error:
+    with pytest.raises(ValueError, match=r"MODEL=.*none cannot be loaded \(") as error:
         hidden_states(tmp_path / "none", rendered(model, CHATS), kept_states(tmp_path / "none", tmp_path / "s", None))
     assert "\n" not in str(error.value)

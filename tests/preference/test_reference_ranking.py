@@ -245,7 +245,7 @@ def test_on_a_gpu_it_computes_in_bfloat16_if_both_memories_hold_the_model(folder
             asked.append(device)
             return self
 
-    def load(model, dtype, setting):
+    def load(model, dtype, setting, *, local):
         asked.append(dtype)
         return Model()
 
