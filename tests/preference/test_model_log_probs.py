@@ -66,7 +66,7 @@ def test_only_the_logits_of_responses_are_made(model, monkeypatch):
     kept, forward = [], type(model).forward
 
     def recording(self, input_ids, logits_to_keep=0, **given):
-        kept.append((input_ids.shape, logits_to_keep))
+        kept.append((input_ids.shape, logits_to_keep, given["attention_mask"].sum(-1).tolist(), given["use_cache"]))
         return forward(self, input_ids, logits_to_keep=logits_to_keep, **given)
 
     monkeypatch.setattr(type(model), "forward", recording)
@@ -74,7 +74,7 @@ def test_only_the_logits_of_responses_are_made(model, monkeypatch):
         model, [TokenRow([1] * 20, [2] * 3, True, None, ""), TokenRow([1] * 18, [2] * 6, True, None, "")]
     )
     # The last of 18 tokens of a prompt is the first whose logits count: 7 of 24.
-    assert kept == [((2, 24), 7)]
+    assert kept == [((2, 24), 7, [24, 23], False)]
 
 
 def test_passes_hold_each_row_once_and_no_more_than_they_may():
