@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fgrpo_plugin.eval.statistics import bootstrap
+from fgrpo_plugin.intervals import bootstrap
 from fgrpo_plugin.realmodel.model import NAME
 
 STEPS, LAST = 8, 5

@@ -9,7 +9,7 @@ from experiments.real_hybrid import arms, page
 from experiments.real_hybrid.reward import compute_score, only_a_number
 from experiments.real_hybrid.task import chat, counted, preferences
 from fgrpo_plugin.eval.scoring import is_right
-from fgrpo_plugin.eval.statistics import bootstrap
+from fgrpo_plugin.intervals import bootstrap
 from fgrpo_plugin.realmodel.problems import Problem
 
 HERE = Path(arms.__file__).parent
