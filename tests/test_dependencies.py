@@ -55,7 +55,7 @@ def imported(folders: Iterable[Path]) -> dict[str, set[str]]:
                 names = [part.value for part in node.args[:1] if isinstance(part, ast.Constant)]
             for name in names:
                 found.setdefault(name.split(".")[0], set()).add(str(path.relative_to(ROOT)))
-    ours = {"fgrpo_plugin", "tests", "benchmarks", "docs"}
+    ours = {"fgrpo_plugin", "tests", "benchmarks", "docs", "experiments"}
     ours |= {path.stem for folder in ("experiments", "patches") for path in (ROOT / folder).rglob("*")} | {"patches"}
     return {name: files for name, files in found.items() if name not in sys.stdlib_module_names | ours}
 
