@@ -8,15 +8,20 @@ from experiments.real_hybrid.reward import only_a_number
 from fgrpo_plugin.eval.scoring import is_right
 from fgrpo_plugin.realmodel.problems import Problem
 
-MAX_TOKENS = 32
-"""Of a response; nearly all end by themselves within it."""
+MAX_TOKENS = 48
+"""Of a response."""
 _PREFIX = (
-    ("system", "Answer with a number."),
+    ("system", "Answer with only the number."),
     ("user", "Tom had 9 nuts and ate 2. How many nuts are left?"),
-    ("assistant", "9 - 2 = 7"),
+    ("assistant", "7"),
     ("user", "There are 5 bags with 6 apples each. How many apples are there?"),
-    ("assistant", "5 * 6 = 30"),
+    ("assistant", "30"),
+    ("user", "Ann has 3 pens and buys 4 more. How many pens does she have?"),
+    ("assistant", "7"),
+    ("user", "Sam shares 12 cards among 4 friends. How many does each get?"),
+    ("assistant", "3"),
 )
+"""Asked for a number, this model calculates in words all the same; only now and then it gives one."""
 _LAST_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?!.*\d)", flags=re.DOTALL)
 
 Responses = Mapping[str, Sequence[Mapping[str, Any]]]
