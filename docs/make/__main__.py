@@ -6,6 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 MAKERS = (
+    ("docs/make/licences.py",),
     ("docs/make/groups.py",),
     ("docs/make/settings.py",),
     ("docs/make/divergences.py",),
