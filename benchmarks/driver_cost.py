@@ -2,9 +2,9 @@
 
     python -m benchmarks.driver_cost [--sizes 1024,10240,102400 --prompt 256 --response 768 --ranks 64 --repeats 5]
 
-On-policy rows: advantages for the host's stage, and ``row_numbers``. Preference rows, of which there are as many:
-drawing and dealing them, their reference log-probs from a warm cache, the host's form, numbers, keys and places.
-Without the transfers of the host's queue, which needs a Ray cluster. Each size runs in a fresh process on one thread.
+On-policy rows: advantages for verl's stage, and ``row_numbers``. Preference rows, of which there are as many:
+drawing and dealing them, their reference log-probs from a warm cache, verl's form, numbers, keys and places.
+Without the transfers of verl's queue, which needs a Ray cluster. Each size runs in a fresh process on one thread.
 CPU seconds, because other processes may share the cores: the median of the repeats after one that is not counted, and
 beside it the fastest, because the kernel's work to find memory among other processes' counts as this one's.
 
@@ -64,7 +64,7 @@ def on_policy_parts(rows: int, response: int) -> list[tuple[str, Callable[[], An
     )
     queue["rm_scores"].values()[:: response * 3] = 1.0  # rewards that differ within groups
     uids = np.array([f"prompt {i // GROUP}" for i in range(rows)], dtype=object)
-    # The host itself pads what it hands to an estimator.
+    # verl itself pads what it hands to an estimator.
     scores, mask = (queue[name].to_padded_tensor(0) for name in ("rm_scores", "response_mask"))
 
     def numbers() -> None:

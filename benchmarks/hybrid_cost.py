@@ -5,8 +5,8 @@
 The share is preference rows per on-policy row; on-policy work is the same throughout, and every row has the same
 length, so that packing is the same too. A step is ``update_actor`` in verl's ``ActorRolloutRefWorker`` (FSDP2, the
 device that is there) and, for f-HAL, joining before it: rows drawn, their reference log-probs looked up (cache warm) or
-computed and written to a new cache (cold), rows put into the host's form, numbered, and placed among the others.
-Without the transfers of the host's queue, which needs a Ray cluster: on-policy rows pass through it as well.
+computed and written to a new cache (cold), rows put into verl's form, numbered, and placed among the others.
+Without the transfers of verl's queue, which needs a Ray cluster: on-policy rows pass through it as well.
 
     added time = (f_hal at this share - f_grpo) / (f_grpo on (1 + share) times the rows - f_grpo)
 

@@ -2,7 +2,7 @@
 
     python benchmarks/loss.py [--repeats 25] [--device cuda] [--profile] [--output table.md]
 
-Each as the host calls it in a worker, metrics included. Needs torch alone; without verl its two losses are left out,
+Each as verl calls it in a worker, metrics included. Needs torch alone; without verl its two losses are left out,
 with a note. Runs on the CPU, and on a CUDA device too where there is one. Time: ratio of medians, with the quartiles of
 the ratio within a turn; the losses in turns and in an order shuffled each time. Peak memory: bytes allocated in the
 call beyond its inputs. A row that misses its aim is followed by a profile that says where its time goes; --profile

@@ -2,7 +2,7 @@
 
     python -m benchmarks.operations [--output table.md]
 
-Forward, metrics and backward to the log-probs, as the host calls the loss in a worker. An operation is a call that
+Forward, metrics and backward to the log-probs, as verl calls the loss in a worker. An operation is a call that
 starts a kernel (views, and memory without content, are none). A synchronisation makes the host wait for the device: a
 value read (``item``, ``tolist``, ``bool``, ``cpu``), a shape that depends on values (``nonzero``, a bool index), or a
 tensor made of Python numbers on the device. Counted on the CPU, where the same calls are made. The last column is the

@@ -1,4 +1,4 @@
-"""Time of one f-GRPO step against GRPO's, on the same rows, in the host's own workers.
+"""Time of one f-GRPO step against GRPO's, on the same rows, in verl's own workers.
 
     python -m benchmarks.step_time [--rows 64 --prompt 64 --response 128 --layers 4 --hidden 256 --repeats 25 --runs 2]
 
@@ -7,7 +7,7 @@ Counts what the two algorithms do differently: log-prob passes and the actor upd
 and are left out. The variants run in turns in one process, in an order shuffled each time (a fixed order alone moved
 the ratio by several percent). The tables show medians with their quartiles; ratios of medians, of the time that passes
 and of CPU seconds, and in brackets the quartiles of the ratio within a turn. Runs are independent of one another: what
-holds in all of them is no accident of one. Time in the loss is that of the host's ppo_loss, without its backward pass.
+holds in all of them is no accident of one. Time in the loss is that of verl's ppo_loss, without its backward pass.
 The passes that each variant makes are counted in verl's engines.
 """
 
@@ -44,7 +44,7 @@ class Seconds(NamedTuple):
     wall: float
     cpu: float
     loss: float
-    """CPU seconds in the host's ppo_loss, without its backward pass."""
+    """CPU seconds in verl's ppo_loss, without its backward pass."""
 
 
 class Passes:

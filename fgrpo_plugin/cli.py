@@ -55,7 +55,7 @@ def quickstart(
     learning_rate: Annotated[float | None, typer.Option(help="Learning rate of the actor.")] = None,
     override: Annotated[list[str] | None, typer.Option(help="Further Hydra override for verl; repeatable.")] = None,
 ) -> None:
-    """Train a tiny model with f-GRPO through the stock host on a CPU and draw its reward curve."""
+    """Train a tiny model with f-GRPO through the stock verl on a CPU and draw its reward curve."""
     from fgrpo_plugin.quickstart.options import QuickstartError, QuickstartOptions
     from fgrpo_plugin.quickstart.run import run_quickstart
 

@@ -1,4 +1,4 @@
-"""Hyper-parameters of the f-divergence losses, typed and checked when constructed. Knows nothing of the host."""
+"""Hyper-parameters of the f-divergence losses, typed and checked when constructed. Knows nothing of verl."""
 
 import math
 from collections.abc import Mapping
@@ -97,7 +97,7 @@ class FDivergenceConfig:
     """gamma of preference rows, whose pi_old is the current policy at the beginning of the update."""
     old_log_prob: Literal["current", "recomputed"] = "current"
     """Where log pi_old of the gamma term comes from: the detached ``current`` log-prob (exact for one optimiser step
-    on fresh rollouts) or ``recomputed`` by the actor. Filled in by the host's validation."""
+    on fresh rollouts) or ``recomputed`` by the actor. Filled in by verl's validation."""
 
     def __post_init__(self) -> None:
         for name, value in PRESETS[self.preset].items():

@@ -1,6 +1,6 @@
 """Mutation testing: small changes of the code, one at a time, each of which a test ought to notice.
 
-A parent imports the libraries that the tests use, though nothing of the plugin or the host, and forks a child a mutant.
+A parent imports the libraries that the tests use, though nothing of the plugin or verl, and forks a child a mutant.
 The child is given the changed source by an import hook, so the working tree stays as it is, and runs the target's test
 files up to the first failure. A survivor is killed by a new test, or shown equivalent in tests/equivalent_mutants.txt.
 """

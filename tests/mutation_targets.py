@@ -6,7 +6,7 @@ SLOW = ("tests/host/shims/test_trainer_mode.py::test_the_stock_trainer_is_what_o
 HOSTED = (
     "tests/host/worker/test_policy_loss.py",
     "tests/host/worker/test_f_hal_loss.py",
-)  # the losses as the host calls them
+)  # the losses as verl calls them
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The mathematics imports torch and nothing of the host, so it can be read, tested and used without it."""
+"""The mathematics imports torch and nothing of verl, so it can be read, tested and used without it."""
 
 import re
 import subprocess
@@ -43,7 +43,7 @@ def test_only_the_hosts_folder_names_the_host():
 
 
 def test_what_only_reads_data_and_settings_is_beside_the_hosts_folder():
-    """The host's checks are passed in, so that these can be read and used without them."""
+    """verl's checks are passed in, so that these can be read and used without them."""
     pattern = re.compile(r"^\s*(?:from|import) fgrpo_plugin\.host\b", flags=re.MULTILINE)
     package = ROOT / "fgrpo_plugin"
     files = [package / f"{name}.py" for name in ("config", "typed_settings", "tables", "folders")]

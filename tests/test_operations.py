@@ -1,4 +1,4 @@
-"""What a micro-batch asks of a device, by count: operations, and how often the host waits for it."""
+"""What a micro-batch asks of a device, by count: operations, and how often verl waits for it."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The patch series applies to a pristine copy of the host, its tests pass there, and the shims are not needed."""
+"""The patch series applies to a pristine copy of verl, its tests pass there, and the shims are not needed."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def hosts(tmp_path_factory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def ran(hosts) -> dict[str, Callable[[], subprocess.CompletedProcess[str]]]:
-    """What runs in processes of their own, two at a time; most of it is the import of the host."""
+    """What runs in processes of their own, two at a time; most of it is the import of verl."""
     shims, everything = hosts
     with ThreadPoolExecutor(2) as pool:
         jobs: dict[str, Future] = {
@@ -161,9 +161,9 @@ def test_with_the_patches_the_shims_switch_themselves_off_and_the_loss_is_identi
     assert ours["hooks"] == ["fgrpo_plugin.host.shims.config_hook"]
     assert ours["trainer"] == stock["trainer"] == "FDivergencePPOTrainerSync"
     assert ours["loss"] == stock["loss"] and ours["gradient"] == stock["gradient"]
-    # The shim reads an attribute of the loss, the patched host its signature.
+    # The shim reads an attribute of the loss, the patched verl its signature.
     assert ours["fields"] == stock["fields"] and all(ours["fields"].values())
-    # What is refused has nothing to do with what the host can.
+    # What is refused has nothing to do with what verl can.
     assert stock["refusals"] == ours["refusals"]
     sentences = {
         "another entry point": "verl.trainer.main_ppo alone, not main_ppo.py",

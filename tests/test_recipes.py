@@ -1,4 +1,4 @@
-"""Every documented command line composes against the stock host and passes its validation and ours."""
+"""Every documented command line composes against the stock verl and passes its validation and ours."""
 
 import json
 import os
@@ -27,7 +27,7 @@ MCORE = "actor_rollout_ref.actor.megatron"
 
 @pytest.mark.parametrize("group", sorted(file.stem for file in CONF.glob("*.yaml")))
 def test_a_group_sets_only_what_the_host_knows(stock_config, group):
-    # Hydra checks the keys of a command line against the host's, but not those of a configuration group.
+    # Hydra checks the keys of a command line against verl's, but not those of a configuration group.
     assert unknown_settings(stock_config(f"+fgrpo={group}")) == []
 
 
@@ -327,7 +327,7 @@ def _documented_overrides() -> list[tuple[str, list[str]]]:
 
 
 def test_documented_runs_of_a_recipe_do_not_resume_one_another(stock_config):
-    """The host resumes from the checkpoint folder of the same name."""
+    """verl resumes from the checkpoint folder of the same name."""
     runs: dict[str, dict[str, list[str]]] = {}
     for page, overrides in _documented_overrides():
         if page.startswith("recipes/"):

@@ -67,7 +67,7 @@ the further they are (**grows**).
 At r = 0, where training starts, the two **slopes at 0** say how hard either side is pushed; with (1, 1), `scale=unit` and
 `weighting=none` the first gradient is that of GRPO under `loss_agg_mode=seq-mean-token-sum`. **Range**: outside it r is clipped, so
 that values and gradients of a row are finite in float32. A weight that grows exponentially can still be large enough there for the
-norm of the whole gradient to overflow, and the host then skips the update: with such an entry set `implicit_reward_clip`, to 20 for
+norm of the whole gradient to overflow, and verl then skips the update: with such an entry set `implicit_reward_clip`, to 20 for
 example.
 
 {slopes}

@@ -97,7 +97,7 @@ SPLITS = (
         "Megatron",
         "context parallel 2, packed, per-token regime",
         "float32",
-        "1e-5, after the host's factor",
+        "1e-5, after verl's factor",
         "Megatron, per token",
     ),
     ("Megatron", "1 rank", "bf16, against FSDP2 in float32", "2e-2", "Megatron, bf16 against FSDP2 in float32"),

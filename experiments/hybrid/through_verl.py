@@ -25,7 +25,7 @@ RESULTS = HERE / "results.json"
 LAB = HERE.parent / "lambda_lab" / "results" / "sweep_stable.json"
 LAMBDAS = (0.0, 0.5, 1.0)
 ANSWERS = 256
-"""Held-out answers that the host's validation samples, one a prompt."""
+"""Held-out answers that verl's validation samples, one a prompt."""
 
 
 def lab_spread(lam: float, kind: str) -> tuple[float, float, float]:

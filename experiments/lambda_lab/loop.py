@@ -1,4 +1,4 @@
-"""One run of f-HAL on the tiny model: the package's losses in a plain torch loop, without the host.
+"""One run of f-HAL on the tiny model: the package's losses in a plain torch loop, without verl.
 
 Shapes: n rows (responses), P prompt tokens (all prompts are of one length), T response tokens, padded on the right.
 """

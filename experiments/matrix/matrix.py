@@ -121,7 +121,7 @@ def write_report() -> None:
     results = json.loads(RESULTS.read_text())
     summaries = {cell: results[cell.folder] for cell in cells() if cell.folder in results}
     names = [name for name in (*DIVERGENCES, "grpo", "control") if any(cell.name == name for cell in summaries)]
-    label = {"grpo": "GRPO (the host's)", "control": "control: learning rate 0"}
+    label = {"grpo": "GRPO (verl's)", "control": "control: learning rate 0"}
     head = "| | sampled reward, first 10 steps | last 10 steps | held-out accuracy before | after |"
     rule = "| --- | --- | --- | --- | --- |"
     keys = ("reward_first10", "reward_last10", "heldout_accuracy_before", "heldout_accuracy_after")
@@ -163,7 +163,7 @@ def _where() -> str:
 PAGE = """# Quick start: measured
 
 Two-digit addition, a 0.4 M parameter model warmed up with half of the labels wrong, 24 prompts x 8 answers a step,
-through the stock host (Ray, FSDP2, vLLM, weights sent every step). One setting for every row:
+through the stock verl (Ray, FSDP2, vLLM, weights sent every step). One setting for every row:
 `fgrpo_plugin/conf/fgrpo/quickstart.yaml`. Held-out accuracy is greedy, on operand pairs never trained on. The warmed-up
 model depends on the seed alone and is made once a seed; "s in all" of the other runs is without it. Seconds depend on
 the machine and on what else it does; `make quickstart` from a fresh clone is timed in

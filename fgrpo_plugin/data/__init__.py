@@ -1,1 +1,1 @@
-"""Published data in the host's form; nothing here imports the host."""
+"""Published data in verl's form; nothing here imports verl."""

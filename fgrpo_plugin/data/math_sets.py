@@ -1,6 +1,6 @@
-"""Published sets of mathematical problems -> verl's parquet format, with a reward of the host that scores them.
+"""Published sets of mathematical problems -> verl's parquet format, with the reward of verl that scores them.
 
-The host chooses its reward by a row's `data_source`. LIMR and Open-RS are scored by the rule for MATH, from which LIMR
+verl chooses its reward by a row's `data_source`. LIMR and Open-RS are scored by the rule for MATH, from which LIMR
 was drawn, so they carry its name there and their own in `extra_info`.
 """
 
@@ -128,7 +128,7 @@ def prepare(
     Args:
         name: of `MATH_SETS`.
         output: folder; made where it is missing.
-        earns_full_reward: of a data source, a response and a ground truth: whether the host's own reward gives it 1.
+        earns_full_reward: of a data source, a response and a ground truth: whether verl's own reward gives it 1.
         source: a .parquet, .json, .jsonl or .arrow file, a folder, or a dataset's name, in the published columns; None
             takes the published dataset.
         split: this one alone; None takes every split of the set, or the first where `source` is one file.
@@ -225,7 +225,7 @@ def _problem(
         return f"{columns[1]} holds no final answer"
     # A reward that the right answer does not earn makes every group of the prompt flat.
     if not earns_full_reward(known.data_source, known.right_answer(truth), truth):
-        return "the host's reward does not recognise the right answer"
+        return "verl's reward does not recognise the right answer"
     return None
 
 

@@ -30,12 +30,12 @@ COMPARED = (
 def divide_sums(metrics: dict, settings: FDivergenceConfig, *, lam: float, compare_rollout: bool) -> dict[str, float]:
     """Turn the workers' sums into means; the sums are removed from ``metrics``.
 
-    The host averages what a mini-batch's micro-batches report with equal weight. A ratio of two such averages is the
+    verl averages what a mini-batch's micro-batches report with equal weight. A ratio of two such averages is the
     ratio of the two totals, whatever the sizes of the micro-batches. Several mini-batches are averaged once more, so
     there the ratio is one of totals only where each has as many micro-batches as the others.
 
     Args:
-        metrics: the step's metrics after the host's reduction.
+        metrics: the step's metrics after verl's reduction.
         settings: for the divergence whose estimates are reported, and the scales of both halves.
         lam: lambda of the step.
         compare_rollout: report the difference between actor and rollout probabilities (meaningless once rows have
@@ -169,7 +169,7 @@ def _distances(mean: Means) -> dict[str, float]:
 
 
 def _rollout_difference(sums: dict[str, float]) -> dict[str, float]:
-    """The host's names for its own stale-weight check, whose forward pass f-GRPO saves."""
+    """verl's names for its own stale-weight check, whose forward pass f-GRPO saves."""
     tokens = sums["compared_tokens"]
     if not tokens:
         return {}

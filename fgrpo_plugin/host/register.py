@@ -1,7 +1,7 @@
 """The entry point of group ``verl.plugins``: what is registered with verl, in reading order.
 
-verl imports this module at the end of ``import verl``, in every process. Nothing of the host is imported here: each
-registration waits until the host module that it concerns is imported.
+verl imports this module at the end of ``import verl``, in every process. Loading is lazy: it only registers
+post-import hooks on verl's modules.
 """
 
 import importlib
@@ -19,7 +19,7 @@ def _advantage_and_loss(core_algos: ModuleType) -> None:
 
     for name, loss in POLICY_LOSSES.items():
         taken = core_algos.POLICY_LOSS_REGISTRY.get(name, loss)
-        if taken is not loss:  # the host would overwrite it silently
+        if taken is not loss:  # verl would overwrite it silently
             raise RuntimeError(
                 f"a policy loss named {name!r} is already registered ({taken}); unregister one of the two."
             )

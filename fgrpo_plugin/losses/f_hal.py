@@ -10,7 +10,7 @@ def f_hal_loss(preference_loss: torch.Tensor, on_policy_loss: torch.Tensor, lam:
         preference_loss: L_FDO, scalar.
         on_policy_loss: L_fGRPO, scalar.
         lam: lambda in [0, 1]; at 0 and 1 the result is the one loss itself, and the other is not touched. A scalar
-            tensor is not read, so that the host need not wait for it: the result is the same where both are finite.
+            tensor is not read, so that verl need not wait for it: the result is the same where both are finite.
 
     Returns:
         Scalar.

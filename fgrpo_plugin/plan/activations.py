@@ -59,7 +59,7 @@ def logit_bytes(run: PlannedRun, *, training: bool = True) -> float:
         return vocab * (width * (1 + training) + 4) / run.tp
     # flash-attn's cross-entropy writes the gradient into the logits; a temperature other than 1 copies them.
     copies = 1 if run.temperature == 1 else 2
-    if training and run.entropy:  # the host then keeps the logits: a gradient of the loss, one of the entropy
+    if training and run.entropy:  # verl then keeps the logits: a gradient of the loss, one of the entropy
         copies += 2
     return vocab * width * copies
 

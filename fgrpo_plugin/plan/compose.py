@@ -153,7 +153,7 @@ def _is_missing(file: str) -> bool:
 
 
 def _model_path(model: str) -> str:
-    """What the host takes for a model: the folder of a local one, the Hub's name of a known one."""
+    """What verl takes for a model: the folder of a local one, the Hub's name of a known one."""
     path = Path(model).expanduser()
     if path.exists():
         return str(path if path.is_dir() else path.parent)

@@ -1,4 +1,4 @@
-"""Between the host's configuration and a `PlannedRun`: reading one, and naming the settings that change the other."""
+"""Between verl's configuration and a `PlannedRun`: reading one, and naming the settings that change the other."""
 
 from collections.abc import Mapping
 from typing import Any, get_type_hints
@@ -14,7 +14,7 @@ ACTOR = "actor_rollout_ref.actor"
 ROLLOUT = "actor_rollout_ref.rollout"
 MODEL = "actor_rollout_ref.model"
 PLANNED = ("dp", "megatron")
-"""Values of the host's ``model_engine``."""
+"""Values of verl's ``model_engine``."""
 SCHEDULED = 0.5  # both halves are in every update; the value between 0 and 1 changes no cost
 
 KEYS = {
@@ -55,7 +55,7 @@ KEYS = {
     "preference_rows": "++data.preference.batch_size",
     "lam": f"++{ACTOR}.policy_loss.f_divergence.lam",
 }
-"""Field of `PlannedRun` -> setting of the host, where the two hold the same value."""
+"""Field of `PlannedRun` -> setting of verl, where the two hold the same value."""
 LOG_PROBS = {
     "log_prob_dynamic_batch": "log_prob_use_dynamic_bsz",
     "log_prob_tokens_per_gpu": "log_prob_max_token_len_per_gpu",
@@ -66,7 +66,7 @@ PASSES = ("actor_rollout_ref.ref", ROLLOUT)
 
 
 def overrides(changes: Mapping[str, Any], engine: str) -> list[str]:
-    """The host's settings that stand for changed fields of a `PlannedRun`.
+    """verl's settings that stand for changed fields of a `PlannedRun`.
 
     Args:
         changes: field -> value.
@@ -116,7 +116,7 @@ def _recompute(value: str, engine: str) -> list[str]:
 
 
 def engine_of(config: DictConfig) -> str:
-    """The engine that the host starts for a configuration: ``fsdp``, ``fsdp2`` or ``megatron``.
+    """The engine that verl starts for a configuration: ``fsdp``, ``fsdp2`` or ``megatron``.
 
     Raises:
         ValueError: another engine, or an actor of one with the strategy of another.
@@ -126,7 +126,7 @@ def engine_of(config: DictConfig) -> str:
         raise ValueError(f"model_engine={engine} is not planned; choose among {', '.join(PLANNED)}.")
     if strategy not in STRATEGIES[engine]:
         raise ValueError(
-            f"{ACTOR}.strategy={strategy} contradicts model_engine={engine}, which is what the host runs; leave one of "
+            f"{ACTOR}.strategy={strategy} contradicts model_engine={engine}, which is what verl runs; leave one of "
             "them out, or take a group of the engine that is meant."
         )
     return str(strategy)
@@ -194,7 +194,7 @@ def planned_run_from_config(config: DictConfig, gpu: Gpu, **changes: Any) -> tup
 
 
 def check_types(config: DictConfig) -> None:
-    """Refuse words where the host wants numbers, before anything is computed with them.
+    """Refuse words where verl wants numbers, before anything is computed with them.
 
     Raises:
         ValueError: names the setting.

@@ -1,4 +1,4 @@
-"""Options that ``fgrpo plan`` no longer shows, since each is a setting of the host or an assumption: still understood.
+"""Options that ``fgrpo plan`` no longer shows, since each is a setting of verl or an assumption: still understood.
 
 ``--tp 8`` is rewritten to the override that it stands for, and a line says which.
 """

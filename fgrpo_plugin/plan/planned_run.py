@@ -1,4 +1,4 @@
-"""What is planned: model, GPUs, and every setting of the host that changes memory or time."""
+"""What is planned: model, GPUs, and every setting of verl that changes memory or time."""
 
 from dataclasses import dataclass, fields, replace
 from math import ceil
@@ -90,7 +90,7 @@ class PlannedRun:
     step_offload: bool = False
     """The optimiser lives on the host (FSDP2: weights and gradients too), also during training."""
     ref_offload: bool = True
-    """The reference is on the host outside its own pass; FSDP of the host does so always."""
+    """The reference is on the host outside its own pass; verl's FSDP does so always."""
     ref_dtype: str = "fp32"
     recompute: str = "full"
     flash_attention: bool = True
@@ -283,7 +283,7 @@ class PlannedRun:
 
     @property
     def minibatches(self) -> int:
-        """In one pass over a step's rows: the host fills the last one up with rows of a few tokens and no gradient."""
+        """In one pass over a step's rows: verl fills the last one up with rows of a few tokens and no gradient."""
         return ceil(self.prompts / self.minibatch) if self.generates else max(1, self.prompts // self.minibatch)
 
     @property
@@ -293,7 +293,7 @@ class PlannedRun:
 
     @property
     def filling_rows(self) -> int:
-        """Rows that the host adds to a step's to make whole mini-batches."""
+        """Rows that verl adds to a step's to make whole mini-batches."""
         return (self.minibatches * self.minibatch - self.prompts) * self.group if self.generates else 0
 
     @property
@@ -309,7 +309,7 @@ class PlannedRun:
     def micro_batch(self, *, training: bool = True) -> tuple[float, int]:
         """The largest micro-batch, in tokens on one GPU, and how many of them a data-parallel rank has.
 
-        With dynamic batches the host packs up to ``tokens_per_gpu`` times sp (or cp) tokens; each GPU then holds its
+        With dynamic batches verl packs up to ``tokens_per_gpu`` times sp (or cp) tokens; each GPU then holds its
         share of them. Log-probs are computed for a step's rows at once, or a mini-batch's where others generate.
 
         Args:

@@ -1,1 +1,1 @@
-"""Off-policy preference data: files of any usual format -> rows on two sides. Knows nothing of the host."""
+"""Off-policy preference data: files of any usual format -> rows on two sides. Knows nothing of verl."""

@@ -1,4 +1,4 @@
-"""Settings of preference data, typed and checked when they are constructed. Knows nothing of the host."""
+"""Settings of preference data, typed and checked when they are constructed. Knows nothing of verl."""
 
 from collections.abc import Mapping
 from dataclasses import field

@@ -1,1 +1,1 @@
-"""The quick start: a tiny model, a small task, and one run through the stock host."""
+"""The quick start: a tiny model, a small task, and one run through the stock verl."""

@@ -22,7 +22,7 @@ MODEL_OVERRIDES = tuple(
 
 
 def host_command(run: Path, options: QuickstartOptions, steps: int, inputs: RunInputs, ray_folder: Path) -> list[str]:
-    """The stock host's command line; what does not depend on this run stands in ``conf/fgrpo/quickstart.yaml``."""
+    """The stock verl's command line; what does not depend on this run stands in ``conf/fgrpo/quickstart.yaml``."""
     f_divergence = "actor_rollout_ref.actor.policy_loss.f_divergence"
     overrides = [
         f"+fgrpo={'laptop_hybrid' if options.algo == 'f_hal' else 'quickstart'}",

@@ -45,7 +45,7 @@ def other_runs() -> list[psutil.Process]:
 
 @contextlib.contextmanager
 def only_run() -> Iterator[bool]:
-    """Whether this is the machine's only quick start; it is, for any other one, until the block ends.
+    """Hold a machine-wide lock until the block ends; yields False if another quick start runs.
 
     A file in the temporary folder is locked, not merely written: the lock goes with the process that holds it.
     """

@@ -1,4 +1,4 @@
-"""``fgrpo quickstart``: tiny model, warm-up, the stock host on a CPU, and a table and a picture at the end."""
+"""``fgrpo quickstart``: tiny model, warm-up, the stock verl on a CPU, and a table and a picture at the end."""
 
 import json
 import time

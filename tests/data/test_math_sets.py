@@ -1,4 +1,4 @@
-"""Sets of problems as the host reads and scores them, from small files in the published columns.
+"""Sets of problems as verl reads and scores them, from small files in the published columns.
 
 Columns: GSM8K and MATH-500 as on their dataset cards (openai/gsm8k, HuggingFaceH4/MATH-500); GAIR/LIMR (prompt, answer,
 source) and knoveleng/open-rs (problem, solution, answer, level) as programs that read them use them.
@@ -158,7 +158,7 @@ def test_a_reward_that_does_not_recognise_the_answer_leaves_the_row_out(tmp_path
     (found,) = prepare_set(
         "gsm8k", tmp_path, earns_full_reward=lambda source, response, truth: truth != "4.5", source=source, split="test"
     )
-    assert found.rows == 1 and found.left_out == {"the host's reward does not recognise the right answer": 1}
+    assert found.rows == 1 and found.left_out == {"verl's reward does not recognise the right answer": 1}
 
 
 @pytest.mark.parametrize(

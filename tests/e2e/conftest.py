@@ -1,4 +1,4 @@
-"""One f-HAL run of the stock host, with which several files compare theirs."""
+"""One f-HAL run of the stock verl, with which several files compare theirs."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Short f-HAL runs of the stock host on the CPU, which tests start with overrides of their own."""
+"""Short f-HAL runs of the stock verl on the CPU, which tests start with overrides of their own."""
 
 import json
 import os
@@ -31,7 +31,7 @@ MICRO_BATCHES = ("actor.ppo", "ref.log_prob", "rollout.log_prob")
 
 
 class Host:
-    """Runs of the stock host that share a model, preference data and the cache of reference log-probs."""
+    """Runs of the stock verl that share a model, preference data and the cache of reference log-probs."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -56,7 +56,7 @@ class Host:
 
         Args:
             name: its folder; a second run of this name resumes the first.
-            overrides: settings of the host.
+            overrides: settings of verl.
             groups: value of +fgrpo.
             verl: the folder that holds another copy of verl/ than the installed one.
             modules: loaded into every process of verl.

@@ -1,4 +1,4 @@
-"""Loaded into the host by a test: weights go to the rollout engine once, at the start, and never again."""
+"""Loaded into verl by a test: weights go to the rollout engine once, at the start, and never again."""
 
 import wrapt
 

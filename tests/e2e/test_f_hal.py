@@ -1,4 +1,4 @@
-"""f-HAL through the stock host: both halves in one update, interrupted and resumed; and preference data alone."""
+"""f-HAL through the stock verl: both halves in one update, interrupted and resumed; and preference data alone."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_both_halves_are_active_in_every_update(uninterrupted):
         assert step[F + "preference_share"] == ROWS / (ROWS + 8 * 8)
         assert step[F + "preference_desirable_share"] == 0.5
         assert step[F + "aligned_share"] > 0 and step["actor/grad_norm"] > 0
-        # Rewards and lengths that the host reports are those of the 64 on-policy rows.
+        # Rewards and lengths that verl reports are those of the 64 on-policy rows.
         assert 0 < step["critic/score/mean"] < 1
         assert step["training/rollout_probs_diff_mean"] < 1e-3
         assert "timing_s/join_preferences" in step
@@ -41,7 +41,7 @@ def test_both_halves_are_active_in_every_update(uninterrupted):
     assert abs(first[F + "preference_distance_desirable"]) < 1e-3  # the policy is the reference
     assert last[F + "preference_distance_desirable"] > last[F + "preference_distance_undesirable"]
     assert last[F + "preference_loss"] < 0.5 * first[F + "preference_loss"] and F + "on_policy_loss" in last
-    # 64 on-policy rows of 8 tokens or less: no preference row is counted among the host's tokens.
+    # 64 on-policy rows of 8 tokens or less: no preference row is counted among verl's tokens.
     assert last["response_length/max"] <= 8 and last["perf/total_num_tokens"] < 64 * (64 + 8)
 
 
@@ -52,7 +52,7 @@ def test_every_step_logs_what_the_table_of_metrics_names(uninterrupted):
 
 def test_interrupted_and_resumed_it_has_seen_what_the_uninterrupted_run_has(uninterrupted, resumed):
     assert "Resuming from" in (resumed / "train.log").read_text()
-    assert [step for step, _ in steps(resumed)] == [3, 4]  # step 3 was lost, and done again; the host's log starts anew
+    assert [step for step, _ in steps(resumed)] == [3, 4]  # step 3 was lost, and done again; verl's log starts anew
     assert max(differences(uninterrupted, resumed).values()) < 1e-4
     for step in (SAVED, STEPS):
         assert state(resumed, step) == state(uninterrupted, step)  # with the hash of every row drawn, in order

@@ -1,4 +1,4 @@
-"""Drives the stock host on the CPU: three starts, each serving several assertions."""
+"""Drives the stock verl on the CPU: three starts, each serving several assertions."""
 
 import json
 import os

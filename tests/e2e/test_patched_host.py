@@ -1,4 +1,4 @@
-"""A host with the shims' patches trains as the stock host with the shims does, step for step (CPU)."""
+"""A host with the shims' patches trains as the stock verl with the shims does, step for step (CPU)."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The runs through the host that the experiment reports, against the lab's seeds and against its page."""
+"""The runs through verl that the experiment reports, against the lab's seeds and against its page."""
 
 import json
 

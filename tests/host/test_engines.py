@@ -1,6 +1,6 @@
 """However FSDP2 splits an update, loss and gradient are those of one rank with one micro-batch (CPU, gloo, float32).
 
-All updates are made by one fixture, since starting the host costs more than they do.
+All updates are made by one fixture, since starting verl costs more than they do.
 """
 
 from collections.abc import Callable
@@ -53,7 +53,7 @@ FOUR_RANKS = {
     "two ranks, Ulysses, sharded by two": ([*ULYSSES, f"{ACTOR}.fsdp_config.fsdp_size=2"], 4, 2, 0),
 }
 MIXTURE = {"dynamic batch size": ([], 1, 1, 0), "two ranks": ([], 2, 2, 0)}
-# The host's patch stays in the process. Its kernel takes no head that FSDP2 shards on its own, as it does one not tied.
+# verl's patch stays in the process. Its kernel takes no head that FSDP2 shards on its own, as it does one not tied.
 FUSED = {"fused kernels": ([f"{MODEL}.use_fused_kernels=true"], 1, 1, 0)}
 # kind -> settings of the model, splits
 LONG = {
@@ -109,7 +109,7 @@ def _check_split(found: dict, loss: str, split: str, figure: Callable, of: str =
     for rank in ranks:
         assert len(rank["micro_batches"]) > 1
         assert difference(whole["gradients"], rank["gradients"]) <= 1e-5
-    # The host reports the mean over data-parallel ranks, once per data-parallel rank.
+    # verl reports the mean over data-parallel ranks, once per data-parallel rank.
     losses = [rank["loss"] for rank in ranks if "loss" in rank]
     assert losses and all(loss == pytest.approx(whole["loss"], rel=1e-5) for loss in losses)
     expected, *others = (_metrics(rank, loss) for rank in [whole, *(rank for rank in ranks if "metrics" in rank)])

@@ -38,7 +38,7 @@ def test_differentiated_once_is_the_same_loss_with_the_same_bits_of_gradient(sha
     leaf = reward.detach().requires_grad_()
     loss, slope = differentiated_once(loss_of(leaf), leaf, reward)
     assert torch.equal(loss, plain) and torch.equal(slope, expected_slope)
-    loss -= 0.5 * log_ratio.sum()  # the host adds its terms in place
+    loss -= 0.5 * log_ratio.sum()  # verl adds its terms in place
     (2 * loss).backward()
     torch.testing.assert_close(log_ratio.grad, 2 * (expected - 0.5))
     loss, _ = differentiated_once(loss_of(leaf), leaf, 0.3 * log_ratio)

@@ -81,7 +81,7 @@ def test_bf16_states_come_before_lora_and_both_before_more_gpus():
     advice = advise(one, ASSUMED)
     assert advice.fits and advice.changes["dtype"] == "bf16"
     assert not {"lora_rank", "nodes", "gpus_per_node"} & set(advice.changes)
-    fsdp1 = advise(replace(one, engine="fsdp"), ASSUMED)  # whose states cannot stay on the host in training
+    fsdp1 = advise(replace(one, engine="fsdp"), ASSUMED)  # whose states cannot stay on verl in training
     fields = [field for trial in fsdp1.tried for field in trial.changes]
     assert fields.index("dtype") < fields.index("lora_rank")
     assert "lora_rank" in fsdp1.changes or "lora_rank" in fields[: fields.index("gpus_per_node")]

@@ -9,11 +9,11 @@ from tests.plan.planning import ROOT, run
 REFUSED = [
     (
         "--recipe scale_70b_megatron {tp_}sze=4",
-        "is not a setting of the host with model_engine=megatron; nearest: {tp_}size",
+        "is not a setting of verl with model_engine=megatron; nearest: {tp_}size",
     ),
     ("--recipe math_7b {tp_}size=4", "{tp_}size belongs to model_engine=megatron; this run has model_engine=dp"),
     ("--recipe math_7b data.preference.batch_size=4", "use +data.preference.batch_size=4"),
-    ("--recipe math_7b nosuch.thing=4", "nosuch.thing is not a setting of the host with model_engine=dp"),
+    ("--recipe math_7b nosuch.thing=4", "nosuch.thing is not a setting of verl with model_engine=dp"),
     ("--recipe no_such", "no_such is not known; choose among async_7b, cpu, "),
     ("--recipe [math_7b,no_such]", "no_such is not known; choose among async_7b, cpu, "),
     ("--recipe scale_70b_megatron +{tp_}sze=4", "nearest: {tp_}size"),

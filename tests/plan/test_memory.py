@@ -203,7 +203,7 @@ class CrossEntropyInPlace(torch.autograd.Function):
 
 @pytest.mark.parametrize("vocab, temperature", [(100, 1.0), (8000, 1.0), (16000, 1.0), (16000, 0.7)])
 def test_the_recomputed_layer_and_the_logits_are_never_there_together(vocab, temperature):
-    """Transformers' own Qwen2 with the host's way of recomputation; weights are frozen, so activations alone count."""
+    """Transformers' own Qwen2 with verl's way of recomputation; weights are frozen, so activations alone count."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     numbers = {"hidden_size": 128, "intermediate_size": 1024, "num_attention_heads": 4, "num_key_value_heads": 2}

@@ -1,4 +1,4 @@
-"""Token rows against the host's own tokenisation of a rollout, and lengths."""
+"""Token rows against verl's own tokenisation of a rollout, and lengths."""
 
 import pytest
 

@@ -42,7 +42,7 @@ EXPERTS = {
 OPTIMISERS = {
     # The step is the gradient itself: a wrong scale of the loss shows, which Adam's first step and clipping hide.
     "sgd": {"optimizer": "SGD", "lr": 0.05, "weight_decay": 0.0, "clip_grad": 1e6},
-    # The host's optimiser and clipping. Adam's first step is lr g / (|g| + eps): where |g| is rounding noise, the
+    # verl's optimiser and clipping. Adam's first step is lr g / (|g| + eps): where |g| is rounding noise, the
     # default eps of 1e-8 turns it into a full step of random sign. This eps lies above the noise, which is 1e-7.
     "adamw": {"optimizer": "AdamW", "lr": 1e-3, "weight_decay": 0.01, "clip_grad": 1.0, "eps": 1e-2},
     # The same of both engines: Megatron spares norms and biases from weight decay.

@@ -23,13 +23,13 @@ def actor_config(**settings):
 
 
 def loss_rows(n=12, seed=0, gamma_old=False):
-    """Rows as the host's queue holds them: nested, each of its own length, two of them fully masked."""
+    """Rows as verl's queue holds them: nested, each of its own length, two of them fully masked."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(2, 6, (n,), generator=generator).tolist()
     prompts = torch.randint(1, 4, (n,), generator=generator).tolist()
     masks = [torch.ones(length, dtype=torch.int64) for length in lengths]
     masks[3][-1] = 0  # a masked token inside a row
-    masks[7][:] = 0  # a row that the host has masked altogether
+    masks[7][:] = 0  # a row that verl has masked altogether
 
     def tokens():
         return [-torch.rand(length, generator=generator) for length in lengths]
@@ -86,7 +86,7 @@ def micro_batch(rows, settings, select, minibatch):
 
 
 def run_loss(rows, config, splits, dp_size=1, minibatch=None):
-    """Sum of the host's ``ppo_loss`` over micro-batches, its metrics, and the gradient."""
+    """Sum of verl's ``ppo_loss`` over micro-batches, its metrics, and the gradient."""
     from verl.utils import tensordict_utils as tu
     from verl.workers.utils import losses
 

@@ -15,7 +15,7 @@ from tests.support.micro_batches import actor_config, loss_rows, run_loss
 
 
 def fields(name: str) -> list[str]:
-    """Names of the batch fields that the host, or its shim, passes to a loss."""
+    """Names of the batch fields that verl, or its shim, passes to a loss."""
     if hasattr(core_algos, "policy_loss_batch_fields"):
         return sorted(core_algos.policy_loss_batch_fields(name))
     return sorted(POLICY_LOSSES[name].batch_fields)

@@ -116,12 +116,12 @@ def f_hal(folder: str) -> list[str]:
 
 
 def nested(values: Iterable[torch.Tensor]) -> torch.Tensor:
-    """One component a row, as the host's queue holds them."""
+    """One component a row, as verl's queue holds them."""
     return torch.nested.as_nested_tensor(list(values), layout=torch.jagged)
 
 
 def make_rows(prompts: Sequence[int], responses: Sequence[int], seed: int = 0) -> TensorDict:
-    """Rows as the host's queue hands them to a worker: nested, with random tokens and binary rewards.
+    """Rows as verl's queue hands them to a worker: nested, with random tokens and binary rewards.
 
     Args:
         prompts: tokens of each row's prompt.

@@ -3,14 +3,14 @@
     python -m tests.support.worker_process JOBS RESULTS
 
 A job: name, ranks, model folder, overrides of the configuration, file with a dumped batch (each data-parallel rank
-takes its contiguous share, as the host deals them), temperature. Where asked, `reference` (the rows' log pi_ref are
+takes its contiguous share, as verl deals them), temperature. Where asked, `reference` (the rows' log pi_ref are
 first computed here: by a reference worker with that model folder, or "adapter off"), `per_micro_batch` (a control that
 weights rows wrongly), `log_probs` (passes before the update: the actor's, the reference's with the adapter off, or
-those of a reference worker), `export` (the weights as the host sends them to the rollout engine, before the update),
+those of a reference worker), `export` (the weights as verl sends them to the rollout engine, before the update),
 `save` (a folder to save the updated actor to, with its log-probs of the rows; `shards`: Megatron's own form of the
 weights) and `checkpoint` (a folder to save to; then an update, and the same update by a new worker that loads from
 there). Every job starts from the model folder's weights and a new optimiser. The ranks are forked from this process,
-which has imported the host once for all of them.
+which has imported verl once for all of them.
 """
 
 import copy
@@ -146,7 +146,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def fill_reference(worker: Any, settings: Any, share: Any, job: dict[str, Any]) -> None:
-    """Give the rows the log pi_ref that verl's own pass computes, at the temperature of the rollouts as in the host."""
+    """Give the rows the log pi_ref that verl's own pass computes, at the temperature of the rollouts as in verl."""
     asked = {"temperature": job["temperature"]}
     if job["reference"] == "adapter off":
         rows = log_probs(worker.compute_log_prob, share, no_lora_adapter=True, **asked)

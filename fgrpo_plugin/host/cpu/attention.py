@@ -1,7 +1,7 @@
 """Attention without flash-attn: each row by itself, packed or padded, also under Ulysses sequence parallelism.
 
 verl inserts Ulysses' all-to-alls around flash attention alone. The attention that is registered here with transformers,
-`override_config.attn_implementation=cpu_packed`, goes through the same function of the host, and puts scaled
+`override_config.attn_implementation=cpu_packed`, goes through the same function of verl, and puts scaled
 dot-product attention of one row after another where the flash kernel would be. For packed rows transformers' `sdpa`
 builds a mask of the whole line instead, and computes the products of every row with every other one.
 """
@@ -55,7 +55,7 @@ def register(module: Any) -> None:
         )
         return output, None
 
-    # The host calls the kernel by this name of its own module; the kernel itself cannot run on a CPU.
+    # verl calls the kernel by this name of its own module; the kernel itself cannot run on a CPU.
     module._flash_attention_forward = row_attention
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, flash_attention_mask)

@@ -27,7 +27,7 @@ class _CpuFSDPEngine(FSDPEngine):
         if size > 1 and attention != attention_name:
             # Each rank would attend to its own part of the sequence, without a word.
             raise ValueError(
-                f"ulysses_sequence_parallel_size={size} on a CPU needs attention that the host's all-to-alls go around;"
+                f"ulysses_sequence_parallel_size={size} on a CPU needs attention that verl's all-to-alls go around;"
                 f" set +actor_rollout_ref.model.override_config.attn_implementation={attention_name}, not {attention}."
             )
         super().__init__(model_config, engine_config, *args, **kwargs)
@@ -63,12 +63,12 @@ class CpuFSDPEngineWithValueHead(_CpuFSDPEngine, FSDPEngineWithValueHead):
 
 
 def register(module: ModuleType) -> None:
-    """Register both engines for the device `cpu`; `module`, which defines the host's, is imported."""
+    """Register both engines for the device `cpu`; `module`, which defines verl's, is imported."""
     for model_type, engine in (
         ("language_model", CpuFSDPEngineWithLMHead),
         ("value_model", CpuFSDPEngineWithValueHead),
     ):
         EngineRegistry.register(model_type=model_type, backend=["fsdp", "fsdp2"], device="cpu")(engine)
-    # FSDP 1: torch refuses to broadcast weights from a CPU, which gloo can; the host would load them onto "cpu:cpu".
+    # FSDP 1: torch refuses to broadcast weights from a CPU, which gloo can; verl would load them onto "cpu:cpu".
     _init_utils._check_module_states_for_sync_module_states = lambda module_states: None
     vars(module)["load_fsdp_model_to_gpu"] = lambda model: None

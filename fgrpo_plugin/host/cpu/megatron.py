@@ -20,7 +20,7 @@ from verl.workers.engine.megatron.transformer_impl import MegatronEngine, Megatr
 
 
 def register(module: ModuleType) -> None:
-    """Register the engine for the device `cpu`; `module`, which defines the host's, is imported."""
+    """Register the engine for the device `cpu`; `module`, which defines verl's, is imported."""
     EngineRegistry.register(model_type="language_model", backend="megatron", device="cpu")(CpuMegatronEngineWithLMHead)
 
 

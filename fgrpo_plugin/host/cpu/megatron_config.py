@@ -12,6 +12,6 @@ class CpuMcoreEngineConfig(McoreEngineConfig):
     def __post_init__(self) -> None:
         asked = self.dtype
         if asked == "float32":
-            object.__setattr__(self, "dtype", "bfloat16")  # the host knows half precision alone
+            object.__setattr__(self, "dtype", "bfloat16")  # verl knows half precision alone
         super().__post_init__()
         object.__setattr__(self, "dtype", asked)

@@ -11,7 +11,7 @@ from verl.plugin.platform.platform_base import PlatformBase
 
 
 class _CpuDevice(types.ModuleType):
-    """`torch.cpu` with the calls of `torch.cuda` that the host makes and `torch.cpu` lacks."""
+    """`torch.cpu` with the calls of `torch.cuda` that verl makes and `torch.cpu` lacks."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch.cpu, name)
@@ -41,7 +41,7 @@ class _CpuDevice(types.ModuleType):
         memory = psutil.virtual_memory()
         return memory.available, memory.total
 
-    # The host reports these as its memory metrics; resident memory is what they mean on a CPU.
+    # verl reports these as its memory metrics; resident memory is what they mean on a CPU.
     def memory_allocated(self, device: Any = None) -> int:
         return int(psutil.Process().memory_info().rss)
 
@@ -52,10 +52,10 @@ class _CpuDevice(types.ModuleType):
 
 
 class PlatformCPU(PlatformBase):
-    """Run the host's workers on CPU cores.
+    """Run verl's workers on CPU cores.
 
-    Ray hands out the placeholders of its `GPU` resource (`ray_kwargs.ray_init.num_gpus`), one per rank, since the
-    host asks Ray for the accelerator ids of its workers and only known accelerators have them.
+    Ray hands out the placeholders of its `GPU` resource (`ray_kwargs.ray_init.num_gpus`), one per rank, since
+    verl asks Ray for the accelerator ids of its workers and only known accelerators have them.
     """
 
     _device = _CpuDevice("fgrpo_cpu_device", "See `_CpuDevice`.")
@@ -76,7 +76,7 @@ class PlatformCPU(PlatformBase):
         return True
 
     def current_device(self) -> Any:
-        # The host only passes this on to `Tensor.to` and friends, for which index 0 would mean an accelerator.
+        # verl only passes this on to `Tensor.to` and friends, for which index 0 would mean an accelerator.
         return "cpu"
 
     def device_count(self) -> int:

@@ -16,14 +16,14 @@ def f_grpo_advantage(
     index: np.ndarray | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Group advantage a_i, spread over the response tokens as the host expects.
+    """Group advantage a_i, spread over the response tokens as verl expects.
 
     Args:
         token_level_rewards: (n, T) rewards; their sum over tokens is R_i.
         response_mask: (n, T) in {0, 1}.
-        config: the host's ``algorithm`` section; ``norm_adv_by_std_in_grpo`` is read.
+        config: verl's ``algorithm`` section; ``norm_adv_by_std_in_grpo`` is read.
         index: (n,) group id (the prompt's uid) of every row.
-        kwargs: whatever else the host passes; not used.
+        kwargs: whatever else verl passes; not used.
 
     Returns:
         advantages and returns, both (n, T): a_i times the mask.

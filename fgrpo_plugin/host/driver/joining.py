@@ -13,7 +13,7 @@ from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.contract import ENGINE_FIELDS, PREFERENCE_FIELDS, ROW_FIELDS
 from fgrpo_plugin.preference.tokens import TokenRow
 
-BLOCK_ROWS = 512  # preference rows that are put into the host's queue at a time
+BLOCK_ROWS = 512  # preference rows that are put into verl's queue at a time
 
 
 def join_batch(
@@ -93,11 +93,11 @@ def deal(rows: Sequence[TokenRow], ranks: int) -> list[list[TokenRow]]:
 def joined_order(on_policy: int, minibatches: int, ranks: int, per_rank: int) -> list[tuple[str, int]]:
     """Which row stands where in the actor's batch: ("on", i) or ("off", i).
 
-    The host gives each rank a contiguous share and walks through it in mini-batches, so the preference rows of rank k
+    verl gives each rank a contiguous share and walks through it in mini-batches, so the preference rows of rank k
     and mini-batch j are mixed evenly into rank k's j-th part.
 
     Args:
-        on_policy: rows of the host's batch, a multiple of ranks * minibatches.
+        on_policy: rows of verl's batch, a multiple of ranks * minibatches.
         minibatches: optimiser steps of this update.
         ranks: data-parallel size.
         per_rank: preference rows of one rank in one mini-batch; row i of them is counted mini-batch by mini-batch,
@@ -116,9 +116,9 @@ def joined_order(on_policy: int, minibatches: int, ranks: int, per_rank: int) ->
 
 
 def as_queue_rows(rows: Sequence[TokenRow], reference: Sequence[torch.Tensor] | None = None) -> dict[str, Any]:
-    """Rows in the form of the host's queue: nested tensors, one component a row.
+    """Rows in the form of verl's queue: nested tensors, one component a row.
 
-    Their response_mask and loss_mask are 0, so that nothing of the host (KL and entropy terms, token counts) sees them;
+    Their response_mask and loss_mask are 0, so that nothing of verl (KL and entropy terms, token counts) sees them;
     our loss takes their response tokens from ``f_divergence_tokens``.
 
     Args:
@@ -147,7 +147,7 @@ def as_queue_rows(rows: Sequence[TokenRow], reference: Sequence[torch.Tensor] | 
 def queue_blocks(
     rows: Sequence[TokenRow], reference: Sequence[torch.Tensor], numbers: Mapping[str, torch.Tensor]
 ) -> Iterator[tuple[slice, dict[str, Any]]]:
-    """Rows in the form of the host's queue, a block at a time: a whole large batch would fill the driver's memory.
+    """Rows in the form of verl's queue, a block at a time: a whole large batch would fill the driver's memory.
 
     Args:
         rows: n rows.
@@ -197,7 +197,7 @@ def preference_numbers(rows: Sequence[TokenRow], settings: FDivergenceConfig, la
 
 
 def new_keys(count: int) -> list[str]:
-    """Keys that no row of the host has."""
+    """Keys that no row of verl has."""
     run = uuid.uuid4().hex
     return [f"preference{run}_{i}_0" for i in range(count)]
 

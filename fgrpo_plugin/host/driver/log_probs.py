@@ -44,7 +44,7 @@ def stage_log_probs(
 
 
 def log_prob_multiple(config: Any) -> int:
-    """Rows that the host's log-prob passes take are a multiple of this: whole micro-batches on every rank."""
+    """Rows that verl's log-prob passes take are a multiple of this: whole micro-batches on every rank."""
     ref, rollout, trainer = config.actor_rollout_ref.ref, config.actor_rollout_ref.rollout, config.trainer
     sizes = [
         section.get("log_prob_micro_batch_size_per_gpu") or 1

@@ -13,7 +13,7 @@ class OfflineTrainer(FDivergenceTrainer):
 
     @property
     def _enable_hybrid_replicas(self) -> bool:
-        """Read by the host: whether a rollout engine shares the actor's devices."""
+        """Read by verl: whether a rollout engine shares the actor's devices."""
         return bool(self.config.data.preference.get("keep_rollout", False))
 
     def on_init_end(self) -> None:
@@ -26,7 +26,7 @@ class OfflineTrainer(FDivergenceTrainer):
 
     def _count_steps(self) -> None:
         assert self.preferences is not None
-        # An epoch is one pass over the scarcer side; the host counted the steps of its prompts.
+        # An epoch is one pass over the scarcer side; verl counted the steps of its prompts.
         self.steps_per_epoch = max(1, len(self.preferences.sampler) // self._rows_per_step())
         trainer = self.config.trainer
         self.total_training_steps = trainer.total_training_steps or self.steps_per_epoch * trainer.total_epochs
@@ -54,7 +54,7 @@ class OfflineTrainer(FDivergenceTrainer):
         metrics.update(divide_sums(metrics, self.f_divergence, lam=1.0, compare_rollout=False))
         if self._enable_hybrid_replicas and self._validates_after_this_update():
             self._held_out = self._held_out_preferences()
-        return seen  # which the host takes out of the queue when it has logged the step
+        return seen  # which verl takes out of the queue when it has logged the step
 
     def _compute_metrics(self, batch: Any, metrics: dict, timing_raw: dict, global_steps: int, epoch: int) -> None:
         metrics.update({"training/global_step": global_steps, "training/epoch": epoch})
@@ -69,7 +69,7 @@ class OfflineTrainer(FDivergenceTrainer):
 
 
 class NoPrompts(Dataset):
-    """The host's training and validation set where there are no prompts: as long as one batch, never read."""
+    """verl's training and validation set where there are no prompts: as long as one batch, never read."""
 
     def __init__(self, data_files: Any, tokenizer: Any, config: Any, **kwargs: Any):
         self._length = int(config.train_batch_size)
@@ -82,7 +82,7 @@ class NoPrompts(Dataset):
 
 
 class NoRollouts:
-    """The host's agent loop manager where nothing is rolled out."""
+    """verl's agent loop manager where nothing is rolled out."""
 
     @classmethod
     def create(cls, **kwargs: Any) -> "NoRollouts":

@@ -35,11 +35,11 @@ LogProbs = Callable[[Sequence[TokenRow]], list[torch.Tensor]]
 
 
 class PreferenceSource:
-    """Preference data as the trainer uses them: drawn, with reference log-probs, in the host's form.
+    """Preference data as the trainer uses them: drawn, with reference log-probs, in verl's form.
 
     Args:
-        config: the host's whole configuration, validated.
-        tokenizer: the host's.
+        config: verl's whole configuration, validated.
+        tokenizer: verl's.
     """
 
     def __init__(self, config: Any, tokenizer: Any):
@@ -75,7 +75,7 @@ class PreferenceSource:
 
         Args:
             rows: what was drawn.
-            compute: the host's reference worker.
+            compute: verl's reference worker.
 
         Raises:
             ValueError: what the cache holds is not what the reference gives; seen when rows of an earlier run are first
@@ -92,7 +92,7 @@ class PreferenceSource:
         return [values for values in found if values is not None], 1 - len(missing) / max(len(rows), 1)
 
     def save(self, folder: Path) -> None:
-        """Write the sampler's state into a checkpoint folder of the host."""
+        """Write the sampler's state into a checkpoint folder of verl."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / STATE_FILE).write_text(json.dumps({"preference_sampler": self.sampler.state_dict()}, indent=1))
 

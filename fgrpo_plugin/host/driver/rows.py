@@ -16,7 +16,7 @@ def refuse_several_outputs(keys: list[str]) -> None:
     """Raise where an agent loop returned several outputs in one session: f-GRPO takes one row an answer.
 
     Args:
-        keys: the host's row keys, ``{uid}_{session}_{output}``.
+        keys: verl's row keys, ``{uid}_{session}_{output}``.
     """
     for key in keys:
         if not key.startswith("pad") and key.rsplit("_", 1)[-1] != "0":
@@ -27,9 +27,9 @@ def refuse_several_outputs(keys: list[str]) -> None:
 
 
 def minibatch_of_row(rows: int, rows_per_minibatch: int, dp_size: int) -> torch.Tensor:
-    """(rows,) index of the mini-batch in which the host trains each row.
+    """(rows,) index of the mini-batch in which verl trains each row.
 
-    The host gives every rank a contiguous share and walks through it in order (``actor.shuffle`` is refused), so row p
+    verl gives every rank a contiguous share and walks through it in order (``actor.shuffle`` is refused), so row p
     of rank p // share belongs to mini-batch (p mod share) // (rows_per_minibatch / dp_size).
     """
     share = rows // dp_size
@@ -40,7 +40,7 @@ def row_sums(values: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Te
     """Sum of each row's (unmasked) values, (n,) float64.
 
     Args:
-        values: (n, T), or nested as the host's queue returns it, one component a row; it is not padded here, which
+        values: (n, T), or nested as verl's queue returns it, one component a row; it is not padded here, which
             would write it once more.
         mask: of the same form, in {0, 1}; what is masked may be anything.
     """
@@ -82,7 +82,7 @@ def row_numbers(
         response_mask: (n, T) in {0, 1}, or nested.
         old_log_prob: as the mask, log-probs of the policy that sampled, nats; needed by ``softmax_is`` only.
         minibatch: (n,) index of each row's mini-batch.
-        padding: (n,) bool, rows that the host added to fill a mini-batch.
+        padding: (n,) bool, rows that verl added to fill a mini-batch.
         settings: FDivergenceConfig.
         normalize_by_std: divide the advantage by the group's standard deviation.
 

@@ -112,7 +112,7 @@ class FDivergenceTrainer(RefillNews):
         self.preferences.load(Path(trainer.resume_from_path) if by_path else self._checkpoint_folder())
 
     def _save_checkpoint(self) -> None:
-        # Before the host's own: its tracker file, written last, then never names a checkpoint without this state.
+        # Before verl's own: its tracker file, written last, then never names a checkpoint without this state.
         folder = self._checkpoint_folder()
         if self.preferences is not None:
             self.preferences.save(folder)
@@ -166,7 +166,7 @@ class FDivergenceTrainer(RefillNews):
         )
         if self.preferences is not None:
             numbers |= on_policy_fields(len(batch), self._lam(settings))
-        # The returned meta names every field; keep the host's extra_info, which put does not carry over.
+        # The returned meta names every field; keep verl's extra_info, which put does not carry over.
         updated = tq.kv_batch_put(
             keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(numbers, batch_size=len(batch))
         )
@@ -174,7 +174,7 @@ class FDivergenceTrainer(RefillNews):
 
         self._update_joined(batch, metrics, int(minibatch.max()) + 1)
         metrics.update(reported)
-        # Where the actor recomputes the old log-probs, the host makes this comparison itself.
+        # Where the actor recomputes the old log-probs, verl makes this comparison itself.
         compare = actor.ppo_epochs == 1 and bool(self.config.algorithm.rollout_correction.bypass_mode)
         metrics.update(divide_sums(metrics, settings, lam=self._lam(settings), compare_rollout=compare))
         difference = metrics.get("training/rollout_probs_diff_mean", 0.0)
@@ -199,7 +199,7 @@ class FDivergenceTrainer(RefillNews):
 
     def _dp_size(self) -> int:
         group = self.actor_rollout_wg
-        if "actor" not in group._dispatch_info:  # the host asks when it balances a batch, which offline has none of
+        if "actor" not in group._dispatch_info:  # verl asks when it balances a batch, which offline has none of
             group._dispatch_info["actor"] = group._query_dispatch_info("actor")
         return max(group._dispatch_info["actor"]) + 1
 
@@ -270,7 +270,7 @@ class FDivergenceTrainer(RefillNews):
         return held_out_metrics(rows, rewards, settings) | ranking_metrics(rows, policy, mask)
 
     def _reference_log_probs(self, rows: Sequence[TokenRow]) -> list[torch.Tensor]:
-        """log pi_ref of response tokens by the host's own stage, LoRA's switched-off adapter included."""
+        """log pi_ref of response tokens by verl's own stage, LoRA's switched-off adapter included."""
         return stage_log_probs(
             rows,
             lambda batch: self._compute_ref_log_prob(batch, {}),  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from fgrpo_plugin.host.settings.reading import is_f_divergence
 
-FREE_FORM = (  # sections that the host hands on as they are or reads without a default, or that this package reads
+FREE_FORM = (  # sections that verl hands on as they are or reads without a default, or that this package reads
     "actor_rollout_ref.actor.fsdp_config.mixed_precision.",
     "actor_rollout_ref.actor.megatron.override_transformer_config.",
     "actor_rollout_ref.actor.policy_loss.f_divergence.",
@@ -26,7 +26,7 @@ FREE_FORM = (  # sections that the host hands on as they are or reads without a 
 
 
 def compose(overrides: list[str]) -> Any:
-    """The host's configuration with these overrides, as ``python -m verl.trainer.main_ppo`` composes it.
+    """verl's configuration with these overrides, as ``python -m verl.trainer.main_ppo`` composes it.
 
     Raises:
         ValueError: one sentence: Hydra's, or where its remedy would lead astray, ours.
@@ -56,7 +56,7 @@ def _sentence(hydras: str, overrides: list[str]) -> str:
 
 @cache
 def host_defaults(engine: str) -> Any:
-    """The host's own configuration.
+    """verl's own configuration.
 
     Args:
         engine: its ``model_engine``.
@@ -65,7 +65,7 @@ def host_defaults(engine: str) -> Any:
 
 
 def unknown_settings(config: Any) -> list[str]:
-    """What is set in a composed configuration that the host does not know; Hydra checks neither groups nor "+"."""
+    """What is set in a composed configuration that verl does not know; Hydra checks neither groups nor "+"."""
     known = set(_leaves(host_defaults(config.model_engine)))
     return [
         name
@@ -75,7 +75,7 @@ def unknown_settings(config: Any) -> list[str]:
 
 
 def describe_unknown(name: str, engine: str) -> str:
-    """A sentence about a setting that the host does not know, with those that were probably meant."""
+    """A sentence about a setting that verl does not know, with those that were probably meant."""
     for other in {"dp", "megatron"} - {engine}:
         if name in _leaves(host_defaults(other)):
             return f"{name} belongs to model_engine={other}; this run has model_engine={engine}."
@@ -84,7 +84,7 @@ def describe_unknown(name: str, engine: str) -> str:
     beside = {other.rpartition(".")[2]: other for other in known if other.rpartition(".")[0] == section}
     near = [beside[close] for close in get_close_matches(last, beside)] or get_close_matches(name, known, cutoff=0.8)
     remedy = f"nearest: {', '.join(near)}" if near else "`python -m verl.trainer.main_ppo --cfg job` prints them"
-    return f"{name} is not a setting of the host with model_engine={engine}; {remedy}."
+    return f"{name} is not a setting of verl with model_engine={engine}; {remedy}."
 
 
 def _leaves(config: Any, at: str = "") -> Iterator[str]:
@@ -98,13 +98,13 @@ def _leaves(config: Any, at: str = "") -> Iterator[str]:
 
 
 def _with_sections(name: str) -> list[str]:
-    """A setting and the sections around it: what is empty in the host may be filled with anything."""
+    """A setting and the sections around it: what is empty in verl may be filled with anything."""
     parts = name.split(".")
     return [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
 
 
 def check_overrides(overrides: list[str]) -> None:
-    """Compose the host's configuration with these overrides and complete it as ``main_ppo`` would.
+    """Compose verl's configuration with these overrides and complete it as ``main_ppo`` would.
 
     Raises:
         ValueError: one sentence, the composition's or ours.

@@ -32,7 +32,7 @@ def check_data_file(path: str | Path, columns: Iterable[str], setting: str) -> N
     """Check that a local data file exists, can be read and has the columns that verl reads.
 
     Args:
-        path: a parquet, json or jsonl file; a scheme (``hdfs://``) or a pattern (``*``) is left to the host.
+        path: a parquet, json or jsonl file; a scheme (``hdfs://``) or a pattern (``*``) is left to verl.
         columns: names that must be there.
         setting: what the user set, for the message.
 
@@ -59,7 +59,7 @@ def check_data_file(path: str | Path, columns: Iterable[str], setting: str) -> N
 
 
 def check_model(path: str, setting: str, *, tokenizer: bool = True) -> None:
-    """Check that a local model folder holds a configuration and a tokenizer; a hub name is left to the host.
+    """Check that a local model folder holds a configuration and a tokenizer; a hub name is left to verl.
 
     Args:
         path: folder, or a name on a model hub.
@@ -70,7 +70,7 @@ def check_model(path: str, setting: str, *, tokenizer: bool = True) -> None:
         ValueError: one sentence that names the setting, what is missing and the remedy.
     """
     if str(path).startswith("~"):
-        raise ValueError(f"{setting}={path}: the host does not expand '~' there; write the folder's full path.")
+        raise ValueError(f"{setting}={path}: verl does not expand '~' there; write the folder's full path.")
     folder = Path(path)
     if not folder.is_dir():
         if str(path).startswith(("/", ".")):

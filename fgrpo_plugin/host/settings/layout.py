@@ -6,9 +6,9 @@ from typing import Any
 from fgrpo_plugin.model_shape import find_model
 
 STRATEGIES = {"dp": ("fsdp", "fsdp2"), "megatron": ("megatron",), "veomni": ("veomni",)}
-"""The host's ``model_engine`` -> strategies of its actor, for the engines whose splits are known here."""
+"""verl's ``model_engine`` -> strategies of its actor, for the engines whose splits are known here."""
 WHOLE_SEQUENCES = ("sdpa", "eager", "flex_attention")
-"""Attention of transformers that the host's Ulysses exchanges do not go around: they go around flash attention."""
+"""Attention of transformers that verl's Ulysses exchanges do not go around: they go around flash attention."""
 LORA_KEYS = {"megatron": "lora.rank"}
 """Strategy -> key under `actor_rollout_ref.model` of which its engine makes an adapter; lora_rank for the others."""
 

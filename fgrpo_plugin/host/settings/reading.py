@@ -83,7 +83,7 @@ def require_validated(algorithm: Any) -> None:
     """Raise unless ``complete`` has seen this configuration.
 
     Args:
-        algorithm: the host's ``algorithm`` section.
+        algorithm: verl's ``algorithm`` section.
     """
     if not algorithm.get(VALIDATED, False):
         name = algorithm.get("adv_estimator", F_GRPO)

@@ -37,7 +37,7 @@ ACTOR_SETTINGS = {
     "algorithm.use_kl_in_reward": "refused: f-GRPO holds its own regulariser towards the reference (beta)",
     "algorithm.rollout_correction.rollout_is, rollout_rs": "refused: they correct a ratio that f-GRPO does not use",
 }
-"""What f-GRPO does with each setting of the host's actor; the README's table is this one."""
+"""What f-GRPO does with each setting of verl's actor; the README's table is this one."""
 
 
 def check_settings(config: DictConfig) -> FDivergenceConfig:
@@ -119,7 +119,7 @@ def _refuse_contradictions(config: DictConfig, settings: FDivergenceConfig) -> N
         (
             select(f"{actor}.strategy") not in (strategies := STRATEGIES.get(select("model_engine", "dp"), ())),
             f"{actor}.strategy={select(f'{actor}.strategy')} with model_engine={select('model_engine')}",
-            f"the host would run the latter; choose {' or '.join(strategies)}, or another model_engine",
+            f"verl would run the latter; choose {' or '.join(strategies)}, or another model_engine",
         ),
         (
             select("trainer.v1.trainer_mode") == "separate_async"
@@ -196,7 +196,7 @@ def _refuse_contradictions(config: DictConfig, settings: FDivergenceConfig) -> N
         (
             select("trainer.device") == "cpu" and os.environ.get("VERL_PLATFORM", "").strip().lower() != "cpu",
             "trainer.device=cpu without VERL_PLATFORM=cpu",
-            "the host would look for GPUs; set VERL_PLATFORM=cpu in the environment, or remove the group +fgrpo=cpu",
+            "verl would look for GPUs; set VERL_PLATFORM=cpu in the environment, or remove the group +fgrpo=cpu",
         ),
         (select("distillation.enabled"), "distillation.enabled=true", "it replaces the policy loss; set it to false"),
         (

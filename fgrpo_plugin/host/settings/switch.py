@@ -35,7 +35,7 @@ def complete(config: DictConfig) -> None:
     Raises:
         ValueError: a sentence naming the setting and the remedy.
     """
-    importlib.import_module("verl.trainer.ppo.v1")  # the host does so in its task runner alone, too late to refuse
+    importlib.import_module("verl.trainer.ppo.v1")  # verl does so in its task runner alone, too late to refuse
     if REFUSED:
         raise ValueError(" ".join(REFUSED.values()))
     check_trainer_mode(config)
@@ -99,9 +99,9 @@ def _fill_in(config: DictConfig, settings: FDivergenceConfig) -> list[tuple[str,
         fill("data.custom_cls.path", f"pkg://{OFFLINE}", why)
         fill("data.custom_cls.name", "NoPrompts", why)
         if OmegaConf.is_missing(config.actor_rollout_ref.rollout, "name"):
-            fill("actor_rollout_ref.rollout.name", "vllm", "the host wants a name; no engine is started")
+            fill("actor_rollout_ref.rollout.name", "vllm", "verl wants a name; no engine is started")
         if not OmegaConf.select(config, "actor_rollout_ref.rollout.nnodes"):
-            fill("actor_rollout_ref.rollout.nnodes", 1, "the host wants a number; no engine is started")
+            fill("actor_rollout_ref.rollout.nnodes", 1, "verl wants a number; no engine is started")
     with open_dict(config):
         OmegaConf.update(config, f"{LOSS}.f_divergence", asdict(settings), force_add=True)
         config.algorithm[VALIDATED] = True

@@ -22,7 +22,7 @@ def known_source(
     """Refuse a host function that no shim was written for.
 
     Args:
-        obj: the host's function or class.
+        obj: verl's function or class.
         hashes: what `source_hash` gives for each version of it that the shim knows.
         what: its dotted name, for the message.
         remedy: what the user can do, as an imperative clause.
@@ -67,8 +67,8 @@ def apply_checked(name: str, apply: Callable[[Any], bool], module: Any) -> None:
 
     Args:
         name: the shim's module name, also the name in ``patches/``.
-        apply: adapts the host module; returns False where the host already has the feature.
-        module: the host module, just imported.
+        apply: adapts the module of verl; returns False where verl already has the feature.
+        module: verl module, just imported.
     """
     try:
         APPLIED[name] = "applied" if apply(module) else "not needed"

@@ -1,7 +1,7 @@
-"""Completes the configuration before the host reads it. Patch: 0003-config-hooks.patch in patches/.
+"""Completes the configuration before verl reads it. Patch: 0003-config-hooks.patch in patches/.
 
 ``auto_set_device`` is the first thing that ``main_ppo`` does with the composed configuration, before it asks whether a
-reference policy is needed. The patched host calls registered configuration hooks there.
+reference policy is needed. The patched verl calls registered configuration hooks there.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ HOOK = "register_config_hook"
 
 
 def apply(device: Any) -> bool:
-    """Adapt ``verl.utils.device``; False where the host has hooks, and only other entry points are refused."""
+    """Adapt ``verl.utils.device``; False where verl has hooks, and only other entry points are refused."""
     host_can = _host_has_hooks()
     if not host_can:
         require_replaced(device.auto_set_device, "verl.utils.device:auto_set_device", "0003-config-hooks.patch")

@@ -1,7 +1,7 @@
 """Lets a registered policy loss ask for further batch fields. Patch: 0001-policy-loss-batch-fields.patch in patches/.
 
 ``ppo_loss`` hands a registered loss a fixed list of tensors. A loss with an attribute ``batch_fields`` gets those
-fields of the micro-batch as well, as keyword arguments. The patched host takes the names from the loss's signature, as
+fields of the micro-batch as well, as keyword arguments. The patched verl takes the names from the loss's signature, as
 verl's pull request 7473 does for advantage estimators; for our losses they are the same.
 """
 
@@ -16,7 +16,7 @@ _micro_batch: ContextVar[Any] = ContextVar("micro_batch")
 
 
 def apply(losses: Any) -> bool:
-    """Adapt ``verl.workers.utils.losses``; False where the host passes such fields (the loss is checked there too)."""
+    """Adapt ``verl.workers.utils.losses``; False where verl passes such fields (the loss is checked there too)."""
     host_can = hasattr(losses, "policy_loss_batch_fields")
     if not host_can:
         require_replaced(losses.ppo_loss, "verl.workers.utils.losses:ppo_loss", "0001-policy-loss-batch-fields.patch")

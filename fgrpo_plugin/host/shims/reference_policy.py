@@ -1,6 +1,6 @@
 """Starts the reference policy for a loss that asks for it. Patch: 0002-reference-policy-for-losses.patch in patches/.
 
-``need_reference_policy`` looks at the KL switches alone. The patched host also looks at what the policy loss asks for.
+``need_reference_policy`` looks at the KL switches alone. The patched verl also looks at what the policy loss asks for.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from fgrpo_plugin.host.shims import require_replaced
 
 
 def apply(utils: Any) -> bool:
-    """Adapt ``verl.trainer.ppo.utils``; False where the host asks the loss (validation is checked there too)."""
+    """Adapt ``verl.trainer.ppo.utils``; False where verl asks the loss (validation is checked there too)."""
     host_can = hasattr(utils, "policy_loss_batch_fields")
     if not host_can:
         require_replaced(

@@ -1,7 +1,7 @@
 """Puts our subclass behind each of verl's v1 trainer modes. Patch: 0004-extend-trainer-mode.patch in patches/.
 
 ``register_trainer`` refuses a name that is taken, and a new name would silently get the asynchronous replay buffer. The
-subclass relies on where the host trains each row, which is checked here.
+subclass relies on where verl trains each row, which is checked here.
 """
 
 import inspect
@@ -17,7 +17,7 @@ from fgrpo_plugin.host.shims import require_used
 
 
 def apply(v1: ModuleType) -> bool:
-    """Extend the trainers of ``verl.trainer.ppo.v1``; False where the host lets a plugin do so."""
+    """Extend the trainers of ``verl.trainer.ppo.v1``; False where verl lets a plugin do so."""
     from verl.trainer.ppo.v1 import trainer_base
     from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, register_trainer
 

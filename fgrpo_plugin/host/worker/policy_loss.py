@@ -60,19 +60,19 @@ def f_grpo_policy_loss(
     """s_all * s_on * L_fGRPO of this micro-batch's rows over the global mini-batch's denominator.
 
     Args:
-        old_log_prob: (n, T) log-probs of pi_old, nats: the rollout engine's where the host does not recompute them.
+        old_log_prob: (n, T) log-probs of pi_old, nats: the rollout engine's where verl does not recompute them.
         log_prob: (n, T) log-probs of pi_theta, nats; gradient flows.
         advantages: (n, T); not read, ``f_divergence_advantage`` is the same number once a row.
         response_mask: (n, T) in {0, 1}.
         loss_agg_mode: not read; each half is divided by its own count.
-        config: the host's actor section; ``policy_loss.f_divergence`` and ``global_batch_info`` are read.
+        config: verl's actor section; ``policy_loss.f_divergence`` and ``global_batch_info`` are read.
         rollout_is_weights: not read; the validation refuses the setting that makes them.
         ref_log_prob: (n, T) log-probs of pi_ref, nats.
         f_divergence_advantage: (n,) a_i.
         f_divergence_weight: (n,) w_i.
         f_divergence_count: (n,) denominator of the global mini-batch, the same number in every row.
         f_divergence_fresh: (n,) 1 where the actor still is the policy that the rollouts were sampled from.
-        kwargs: whatever else the host passes; not used.
+        kwargs: whatever else verl passes; not used.
 
     Returns:
         The scalar loss, times the data-parallel size because the engines average over ranks, and metrics: sums and

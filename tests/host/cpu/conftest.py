@@ -62,6 +62,6 @@ FACTS = """
 
 @pytest.fixture(scope="session", params=["before", "after"])
 def facts(request):
-    """What the host says of itself when the platform is installed before, or after, `import verl`."""
+    """What verl says of itself when the platform is installed before, or after, `import verl`."""
     code = FACTS.format(**({"before": "", "after": ""} | {request.param: "install(); install()"}))
     return json.loads(run(code, VERL_PLATFORM="cpu"))

@@ -83,7 +83,7 @@ def test_rows_padded_at_their_beginning_and_keys_of_a_cache_are_refused():
 
 @pytest.fixture(scope="module", autouse=True)
 def registered():
-    """As a worker has it: importing the host's module registers the attention."""
+    """As a worker has it: importing verl's module registers the attention."""
     import os
 
     os.environ.setdefault("VERL_PLATFORM", "cpu")

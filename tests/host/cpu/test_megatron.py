@@ -1,6 +1,6 @@
 """verl's own Megatron engine on the CPU: however it splits an update, loss and gradient are those of FSDP2 on one rank.
 
-In float32 unless a test says otherwise. One fixture makes the quick updates and one the others, since starting the host
+In float32 unless a test says otherwise. One fixture makes the quick updates and one the others, since starting verl
 costs more than they do.
 """
 
@@ -143,7 +143,7 @@ def test_splits_of_other_models_have_the_loss_the_gradient_and_the_step_of_fsdp2
 
 @pytest.mark.parametrize("split", QUICK)
 def test_what_the_rollout_engine_is_sent_is_the_hugging_face_model(found, split):
-    """Names and values, to the last bit, by the method that the host calls at each weight sync."""
+    """Names and values, to the last bit, by the method that verl calls at each weight sync."""
     from safetensors.torch import load_file
 
     stored = load_file(found["model"] / "model.safetensors")
@@ -193,7 +193,7 @@ def test_bf16_stays_near_its_own_single_rank_and_near_fsdp2(found_long, loss, fi
 def test_the_per_token_regime_scales_a_gradient_by_the_tokens_that_the_host_drops(found_long, loss, figure):
     """Megatron-Bridge's regime under context parallelism: Megatron divides by the tokens that each rank reports.
 
-    The host reports each micro-batch's tokens divided by the ranks, rounded down: an odd micro-batch loses one. Apart
+    verl reports each micro-batch's tokens divided by the ranks, rounded down: an odd micro-batch loses one. Apart
     from this factor, little more than 1 + 1e-4 for micro-batches of 8k tokens, loss and gradient are the whole's.
     """
     (whole,) = found_long[f"{loss}, whole"]

@@ -39,7 +39,7 @@ def test_every_mini_batch_of_every_rank_has_both_halves_where_the_host_trains_th
     on_policy = ranks * minibatches * part
     order = joined_order(on_policy, minibatches, ranks, per_rank)
     on = [index for kind, index in order if kind == "on"]
-    assert on == list(range(on_policy))  # the host's own order is kept
+    assert on == list(range(on_policy))  # verl's own order is kept
     assert sorted(index for kind, index in order if kind == "off") == list(range(ranks * minibatches * per_rank))
     joined = minibatch_of_row(len(order), len(order) // minibatches, ranks)
     alone = minibatch_of_row(on_policy, ranks * part, ranks)

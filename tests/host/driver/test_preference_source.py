@@ -37,7 +37,7 @@ def stream(config):
 
 
 class Reference:
-    """Stands for the host's reference worker: log-probs that depend on the tokens, and a count of the rows asked."""
+    """Stands for verl's reference worker: log-probs that depend on the tokens, and a count of the rows asked."""
 
     def __init__(self, shift=0.0):
         self.asked, self.shift = 0, shift

@@ -17,7 +17,7 @@ def _rows():
     generator = torch.Generator().manual_seed(0)
     values = [-3 * torch.rand(length, generator=generator) for length in LENGTHS]
     masks = [(torch.rand(length, generator=generator) > 0.3).long() for length in LENGTHS]
-    masks[3].zero_()  # a row of the host's own padding
+    masks[3].zero_()  # a row of verl's own padding
     for row, mask in zip(values, masks, strict=True):
         row[mask == 0] = float("nan")
     return values, masks

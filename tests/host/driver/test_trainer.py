@@ -1,6 +1,6 @@
-"""Preference rows in the host's three trainer modes: its own stages on a real queue, with workers that record.
+"""Preference rows in verl's three trainer modes: its own stages on a real queue, with workers that record.
 
-Everything between `prepare_step` and `_compute_metrics` is the host's. The workers fetch, cut and reduce as the host's
+Everything between `prepare_step` and `_compute_metrics` is verl's. The workers fetch, cut and reduce as verl's
 do, and run its loss on log-probs that are a function of the tokens.
 """
 
@@ -44,7 +44,7 @@ def test_the_actor_sees_both_halves_everywhere_and_nobody_else_the_preference_ro
     for number, lam in ((1, 0.2), (2, 0.5), (3, 0.8)):
         workers.updates.clear(), left.clear(), seen.clear(), known.clear()
         batch, metrics = step(trainer, queue)
-        # One call of the workers, so one step of the learning rate, for each update of the host.
+        # One call of the workers, so one step of the learning rate, for each update of verl.
         assert len(workers.updates) == parts // per_update
         assert trainer.actor_rollout_wg is workers
         assert metrics["actor/f_divergence/lam"] == pytest.approx(lam)
@@ -113,7 +113,7 @@ def test_nothing_is_left_behind_by_an_update_that_fails(make, queue, mode, fail)
 def test_held_out_preferences_are_measured_before_the_rollout_engine_has_the_devices_again(
     make, queue, tmp_path, mode, monkeypatch
 ):
-    """The host wakes the engine at the end of a step and validates after it."""
+    """verl wakes the engine at the end of a step and validates after it."""
     import json
 
     from verl.trainer.ppo.v1.trainer_base import PPOTrainer
@@ -206,7 +206,7 @@ def test_a_checkpoint_keeps_the_runs_settings_beside_verls_files(make, tmp_path,
 
 @pytest.mark.parametrize("level", ["sequence", "sequence_mean", "token"])
 def test_held_out_rows_are_ranked_by_the_policy_and_rewarded_against_the_reference(level):
-    """The numbers of a validation from what the host's two stages give, which need no queue here."""
+    """The numbers of a validation from what verl's two stages give, which need no queue here."""
     from fgrpo_plugin.config import FDivergenceConfig
     from fgrpo_plugin.host.driver.trainer import FDivergenceTrainer
     from fgrpo_plugin.preference.tokens import TokenRow

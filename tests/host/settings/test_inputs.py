@@ -58,7 +58,7 @@ def test_what_the_host_fetches_or_expands_is_left_to_it(path):
 
 
 def test_a_model_folder_needs_a_configuration_and_a_tokenizer(tmp_path):
-    with pytest.raises(ValueError, match=r"MODEL=~/model: the host does not expand '~' there"):
+    with pytest.raises(ValueError, match=r"MODEL=~/model: verl does not expand '~' there"):
         check_model("~/model", "MODEL")
     with pytest.raises(ValueError, match="there is no such folder"):
         check_model(str(tmp_path / "none"), "MODEL")
@@ -70,7 +70,7 @@ def test_a_model_folder_needs_a_configuration_and_a_tokenizer(tmp_path):
     check_model(str(tmp_path), "MODEL", tokenizer=False)
     (tmp_path / "tokenizer.json").write_text("{}")
     check_model(str(tmp_path), "MODEL")
-    check_model("owner/name", "MODEL")  # of a hub: left to the host
+    check_model("owner/name", "MODEL")  # of a hub: left to verl
 
 
 def test_a_tokenizer_is_loaded_or_refused_in_one_sentence(tmp_path):

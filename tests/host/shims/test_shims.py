@@ -12,12 +12,12 @@ def test_known_source():
 
     def unknown(): ...
 
-    arguments = {"hashes": {source_hash(known)}, "what": "host.function", "remedy": "install the host of last year"}
+    arguments = {"hashes": {source_hash(known)}, "what": "host.function", "remedy": "install verl of last year"}
     known_source(known, **arguments)
     with pytest.raises(RuntimeError) as refusal:
         known_source(unknown, **arguments)
     sentence = str(refusal.value)
     assert "host.function" in sentence
     assert version("verl") in sentence
-    assert sentence.endswith("install the host of last year.")
+    assert sentence.endswith("install verl of last year.")
     assert "\n" not in sentence

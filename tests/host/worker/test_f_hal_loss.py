@@ -287,7 +287,7 @@ def _merged(metrics, wanted):
 
     merged = {}
     for name in metrics[0]:
-        assert all(name in part for part in metrics)  # a metric that some micro-batches lack breaks the host
+        assert all(name in part for part in metrics)  # a metric that some micro-batches lack breaks verl
         if not wanted(name) or not isinstance(metrics[0][name], Metric):
             continue
         micro_batches = Metric(aggregation=metrics[0][name].aggregation)

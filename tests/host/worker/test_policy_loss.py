@@ -117,7 +117,7 @@ def test_gamma_adds_gradient_but_no_value_where_the_actor_is_pi_old():
 
 
 def _reported(metrics):
-    """What the host's reduction over micro-batches and our division on the driver make of the workers' metrics."""
+    """What verl's reduction over micro-batches and our division on the driver make of the workers' metrics."""
     from verl.utils.metric import Metric
 
     merged: dict = {}

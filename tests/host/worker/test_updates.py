@@ -1,6 +1,6 @@
 """One update in verl's own actor worker (FSDP2, CPU, float32): f-HAL's two ends, and the presets' first step.
 
-One fixture makes all updates, since starting the host costs more than they do. How work is split is the matter of
+One fixture makes all updates, since starting verl costs more than they do. How work is split is the matter of
 test_engines.py.
 """
 
@@ -83,7 +83,7 @@ def test_lambda_0_is_the_f_grpo_path_bit_for_bit(updates, optimiser):
 
 @pytest.mark.parametrize("optimiser", FSDP2)
 def test_lambda_1_is_a_plain_loop_with_fdo_loss(updates, optimiser):
-    """One row at a time, without the host, from the batch that the worker was given."""
+    """One row at a time, without verl, from the batch that the worker was given."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(updates.model, dtype=torch.float32, attn_implementation="sdpa")
