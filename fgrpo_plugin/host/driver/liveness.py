@@ -107,7 +107,14 @@ def _first_death(
 ) -> str | None:
     """Wait for a death; None where the run ended, or patience did, before one."""
     import ray
+    from ray import exceptions
 
+    never = (
+        exceptions.RayActorError,
+        exceptions.ActorPlacementGroupRemoved,
+        exceptions.ActorUnschedulableError,
+        exceptions.RuntimeEnvSetupError,
+    )
     began = time.monotonic()
     waiting = {actor.__ray_ready__.remote(): name for name, actor in parts.items()}
     while waiting and not done.is_set() and time.monotonic() - began < patience:
@@ -115,16 +122,19 @@ def _first_death(
         answered, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=min(1.0, every or 1.0))
         for call in answered:
             name = waiting.pop(call)
+            again = patience == float("inf")
             try:
                 ray.get(call)
-            except ray.exceptions.RayActorError as error:
+            except exceptions.ActorUnavailableError:  # its connection broke, or Ray starts it again: it may yet answer
+                again = True
+            except never as error:
                 if done.is_set():  # a part that the run's end has ended
                     return None
                 return f"{name} has died, and the run ends here ({' '.join(str(error).split())})."
             except Exception:  # whatever else Ray says of the call, it is no death
                 pass
-            if patience == float("inf"):
+            if again:
                 waiting[parts[name].__ray_ready__.remote()] = name
-        if answered:
-            done.wait(every)
+        if answered and waiting:
+            done.wait(every or 0.1)
     return None

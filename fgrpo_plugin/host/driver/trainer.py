@@ -92,12 +92,15 @@ class FDivergenceTrainer(RefillNews):
         """The Ray actors that a step waits for, under the names that a message gives them."""
         rollout, reward = getattr(self, "llm_server_manager", None), getattr(self, "reward_loop_manager", None)
         replicas = rollout.get_replicas() if rollout else ()
+        judges = getattr(getattr(reward, "reward_model_manager", None), "rollout_replicas", ())
         groups = {
             "actor worker": self.actor_rollout_wg.workers,
             "reference worker": getattr(getattr(self, "ref_policy_wg", None), "workers", ()),
             "rollout server": [server for replica in replicas for server in replica.servers],
             "agent loop worker": getattr(agent_loop_manager, "agent_loop_workers", ()),
-            "reward loop worker": getattr(reward, "reward_loop_worker_handles", None) or (),
+            # Not the handles, which verl gives out only where rewards are computed during generation.
+            "reward loop worker": getattr(reward, "reward_loop_workers", ()),
+            "reward model server": [server for judge in judges for server in judge.servers],
         }
         named = {f"{name} {index}": actor for name, actors in groups.items() for index, actor in enumerate(actors)}
         # A worker that is both actor and reference is watched once, under its first name.
