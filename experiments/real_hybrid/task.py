@@ -60,7 +60,8 @@ def preferences(problems: Mapping[str, Problem], sampled: Responses) -> list[dic
 
     Args:
         problems: id -> problem; none of those that are trained on or held out.
-        sampled: the model's responses before training; a problem without a wrong one that has a number makes no pair.
+        sampled: the model's responses before training; a problem without a wrong one that has a number makes no pair,
+            nor does a response that is not right with the answer in place of its last number.
     """
     pairs = []
     for key, problem in problems.items():
@@ -68,6 +69,8 @@ def preferences(problems: Mapping[str, Problem], sampled: Responses) -> list[dic
             text = one["text"]
             if one["ended"] and not is_right(text, problem.answer) and _LAST_NUMBER.search(text):
                 chosen = _LAST_NUMBER.sub(problem.answer, text)
+                if not is_right(chosen, problem.answer):  # a minus sign, a point or an exponent stands by the number
+                    continue
                 pairs.append({"prompt": chat(problem), "chosen": chosen, "rejected": text})
                 break
     return pairs

@@ -53,12 +53,14 @@ def test_shares_of_responses():
 
 
 def test_a_pair_differs_in_the_last_number_alone():
-    problems = {key: Problem(f"{key}?", answer) for key, answer in [("a", "7"), ("b", "1.5"), ("c", "3"), ("d", "4")]}
+    answers = [("a", "7"), ("b", "1.5"), ("c", "3"), ("d", "4"), ("e", "3")]
+    problems = {key: Problem(f"{key}?", answer) for key, answer in answers}
     sampled = {
         "a": [one("Tom has 9 - 2 = 7 nuts."), one("Tom has 9 - 2 = 11 nuts,\nof 11.00 kinds."), one("8")],
         "b": [one("It is 12, or", ended=False), one("It is 1,250. Is it?")],
         "c": [one("3"), one("It is 3.")],  # none is wrong
         "d": [one("I do not know"), one("")],  # none has a number
+        "e": [one("It is -3."), one("It is .5"), one("2e5")],  # none is right with 3 in place of its last number
     }
     pairs = preferences(problems, sampled)
     assert [(pair["chosen"], pair["rejected"]) for pair in pairs] == [
