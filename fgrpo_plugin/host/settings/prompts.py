@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fgrpo_plugin import tables
 from fgrpo_plugin.folders import identity
-from fgrpo_plugin.host.settings.agent_loops import AgentLoops, check_agent_loops
+from fgrpo_plugin.host.settings.agent_loops import COLUMN, AgentLoops, check_agent_loops
 from fgrpo_plugin.host.settings.inputs import check_data_file, is_elsewhere
 from fgrpo_plugin.host.settings.rewards import (
     check_reward_function,
@@ -49,7 +49,9 @@ def check_prompts(config: DictConfig, tokenizer: Any) -> None:
         trained = key == "data.train_files"
         if trained and not files:
             raise ValueError("data.train_files names no file; set it.")
-        found = [_check_file(config, file, key, render, loops, len(files)) for file in files]
+        # verl puts the files together, and fills the column of loops with None where a file lacks it.
+        named = any(COLUMN in _columns(file) for file in files)
+        found = [_check_file(config, file, key, render, loops, len(files), named) for file in files]
         if not trained or any(is_elsewhere(file) for file in files):
             continue
         _check_count(config, key, found, render, tokenizer)
@@ -58,6 +60,14 @@ def check_prompts(config: DictConfig, tokenizer: Any) -> None:
 def _files(config: DictConfig, key: str) -> list[str]:
     files = OmegaConf.select(config, key)
     return [files] if isinstance(files, str) else [str(file) for file in files or []]
+
+
+def _columns(file: str) -> list[str]:
+    """Of a file on this machine that can be read."""
+    try:
+        return [] if is_elsewhere(file) else tables.columns(Path(file).expanduser())
+    except (OSError, ValueError):  # it is refused where it is looked at
+        return []
 
 
 def _say_what_is_not_held_out(config: DictConfig) -> None:
@@ -124,7 +134,7 @@ def _contents(content: Any) -> list[str]:
 
 
 def _check_file(
-    config: DictConfig, file: str, key: str, render: Render | None, loops: AgentLoops, files: int
+    config: DictConfig, file: str, key: str, render: Render | None, loops: AgentLoops, files: int, named: bool
 ) -> Iterator[list[Mapping[str, Any]]]:
     """Look at the first rows of a file; its prompts, to be read on where more of them are asked for."""
     prompt_key = str(OmegaConf.select(config, "data.prompt_key", default="prompt"))
@@ -138,7 +148,8 @@ def _check_file(
     most = min(most, read) if read > 0 and not shuffled else most
     tested = (OmegaConf.select(config, "trainer.test_freq") or -1) > 0
     validates = tested or bool(OmegaConf.select(config, "trainer.val_before_train"))
-    custom, rewarded = uses_custom_reward(config), reads_rows(config) and (trained or validates)
+    read_at_all = trained or validates
+    custom, rewarded = uses_custom_reward(config), reads_rows(config) and read_at_all
     media = [str(OmegaConf.select(config, f"data.{name}")) for name in _MEDIA]
 
     def has_media(row: Mapping[str, Any]) -> bool:
@@ -146,9 +157,11 @@ def _check_file(
 
     rows = iter(_rows(file, key))
     looked_at = list(islice(rows, most))
+    named = named or any(COLUMN in row for row in looked_at)
     for number, row in enumerate(looked_at):
         problem = row_problem(row, prompt_key, None if has_media(row) else render)
-        problem = problem or (reward_problem(row, custom=custom) if rewarded else None) or loops.problem(row)
+        problem = problem or (reward_problem(row, custom=custom) if rewarded else None)
+        problem = problem or (loops.problem(row, named=named) if read_at_all else None)
         if problem is not None:
             raise ValueError(f"{key}={file}: row {number}: {problem}.")
     if trained and looked_at and ROLLOUT_N in looked_at[0]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -103,13 +104,20 @@ def read_settings(section: Mapping[str, Any]) -> FDivergenceConfig:
 def workers_environment(config: Any) -> Iterator[None]:
     """The variables that the run's workers will have, for a while: for importing here what they import."""
     before = dict(os.environ)
-    values = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
-    os.environ.update({str(name): str(value) for name, value in values.items()})
+    given = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
+    values = {str(name): str(value) for name, value in given.items()}
+    os.environ.update(values)
+    # Python has read this variable when it started.
+    paths = [path for path in values.get("PYTHONPATH", "").split(os.pathsep) if path and path not in sys.path]
+    sys.path[1:1] = paths
     try:
         yield
     finally:
-        for name in map(str, values):
+        for path in paths:
+            if path in sys.path:
+                sys.path.remove(path)
+        for name in values:
             if name in before:
                 os.environ[name] = before[name]
             else:
-                del os.environ[name]
+                os.environ.pop(name, None)

@@ -4,8 +4,9 @@ import itertools
 
 import pytest
 
-from fgrpo_plugin.host.settings.agent_loops import AGENT, MULTI_TURN, check_agent_loops
+from fgrpo_plugin.host.settings.agent_loops import AGENT, check_agent_loops
 from fgrpo_plugin.host.settings.prompts import check_prompts
+from fgrpo_plugin.host.settings.tools import MULTI_TURN
 from fgrpo_plugin.quickstart.model import build_tokenizer
 
 LOOP = """
@@ -61,17 +62,23 @@ def test_verls_own_loops_give_one_output(stock_config, name):
         (" -> list", True),
         (" -> Sequence[AgentLoopOutput]", True),
         (" -> tuple[AgentLoopOutput, ...]", True),
-        (" -> AgentLoopOutput | list[AgentLoopOutput]", True),
-        (" -> Union[AgentLoopOutput, List[AgentLoopOutput]]", True),
+        (" -> AgentLoopOutput | list[AgentLoopOutput]", None),
+        (" -> Union[AgentLoopOutput, List[AgentLoopOutput]]", None),
         (" -> Awaitable[list[AgentLoopOutput]]", True),
         (" -> 'list[AgentLoopOutput]'", True),
         (" -> 'list[NotThere]'", True),
+        (" -> 'list[NotThere] | AgentLoopOutput'", None),
+        (" -> Awaitable[AgentLoopOutput | list[AgentLoopOutput]]", None),
+        (" -> Coroutine[Any, Any, AgentLoopOutput]", False),
     ],
 )
-def test_a_loop_of_several_outputs_a_session_is_refused(stock_config, loops, returned, several):
+def test_a_loop_of_several_outputs_a_session_is_refused_and_one_of_perhaps_several_named(
+    stock_config, loops, capsys, returned, several
+):
     config = stock_config(loops(returned), MINE)
     if not several:
         check_agent_loops(config, None)
+        assert ("Mine.run says that it may return a list" in capsys.readouterr().out) == (several is None)
         return
     with pytest.raises(
         ValueError, match=r"default_agent_loop=mine: .*\.Mine\.run says that it returns a list"
@@ -126,8 +133,13 @@ def test_files_of_agent_loops_that_are_none(stock_config, tmp_path, text, reason
         check_agent_loops(stock_config(f"{AGENT}.agent_loop_config_path={tmp_path / 'loops.yaml'}"), None)
 
 
-def test_a_manager_of_ones_own_knows_its_loops_itself(stock_config):
-    manager = f"+{AGENT}.agent_loop_manager_class=mine.Manager"
+def test_a_manager_of_ones_own_knows_its_loops_itself(stock_config, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "manager_of_a_user.py").write_text("class Manager: pass")
+    manager = f"+{AGENT}.agent_loop_manager_class=manager_of_a_user."
+    with pytest.raises(ValueError, match=r"agent_loop_manager_class=manager_of_a_user.Other: .* cannot be imported"):
+        check_agent_loops(stock_config(f"{manager}Other"), None)
+    manager += "Manager"
     loops = check_agent_loops(stock_config(manager, f"{AGENT}.default_agent_loop=anything"), None)
     assert loops.problem({"agent_name": "whatever"}) is None
 
@@ -141,27 +153,146 @@ def test_the_style_of_tool_calls_is_one_that_verl_reads(stock_config):
     check_agent_loops(stock_config(chosen[1]), build_tokenizer())  # the single turn reads none
 
 
-def test_tools_are_loaded_or_refused(stock_config, tmp_path):
-    tools = tmp_path / "tools.py"
+def test_a_loop_is_found_wherever_hydra_finds_it(stock_config, loops, tmp_path):
+    nested = LOOP + "\nclass Outer:\n    Inner = Mine\n\ndef make(**given){returned}:\n    return Mine(**given)\n"
+    for name in ("Outer.Inner", "make"):
+        override = loops(text=nested)
+        file = tmp_path / override.rpartition("/")[2]
+        file.write_text(file.read_text().replace(".Mine", f".{name}"))
+        check_agent_loops(stock_config(override, MINE), None)
+
+
+def test_what_verl_could_not_make_or_run_is_refused(stock_config, loops):
     for text, reason in [
-        ("from verl.tools.function_tool import function_tool\n@function_tool\ndef f(a): return a", "cannot be loaded"),
-        ("import not_there", r"cannot be loaded \(.*not_there"),
-        ("x = 1", "it has no function with @function_tool"),
-    ]:
-        tools.write_text(text)
-        with pytest.raises(ValueError, match=f"function_tool_path=.*tools.py: .*{reason}"):
-            check_agent_loops(stock_config(f"{MULTI_TURN}.function_tool_path={tools}"), None)
-        tools = tmp_path / f"more_{tools.name}"  # verl keeps what it has loaded by its path
-    listed = tmp_path / "tools.yaml"
-    for text, reason in [
-        ("- x", "must hold a list `tools`"),
+        ("class Mine:\n    def __init__(self, **given){returned}: pass", "has no method run"),
+        ("Mine = 3", "is no class"),
         (
-            "tools:\n- class_name: not_there.Tool\n  config: {type: native}",
-            "the class not_there.Tool cannot be imported",
+            LOOP + "    def __init__(self, trainer_config, server_manager, tokenizer, processor): pass",
+            r"cannot be made as verl makes it, by name with .*name, .*tools.*; give it \*\*kwargs",
         ),
     ]:
-        listed.write_text(text)
-        with pytest.raises(ValueError, match=f"tool_config_path=.*tools.yaml: .*{reason}"):
-            check_agent_loops(stock_config(f"{MULTI_TURN}.tool_config_path={listed}"), None)
-    listed.write_text("tools:\n- class_name: verl.tools.base_tool.BaseTool\n  config: {type: native}")
-    check_agent_loops(stock_config(f"{MULTI_TURN}.tool_config_path={listed}"), None)
+        with pytest.raises(ValueError, match=rf"default_agent_loop=mine: .*{reason}"):
+            check_agent_loops(stock_config(loops(text=text), MINE), None)
+
+
+def test_a_file_may_have_anchors_and_refer_to_the_workers_variables(stock_config, loops, tmp_path, capsys):
+    module = loops().rpartition("/")[2].removesuffix(".yaml")
+    file = tmp_path / "several.yaml"
+    file.write_text(
+        f"- &one\n  name: other\n  _target_: {module}.Mine\n- <<: *one\n  name: mine\n"
+        "- name: by_variable\n  _target_: ${oc.env:FGRPO_TEST_MODULE}.Mine\n"
+    )
+    override = f"{AGENT}.agent_loop_config_path={file}"
+    variable = "+ray_kwargs.ray_init.runtime_env.env_vars.FGRPO_TEST_MODULE"
+    check_agent_loops(stock_config(override, MINE), None)
+    by_variable = f"{AGENT}.default_agent_loop=by_variable"
+    check_agent_loops(stock_config(override, by_variable, f"{variable}={module}"), None)
+    assert not capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"the class none.Mine cannot be imported"):
+        check_agent_loops(stock_config(override, by_variable, f"{variable}=none"), None)
+    check_agent_loops(stock_config(override, by_variable), None)  # a node may have the variable
+    assert "_target_ cannot be read" in capsys.readouterr().out
+    file.write_text("# none yet\n")
+    check_agent_loops(stock_config(override), None)
+
+
+def test_a_loop_of_ones_own_named_as_verls_may_read_calls_as_it_likes(stock_config, loops, tmp_path):
+    override, style = loops(), f"{MULTI_TURN}.format=none_such"
+    file = tmp_path / override.rpartition("/")[2]
+    file.write_text(file.read_text().replace("name: mine", "name: tool_agent"))
+    check_agent_loops(stock_config(override, f"{AGENT}.default_agent_loop=tool_agent", style), build_tokenizer())
+    like_verls = (
+        "from verl.experimental.agent_loop import ToolAgentLoop\nclass Mine(ToolAgentLoop):\n    pass{returned}"
+    )
+    with pytest.raises(ValueError, match=r"default_agent_loop=mine: .*format=none_such cannot be used"):
+        check_agent_loops(stock_config(loops(text=like_verls), MINE, style), build_tokenizer())
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "+ray_kwargs.ray_init.runtime_env.env_vars.VERL_USE_EXTERNAL_MODULES=a_users",
+        "actor_rollout_ref.model.external_lib=a_users",
+        "data.custom_cls.path=a_users.py",
+        "+ray_kwargs.ray_init.runtime_env.working_dir=/a/users",
+    ],
+)
+def test_names_that_the_workers_modules_may_register_are_not_refused(stock_config, capsys, more):
+    check_agent_loops(stock_config(MINE, more), None)
+    said = capsys.readouterr().out
+    assert "there is no agent loop named mine" in said and more.lstrip("+").partition("=")[0] in said
+    style = [f"{AGENT}.default_agent_loop=tool_agent", f"{MULTI_TURN}.format=none_such", more]
+    check_agent_loops(stock_config(*style), build_tokenizer())
+    assert "format=none_such cannot be used" in capsys.readouterr().out
+
+
+def test_modules_and_files_that_the_workers_alone_have_are_not_refused(stock_config, loops, capsys, monkeypatch):
+    for code in ("+ray_kwargs.ray_init.runtime_env.py_modules=[/a/users]", "+ray_kwargs.ray_init.address=ray://head:1"):
+        check_agent_loops(stock_config(loops(target="of_a_user.Mine"), MINE, code), None)
+        assert "the class of_a_user.Mine cannot be imported" in capsys.readouterr().out
+        check_agent_loops(stock_config(f"{AGENT}.agent_loop_config_path=of/a/user.yaml", MINE, code), None)
+        assert "agent_loop_config_path=of/a/user.yaml: there is no such file" in capsys.readouterr().out
+    relative = stock_config(f"{AGENT}.agent_loop_config_path=of/a/user.yaml", MINE)
+    with pytest.raises(ValueError, match="there is no such file; give its full path"):
+        check_agent_loops(relative, None)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # where Ray was started, there it may lie
+    check_agent_loops(relative, None)
+    with pytest.raises(ValueError, match="there is no such file"):
+        check_agent_loops(stock_config(f"{AGENT}.agent_loop_config_path=/of/a/user.yaml", MINE), None)
+
+
+def test_a_relative_path_is_looked_for_where_verl_looks(stock_config, loops, tmp_path, monkeypatch):
+    name = loops().rpartition("/")[2]
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path)
+    check_agent_loops(stock_config(f"{AGENT}.agent_loop_config_path={name}", MINE), None)
+    monkeypatch.chdir(tmp_path / "below")
+    with pytest.raises(ValueError, match="verl looks for it in the working directory alone; give its full path"):
+        check_agent_loops(stock_config(f"{AGENT}.agent_loop_config_path=../{name}", MINE), None)
+
+
+def test_a_path_for_the_workers_python_is_looked_in(stock_config, loops, tmp_path):
+    import sys
+
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "on_the_workers_path.py").write_text(LOOP.format(returned=""))
+    before = list(sys.path)
+    path = f"+ray_kwargs.ray_init.runtime_env.env_vars.PYTHONPATH={tmp_path / 'theirs'}"
+    check_agent_loops(stock_config(loops(target="on_the_workers_path.Mine"), MINE, path), None)
+    assert sys.path == before
+
+
+def test_rows_without_the_column_that_others_have_get_none_from_verl(stock_config, inputs, tmp_path, capsys):
+    import pandas as pd
+
+    rows = pd.read_parquet(tmp_path / "rows.parquet")
+    rows["agent_name"] = "single_turn_agent"
+    rows.to_parquet(tmp_path / "named.parquet")
+    both = f"data.train_files=[{tmp_path / 'rows.parquet'},{tmp_path / 'named.parquet'}]"
+    with pytest.raises(ValueError, match=r"rows.parquet: row 0: agent_name is None, while other rows have theirs"):
+        check_prompts(stock_config(*inputs, both), build_tokenizer())
+    rows.loc[2, "agent_name"] = None
+    rows.to_parquet(tmp_path / "named.parquet")
+    with pytest.raises(ValueError, match="row 2: agent_name is None; write the name of an agent loop"):
+        check_prompts(stock_config(*inputs, f"data.train_files={tmp_path / 'named.parquet'}"), build_tokenizer())
+    null = f"{AGENT}.default_agent_loop=null"
+    with pytest.raises(ValueError, match="default_agent_loop is None; write the name"):
+        check_prompts(stock_config(*inputs, null), build_tokenizer())
+    rows["agent_name"] = "single_turn_agent"
+    rows.to_parquet(tmp_path / "named.parquet")
+    check_prompts(
+        stock_config(*inputs, null, *(f"data.{of}_files={tmp_path / 'named.parquet'}" for of in ("train", "val"))),
+        build_tokenizer(),
+    )
+
+
+def test_rows_that_are_never_validated_on_may_name_any_loop(stock_config, inputs, tmp_path):
+    import pandas as pd
+
+    rows = pd.read_parquet(tmp_path / "rows.parquet")
+    rows["agent_name"] = "none_such"
+    rows.to_parquet(tmp_path / "val.parquet")
+    config = [*inputs, f"data.val_files={tmp_path / 'val.parquet'}", "trainer.test_freq=-1"]
+    check_prompts(stock_config(*config, "trainer.val_before_train=false"), build_tokenizer())
+    with pytest.raises(ValueError, match=r"val_files=.* agent_name=none_such"):
+        check_prompts(stock_config(*config, "trainer.val_before_train=true"), build_tokenizer())

@@ -147,3 +147,12 @@ def test_a_reward_model_and_a_manager_of_the_users_own_read_what_they_like(stock
     assert not reads_rows(stock_config("reward.reward_manager.source=importlib"))
     own = "reward.custom_reward_function.path=mine.py"
     assert reads_rows(stock_config("reward.reward_model.enable=true", own))
+
+
+def test_a_reward_function_that_the_workers_alone_may_have_is_not_refused(stock_config, capsys):
+    path = "reward.custom_reward_function.path=of/a/user.py"
+    check_reward_function(stock_config(path, "+ray_kwargs.ray_init.runtime_env.working_dir=/a/users"))
+    said = capsys.readouterr().out
+    assert "path=of/a/user.py: cannot be imported" in said and "runtime_env.working_dir; the workers tell" in said
+    with pytest.raises(ValueError, match=r"path=of/a/user\.py: cannot be imported \(FileNotFoundError"):
+        check_reward_function(stock_config(path))
