@@ -49,6 +49,15 @@ def test_states_of_another_model_are_refused_by_name(tmp_path):
     assert json.loads((tmp_path / "settings.json").read_text()) == SETTINGS
 
 
+def test_states_without_settings_are_of_nobody_knows_which_model(tmp_path):
+    KeptStates(tmp_path, SETTINGS).add(KEYS, STATES)
+    (tmp_path / "settings.json").unlink()
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"holds files without settings\.json; remove it, or name another folder"):
+        KeptStates(tmp_path, SETTINGS | {"weights": "b2"})
+    assert sorted(tmp_path.iterdir()) == before
+
+
 @pytest.mark.parametrize("text", ["", "words", "[1]"])
 def test_a_spoilt_folder_is_one_sentence(tmp_path, text):
     (tmp_path / "settings.json").write_text(text)
