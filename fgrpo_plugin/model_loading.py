@@ -55,6 +55,41 @@ def load_causal_lm(
     return loaded.eval()
 
 
+def window_of(model: Path, setting: str) -> int | None:
+    """The most tokens that a folder's model can read, or None where its configuration names no such number.
+
+    Raises:
+        ValueError: the configuration cannot be read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(model, local_files_only=True).get_text_config()
+    except Exception as error:  # of many kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{setting}={model}: its config.json cannot be read ({reason:.160}).") from None
+    return getattr(config, "max_position_embeddings", None)
+
+
+def check_vocabulary(model: Any, largest: int, where: str) -> None:
+    """Refuse tokens that a model has no embedding of.
+
+    Args:
+        model: a causal language model, or its base.
+        largest: the largest id that it is to read.
+        where: what the user set and its value, for the message.
+
+    Raises:
+        ValueError: the tokenizer in the folder has more tokens than the model.
+    """
+    size = int(model.config.get_text_config().vocab_size)
+    if largest >= size:
+        raise ValueError(
+            f"{where}: its tokenizer gives token {largest} and the model has {size}; save the tokenizer that belongs "
+            "to it there, or enlarge the model's embeddings."
+        )
+
+
 def parameters_in(files: Iterable[Path]) -> int:
     """How many numbers weight files hold: by their headers where they are safetensors, else two bytes are one.
 

@@ -27,24 +27,25 @@ def rendered(
         The tokens of each prompt, the generation prompt at their end.
 
     Raises:
-        ValueError: the tokenizer cannot be loaded or has no template, the template refuses a prompt, or one is longer
-            than the model's window. Weights are not loaded.
+        ValueError: the tokenizer cannot be loaded or has no template, the template refuses a prompt or makes nothing of
+            it, or one is longer than the model's window. Weights are not loaded.
     """
-    from jinja2 import TemplateError
-    from transformers import AutoConfig, AutoTokenizer
-
     from fgrpo_plugin.host.settings.inputs import load_tokenizer
+    from fgrpo_plugin.model_loading import window_of
 
-    tokenizer = AutoTokenizer.from_pretrained(model) if chat_template else load_tokenizer(model, "MODEL")
+    tokenizer = load_tokenizer(model, "MODEL", has_template=chat_template is not None)
     template = chat_template.read_text() if chat_template else None
     how: dict[str, Any] = {"add_generation_prompt": True, "return_dict": True, "chat_template": template}
     found = []
     for chat in chats:
         try:
             found.append(list(tokenizer.apply_chat_template(list(chat), **how)["input_ids"]))
-        except TemplateError as error:
-            raise ValueError(f"MODEL {model}: its chat template refuses {_short(chat)} ({error}).") from None
-    window = getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", None)
+        except Exception as error:  # jinja2's own, and whatever an expression in it raises
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"MODEL {model}: its chat template refuses {_short(chat)} ({reason:.160}).") from None
+        if not found[-1]:  # there would be no last token, and padding would be looked at
+            raise ValueError(f"MODEL {model}: its chat template makes nothing of {_short(chat)}; give it another.")
+    window = window_of(model, "MODEL")
     longest = max(range(len(found)), key=lambda number: len(found[number]))
     if window and len(found[longest]) > window:
         raise ValueError(
@@ -114,7 +115,10 @@ def hidden_states(
     if missing:
         import torch
 
+        from fgrpo_plugin.model_loading import check_vocabulary  # with torch
+
         loaded = _load(model, kept)
+        check_vocabulary(loaded, max(map(max, missing.values())), f"MODEL {model}")
         order = sorted(missing, key=lambda key: len(missing[key]), reverse=True)  # what is too large fails at once
         every = len(set(keys))
         on_progress(every - len(order), every)

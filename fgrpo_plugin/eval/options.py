@@ -83,6 +83,11 @@ def check_engine(engine: Engine) -> None:
         raise ValueError(f"--tensor-parallel {engine.tensor_parallel} must be 1 or more.")
     if engine.chat_template is not None and not engine.chat_template.is_file():
         raise ValueError(f"--chat-template {engine.chat_template}: there is no such file.")
+    try:
+        if engine.chat_template is not None:
+            engine.chat_template.read_text()
+    except UnicodeDecodeError:
+        raise ValueError(f"--chat-template {engine.chat_template}: it is no text in UTF-8; save it as such.") from None
 
 
 def check_folder(model: str, setting: str, server_setting: str | None, *, has_template: bool = False) -> None:
@@ -98,8 +103,7 @@ def check_folder(model: str, setting: str, server_setting: str | None, *, has_te
         elsewhere = f", or {server_setting}" if server_setting else ""
         raise ValueError(f"{setting} {model}: there is no such folder; give a local Hugging Face folder{elsewhere}.")
     check_model(str(path.absolute()), setting)
-    if not has_template:
-        load_tokenizer(path, setting)
+    load_tokenizer(path, setting, has_template=has_template)
 
 
 def sampler(server: str | None, how: Sampling, engine: Engine) -> Sampler:

@@ -84,6 +84,13 @@ def test_prompts_that_cannot_be_read_are_refused_before_weights_are_loaded(model
     (tmp_path / "t.jinja").write_text("{{ raise_exception('no questions, please') }}")
     with pytest.raises(ValueError, match=r"MODEL .*tiny: its chat template refuses 'How do I bake bread\?' \(no quest"):
         rendered(model, CHATS, tmp_path / "t.jinja")
+    (tmp_path / "t.jinja").write_text("{{ messages + 1 }}")
+    with pytest.raises(ValueError, match=r"MODEL .*tiny: its chat template refuses 'How do I bake bread\?' \(can only c"):
+        rendered(model, CHATS, tmp_path / "t.jinja")
+    (tmp_path / "t.jinja").write_text("{{ messages[0].content if 'bread' in messages[0].content }}")
+    with pytest.raises(ValueError, match=r"its chat template makes nothing of 'Why\?'; give it another"):
+        rendered(model, CHATS, tmp_path / "t.jinja")
+    (tmp_path / "t.jinja").write_text("{{ raise_exception('no questions, please') }}")
     long = [*CHATS, [{"role": "user", "content": "a\n" + "b" * 700}]]
     with pytest.raises(ValueError, match=r"its window is 512 tokens and 'a b{55}\.\.\.' takes 703; leave that prompt"):
         rendered(model, long)
@@ -97,6 +104,13 @@ def test_prompts_that_cannot_be_read_are_refused_before_weights_are_loaded(model
         rendered(plain, CHATS)
     (tmp_path / "t.jinja").write_text("{{ messages[0].content }}")
     assert len(rendered(plain, CHATS, tmp_path / "t.jinja")[1]) == 4
+
+
+def test_a_token_that_the_model_does_not_have_is_refused(model, tmp_path):
+    with pytest.raises(ValueError, match=r"MODEL .*tiny: its tokenizer gives token 264 and the model has 264; save the"):
+        hidden_states(model, [[1, 263], [1, 264]], kept_states(model, tmp_path / "s", None))
+    assert not list((tmp_path / "s").glob("*.safetensors"))
+    assert hidden_states(model, [[1, 263]], kept_states(model, tmp_path / "s", None)).shape[0] == 1
 
 
 def test_what_is_kept_is_not_computed_again(model, tmp_path, monkeypatch):

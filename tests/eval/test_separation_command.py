@@ -163,6 +163,9 @@ def test_states_that_are_not_finite_and_singular_covariances_are_named_by_layer(
         (["{model}", "--limit", "0"], "--limit 0 must be 1 or more"),
         (["{model}", "-o", "{tmp}/few.csv"], r"--output .*few\.csv is a file; name a folder"),
         (["{model}", "--chat-template", "{tmp}/none"], "--chat-template .*none: there is no such file"),
+        (["{model}", "--chat-template", "{tmp}/bytes.jinja"], "--chat-template .*bytes.jinja: it is no text in UTF-8"),
+        (["{tmp}/unknown"], r"MODEL=.*unknown: its config\.json cannot be read \(The checkpoint you are trying to load"),
+        (["{tmp}/spoilt", "--chat-template", "{tmp}/t.jinja"], r"MODEL=.*spoilt: its tokenizer cannot be loaded \("),
         (["{model}", "--safe", "{tmp}/none.csv"], r"--safe .*none\.csv: there is no such file or folder"),
         (["{model}", "--safe", "{tmp}/empty.csv"], r"--safe .*empty\.csv: it holds no rows"),
         (["{model}", "--safe", "{tmp}/advbench.csv"], r"two sets are called advbench"),
@@ -182,6 +185,10 @@ def test_bad_input_ends_in_one_sentence_before_a_model_is_loaded(models, files, 
         file.unlink()
     config = json.loads((plain / "tokenizer_config.json").read_text())
     (plain / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "chat_template"}))
+    (tmp_path / "bytes.jinja").write_bytes(b"\xff")
+    (tmp_path / "t.jinja").write_text("{{ messages[0].content }}")
+    (shutil.copytree(models[0], tmp_path / "unknown") / "config.json").write_text('{"model_type": "none"}')
+    (shutil.copytree(models[0], tmp_path / "spoilt") / "tokenizer.json").write_text("{")
     for name, text in (("few", "prompt\nWhy?\n"), ("empty", ""), ("both", f"prompt\n{HARMFUL[2]}\n")):
         (tmp_path / f"{name}.csv").write_text(text)
     words = [word.format(tmp=tmp_path, model=models[0]) for word in words]

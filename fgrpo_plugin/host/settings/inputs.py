@@ -85,8 +85,13 @@ def check_model(path: str, setting: str, *, tokenizer: bool = True) -> None:
         )
 
 
-def load_tokenizer(model: Path, setting: str) -> Any:
+def load_tokenizer(model: Path, setting: str, *, has_template: bool = False) -> Any:
     """The Hugging Face tokenizer of a local folder.
+
+    Args:
+        model: the folder.
+        setting: what the user set, for the message.
+        has_template: whether another chat template is given, so that the tokenizer's own may be missing.
 
     Raises:
         ValueError: it cannot be loaded, or has no chat template.
@@ -98,7 +103,7 @@ def load_tokenizer(model: Path, setting: str) -> Any:
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{setting}={model}: its tokenizer cannot be loaded ({reason:.200}).") from None
-    if tokenizer.chat_template is None:
+    if tokenizer.chat_template is None and not has_template:
         raise ValueError(
             f"{setting}={model}: its tokenizer has no chat template; set tokenizer.chat_template and save it."
         )

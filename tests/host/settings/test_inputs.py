@@ -81,6 +81,7 @@ def test_a_tokenizer_is_loaded_or_refused_in_one_sentence(tmp_path):
     tokenizer.save_pretrained(tmp_path / "bare")
     with pytest.raises(ValueError, match=r"MODEL=.*bare: its tokenizer has no chat template; set .* and save it\.$"):
         load_tokenizer(tmp_path / "bare", "MODEL")
+    assert load_tokenizer(tmp_path / "bare", "MODEL", has_template=True)("1+1=")["input_ids"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"MODEL=.*empty: its tokenizer cannot be loaded \(") as error:
         load_tokenizer(tmp_path / "empty", "MODEL")
