@@ -44,7 +44,7 @@ def math(
     named, engine = named_models(models), Engine(dtype, tensor_parallel, chat_template)
     options.check(named, output, k=k or (), samples=samples, limit=limit, base=base, server=server, engine=engine)
     sets = read_sets(data, limit=limit, instruction=instruction)
-    console = Console()
+    console = Console(markup=False, emoji=False)
     for one in sets:
         console.print(f"{one.name}: {len(one.asked)} problems x {samples} samples", soft_wrap=True)
     settings = {"sampling": asdict(how) | {"server": server is not None}}
@@ -71,7 +71,7 @@ def table(
     named = model or [name for kind in kinds for name in models.get(kind, ())]
     if named and base is not None and base not in named:
         raise ValueError(f"--base {base} is none of the models {', '.join(dict.fromkeys(named))}.")
-    console, text = Console(), []
+    console, text = Console(markup=False, emoji=False), []
     for kind in kinds:
         own = base if base in models.get(kind, ()) else None
         if kind == SAFETY:

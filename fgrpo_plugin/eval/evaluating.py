@@ -1,6 +1,7 @@
 """The loop of an evaluation: every model on every set is sampled, scored, and kept as what a table is made of."""
 
 import contextlib
+import errno
 import fcntl
 import itertools
 import json
@@ -83,8 +84,14 @@ def _within(what: str, follow: Follow) -> Follow:
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Refuse a folder that another evaluation writes: lines would be mixed. A dead one's claim ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    held = os.open(folder, os.O_RDONLY)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = os.open(folder, os.O_RDONLY)
+        if not os.access(folder, os.W_OK):
+            os.close(held)
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ValueError(f"--output: {folder} cannot be written ({error.strerror}); name another folder.") from None
     try:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -49,7 +49,9 @@ class KeptStates:
             except (ValueError, TypeError):
                 raise ValueError(f"{file} is spoilt; remove {folder}, or name another folder.") from None
             check_same(folder, found, settings)
-        elif any(not other.name.startswith(".") for other in folder.iterdir()):  # of which model they are, nobody can say
+        elif any(
+            not other.name.startswith(".") for other in folder.iterdir()
+        ):  # of which model they are, nobody can say
             raise ValueError(f"{folder} holds files without settings.json; remove it, or name another folder.")
         else:
             write_whole(file, (json.dumps(dict(settings), indent=1) + "\n").encode())

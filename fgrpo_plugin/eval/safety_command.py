@@ -75,7 +75,7 @@ def safety(
     check_list(refusals)
     judging = _judge(judge, judge_server, judge_template, judge_guard, judge_max_tokens, engine)
     sets = read_prompts(harmful=harmful or (), safe=safe or (), data=data or (), limit=limit)
-    console = Console()
+    console = Console(markup=False, emoji=False)
     for one in sets:
         bad = sum(prompt.harmful for prompt in one.asked.values())
         console.print(
@@ -126,7 +126,7 @@ def refusals(
         raise ValueError("what --judge says is kept beside the table; name its file with --output.")
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
         raise ValueError(f"--output {output} names no file in a folder that is there.")
-    rows, console = read_labelled(files or [OURS]), Console()
+    rows, console = read_labelled(files or [OURS]), Console(markup=False, emoji=False)
     with progress_bars(console) as progress:
         asked = None
         if judging is not None and output is not None:

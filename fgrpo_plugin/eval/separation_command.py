@@ -61,7 +61,7 @@ def separate(
     how = Estimation(directions, shrinkage, resamples, seed)
     options.check_output(output, limit)
     _check(named, batch_size, dtype, chat_template)
-    console = Console()
+    console = Console(markup=False, emoji=False)
     kinds = _kinds(read_prompts(harmful=harmful or (), safe=safe or (), data=data or (), limit=limit), console)
     counts = [len(kinds[kind]) for kind in ("safe", "harmful")]
     if min(counts) < how.least_prompts:
@@ -102,6 +102,8 @@ def _measured(
     folders = {name: Path(model).expanduser().absolute() for name, model in named.items()}
     chats = [*kinds["safe"], *kinds["harmful"]]
     prompts = {name: rendered(folder, chats, chat_template) for name, folder in folders.items()}  # each, before weights
+    for name, ids in prompts.items():
+        _check_apart(name, ids, chats, len(kinds["safe"]))
     logging.disable_progress_bar()  # transformers' own, of loading weights
     found = {}
     with progress_bars(console) as progress:
@@ -124,6 +126,18 @@ def _measured(
             layers = _layers(name, states, count, how, follow)
             found[name] = ModelSeparation(layers, {"from": named[name], **kept.settings, "tokens": tokens})
     return found
+
+
+def _check_apart(name: str, prompts: Sequence[Sequence[int]], chats: Sequence[Chat], count: int) -> None:
+    """Refuse a safe and a harmful prompt, the first `count` and the others, that are the same to the model."""
+    safe = {tuple(ids): place for place, ids in enumerate(prompts[:count])}
+    for chat, ids in zip(chats[count:], prompts[count:], strict=True):
+        if (place := safe.get(tuple(ids))) is not None:
+            both = " and ".join(f"{one[-1]['content']!r:.60}" for one in (chats[place], chat))
+            raise ValueError(
+                f"{name}: its chat template makes the same tokens of {both}, one safe and one harmful; remove one of "
+                "the two, or give --chat-template."
+            )
 
 
 def _mean(values: Sequence[int]) -> float:

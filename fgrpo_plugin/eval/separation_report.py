@@ -1,11 +1,13 @@
 """What is shown of the separation of several models: tables, a picture, and every figure as JSON."""
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fgrpo_plugin.eval.separation import Estimation, Separation
+from fgrpo_plugin.folders import write_whole
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,10 @@ def draw(models: Models, target: Path, title: str) -> Path:
     axes.spines[["top", "right"]].set_visible(False)
     dashed = Line2D([], [], color="grey", linewidth=1, linestyle="--", label="chance, 95 %")
     axes.legend(handles=[*axes.get_legend_handles_labels()[0], dashed], frameon=False)
-    figure.savefig(target)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
     plt.close(figure)
+    write_whole(target, picture.getvalue())
     return target
 
 

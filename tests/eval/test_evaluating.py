@@ -1,6 +1,7 @@
 """The loop: names of models, what is written beside the responses, and that two do not write one folder."""
 
 import json
+import os
 from dataclasses import dataclass
 
 import pytest
@@ -71,6 +72,17 @@ def test_scores_stand_beside_the_responses_and_progress_is_told(tmp_path):
         "sampling": {"samples": 2},
         "rows": [{"id": key, "said": f"folder on {key}", "from": "one.jsonl"} for key in "01"],
     }
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_sampled(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    how = {"settings": {}, "follow": lambda what: lambda done, total: None}
+    with pytest.raises(ValueError, match=r"--output: .*file/m cannot be written \(Not a directory\); name another f"):
+        evaluate({"m": "folder"}, SETS, tmp_path / "file", None, score, **how)
+    (tmp_path / "m").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ValueError, match=r"--output: .*/m cannot be written \(Permission denied\); name another fol"):
+        evaluate({"m": "folder"}, SETS, tmp_path, None, score, **how)
 
 
 def test_two_evaluations_do_not_write_one_folder(tmp_path):

@@ -85,7 +85,9 @@ def test_prompts_that_cannot_be_read_are_refused_before_weights_are_loaded(model
     with pytest.raises(ValueError, match=r"MODEL .*tiny: its chat template refuses 'How do I bake bread\?' \(no quest"):
         rendered(model, CHATS, tmp_path / "t.jinja")
     (tmp_path / "t.jinja").write_text("{{ messages + 1 }}")
-    with pytest.raises(ValueError, match=r"MODEL .*tiny: its chat template refuses 'How do I bake bread\?' \(can only c"):
+    with pytest.raises(
+        ValueError, match=r"MODEL .*tiny: its chat template refuses 'How do I bake bread\?' \(can only c"
+    ):
         rendered(model, CHATS, tmp_path / "t.jinja")
     (tmp_path / "t.jinja").write_text("{{ messages[0].content if 'bread' in messages[0].content }}")
     with pytest.raises(ValueError, match=r"its chat template makes nothing of 'Why\?'; give it another"):
@@ -107,7 +109,9 @@ def test_prompts_that_cannot_be_read_are_refused_before_weights_are_loaded(model
 
 
 def test_a_token_that_the_model_does_not_have_is_refused(model, tmp_path):
-    with pytest.raises(ValueError, match=r"MODEL .*tiny: its tokenizer gives token 264 and the model has 264; save the"):
+    with pytest.raises(
+        ValueError, match=r"MODEL .*tiny: its tokenizer gives token 264 and the model has 264; save the"
+    ):
         hidden_states(model, [[1, 263], [1, 264]], kept_states(model, tmp_path / "s", None))
     assert not list((tmp_path / "s").glob("*.safetensors"))
     assert hidden_states(model, [[1, 263]], kept_states(model, tmp_path / "s", None)).shape[0] == 1

@@ -105,6 +105,26 @@ def test_prompts_stand_on_their_side_once_wherever_they_come_from(models, files,
     assert limited.exit_code == 0 and "safe: 11 prompts" in limited.stdout and "left out" not in limited.stdout
 
 
+def test_brackets_and_colons_in_names_are_printed_as_they_are(models, files, tmp_path):
+    for file in ("kitchen", "advbench"):
+        (tmp_path / f"{file}.csv").rename(tmp_path / f"{file}[bold]:cat:.csv")
+    words = ["--safe", tmp_path / "kitchen[bold]:cat:.csv", "--harmful", tmp_path / "advbench[bold]:cat:.csv"]
+    done = run("separation", models[0], *words, "-o", tmp_path / "o[red]", *HOW)
+    assert done.exit_code == 0, done.stderr
+    assert "safe: 12 prompts (kitchen[bold]:cat:)" in done.stdout and "o[red]/separation.md, .json" in done.stdout
+
+
+def test_prompts_of_both_kinds_that_are_the_same_to_a_model_are_refused(models, files, tmp_path):
+    with (tmp_path / "kitchen.csv").open("a") as file:
+        file.write(f"{HARMFUL[3].upper()}\n")
+    assert run("separation", models[0], *files, *HOW).exit_code == 0  # to its own template they differ
+    (tmp_path / "t.jinja").write_text("{{ messages[0].content.lower() }}")
+    done = run("separation", models[0], *files[:-1], tmp_path / "other", *HOW, "--chat-template", tmp_path / "t.jinja")
+    both = f"{HARMFUL[3].upper()!r} and {HARMFUL[3]!r}"
+    assert f"a: its chat template makes the same tokens of {both}, one safe and one harmful; remove" in done.stderr
+    assert done.exit_code == 2 and not (tmp_path / "other").exists()
+
+
 def test_a_damaged_file_is_said_and_computed_again(models, files, tmp_path):
     assert run("separation", models[0], *files, *HOW).exit_code == 0
     table = (tmp_path / "out" / "separation.md").read_text()
@@ -162,9 +182,16 @@ def test_states_that_are_not_finite_and_singular_covariances_are_named_by_layer(
         (["{model}", "--dtype", "int8"], "--dtype int8 is not known; choose one of float32, bfloat16, float16"),
         (["{model}", "--limit", "0"], "--limit 0 must be 1 or more"),
         (["{model}", "-o", "{tmp}/few.csv"], r"--output .*few\.csv is a file; name a folder"),
+        (
+            ["{model}", "-o", "{tmp}/few.csv/sub"],
+            r"--output: .*sub/a cannot be written \(Not a directory\); name another",
+        ),
         (["{model}", "--chat-template", "{tmp}/none"], "--chat-template .*none: there is no such file"),
         (["{model}", "--chat-template", "{tmp}/bytes.jinja"], "--chat-template .*bytes.jinja: it is no text in UTF-8"),
-        (["{tmp}/unknown"], r"MODEL=.*unknown: its config\.json cannot be read \(The checkpoint you are trying to load"),
+        (
+            ["{tmp}/unknown"],
+            r"MODEL=.*unknown: its config\.json cannot be read \(The checkpoint you are trying to load",
+        ),
         (["{tmp}/spoilt", "--chat-template", "{tmp}/t.jinja"], r"MODEL=.*spoilt: its tokenizer cannot be loaded \("),
         (["{model}", "--safe", "{tmp}/none.csv"], r"--safe .*none\.csv: there is no such file or folder"),
         (["{model}", "--safe", "{tmp}/empty.csv"], r"--safe .*empty\.csv: it holds no rows"),

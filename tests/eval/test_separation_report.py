@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 from matplotlib import pyplot as plt
 
 from fgrpo_plugin.eval.separation import Estimation, Separation
@@ -85,3 +86,16 @@ def test_the_picture_has_a_line_a_band_and_a_dashed_chance_level_for_each_model(
     assert axes.get_ylim()[0] == 0 and axes.get_title() == "a title" and "nats" in axes.get_ylabel()
     monkeypatch.undo()
     plt.close("all")
+
+
+def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    (tmp_path / "separation.png").write_text("the last one")
+
+    def breaks_off(figure, target, **more):
+        (target.write if hasattr(target, "write") else target.write_bytes)(b"\x89PNG")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", breaks_off)
+    with pytest.raises(KeyboardInterrupt):
+        draw(MODELS, tmp_path / "separation.png", "a title")
+    assert (tmp_path / "separation.png").read_text() == "the last one"
