@@ -1,5 +1,6 @@
-"""Means of values of the same kind (problems, pairs, prompts), with bootstrap intervals."""
+"""Means of values of the same kind (problems, pairs, prompts), with bootstrap intervals; shares with exact ones."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,9 +32,34 @@ def bootstrap(values: Sequence[float], *, seed: int = 0, resamples: int = RESAMP
     return float(low), float(high)
 
 
+def share_interval(count: int, of: int) -> tuple[float, float]:
+    """The exact 95 % interval of a share (Clopper and Pearson 1934): the shares that neither tail of 2.5 % refuses.
+
+    Of few draws, or of draws that are all the same, a bootstrap's has next to no width, whatever their number.
+
+    Args:
+        count: how many of the draws are.
+        of: draws, at least one.
+    """
+    numbers = np.arange(of + 1)
+    ways = math.lgamma(of + 1) - np.array([math.lgamma(k + 1) + math.lgamma(of - k + 1) for k in range(of + 1)])
+
+    def share(first: int, last: int, rises: bool) -> float:
+        """Where the probability of so many draws, from first to last, is 2.5 %."""
+        low, high = 0.0, 1.0
+        for _ in range(50):
+            middle = (low + high) / 2
+            log_probability = ways + numbers * math.log(middle) + (of - numbers) * math.log1p(-middle)
+            above = float(np.exp(log_probability[first : last + 1]).sum()) > 0.025
+            low, high = (low, middle) if above == rises else (middle, high)
+        return (low + high) / 2
+
+    return share(count, of, True) if count else 0.0, share(0, count, False) if count < of else 1.0
+
+
 @dataclass(frozen=True)
 class Measure:
-    """A mean with its 95 % interval (bootstrap over the values), and the values, (n,)."""
+    """A mean with its 95 % interval (bootstrap over the values, or exact for a share), and the values, (n,)."""
 
     mean: float
     low: float
@@ -48,6 +74,17 @@ class Measure:
             ValueError: no values.
         """
         return cls(statistics.fmean(values), *bootstrap(values), tuple(values))
+
+    @classmethod
+    def of_share(cls, values: Sequence[float]) -> "Measure":
+        """The share of ones among values, (n,), each of them 0 or 1, with its exact interval.
+
+        Raises:
+            ValueError: no values.
+        """
+        if not len(values):
+            raise ValueError("an interval needs at least one value.")
+        return cls(statistics.fmean(values), *share_interval(round(sum(values)), len(values)), tuple(values))
 
     def minus(self, other: "Measure") -> "Measure":
         """The paired difference: the same places of both are drawn.

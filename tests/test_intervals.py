@@ -1,11 +1,12 @@
 """Intervals against a loop and the normal approximation; differences are paired."""
 
+import math
 import random
 
 import numpy as np
 import pytest
 
-from fgrpo_plugin.intervals import Measure, bootstrap
+from fgrpo_plugin.intervals import Measure, bootstrap, share_interval
 
 
 def test_the_interval_is_that_of_resampled_means():
@@ -46,3 +47,23 @@ def test_a_difference_is_paired():
     assert str(own).startswith("0.833 [0.500, 1.000]") and less.signed() == "+0.417 [+0.000, +0.750]"
     with pytest.raises(ValueError):
         own.minus(Measure.of([1.0]))
+
+
+@pytest.mark.parametrize("count, of", [(0, 1), (1, 1), (0, 30), (30, 30), (1, 5), (4, 5), (55, 80), (7000, 10_000)])
+def test_the_interval_of_a_share_ends_where_a_tail_is_2_5_percent(count, of):
+    def tail(share, numbers):
+        logs = (math.log(math.comb(of, k)) + k * math.log(share) + (of - k) * math.log(1 - share) for k in numbers)
+        return math.fsum(map(math.exp, logs))
+
+    low, high = share_interval(count, of)
+    near = range(max(0, count - 400), min(of, count + 400) + 1)  # what is further away has no probability
+    assert low == 0 if count == 0 else tail(low, near[near.index(count) :]) == pytest.approx(0.025, rel=1e-6)
+    assert high == 1 if count == of else tail(high, near[: near.index(count) + 1]) == pytest.approx(0.025, rel=1e-6)
+
+
+def test_a_share_is_a_measure_with_its_exact_interval():
+    found = Measure.of_share([1.0, 0.0, 1.0, 1.0])
+    assert (found.mean, found.low, found.high) == (0.75, *share_interval(3, 4)) and found.values == (1.0, 0.0, 1.0, 1.0)
+    assert (found.low, found.high) == pytest.approx((0.19412, 0.99369), abs=1e-5)  # as tables have it
+    with pytest.raises(ValueError, match="at least one value"):
+        Measure.of_share([])

@@ -39,7 +39,7 @@ def report_ranking(
         return
     count = len(ranking.found.lead)
     whole, by_token = (
-        Measure.of(right.double().tolist()) for right in (ranking.found.right, ranking.found.right_per_token)
+        Measure.of_share(right.double().tolist()) for right in (ranking.found.right, ranking.found.right_per_token)
     )
     table = Table(
         "", "right", "share", "95 %", title=f"pairs that the reference ranks rightly, {count} of {ranking.of}"

@@ -9,7 +9,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from fgrpo_plugin.cli import app
-from fgrpo_plugin.intervals import Measure, bootstrap
+from fgrpo_plugin.intervals import Measure, share_interval
 from fgrpo_plugin.preference import reference_ranking
 from fgrpo_plugin.preference.ranking import Ranked
 from fgrpo_plugin.preference.ranking_report import against_chance, conclusions, report_ranking
@@ -70,8 +70,7 @@ def test_the_table_has_shares_and_intervals_of_a_loop(folder, tmp_path):
     for name, values in (("log pi(chosen) >= log pi(rejected)", right), ("the same of log pi / tokens", by_token)):
         count, of, share, low, high = row(text, name)
         assert (count, of) == (sum(values), 9) and share == pytest.approx(sum(values) / 9, abs=6e-4)
-        # The order of pairs is another, so the resampled means are others of the same distribution.
-        assert (low, high) == pytest.approx(bootstrap(values), abs=0.06) and low < share < high
+        assert (low, high) == pytest.approx(share_interval(int(sum(values)), 9), abs=6e-4) and low < share < high
     assert len(wrong) > 2 and right != by_token and sum(right) != sum(by_token)
     assert f"already ranks {sum(right) / 9:.0%} of the pairs rightly (not told from chance)" in text
     assert f"by the mean over tokens {sum(by_token) / 9:.0%} (" in text
@@ -88,7 +87,7 @@ def test_the_interval_is_of_the_pairs_that_are_shown(folder, tmp_path):
     text, _ = printed(rows, asked)
     shorter = [rows[i].response_length <= rows[i + 1].response_length for i in range(0, 18, 2)]
     assert row(text, "log pi(chosen) >= log pi(rejected)")[:2] == [sum(shorter), 9]
-    assert row(text, "the same of log pi / tokens") == [9, 9, 1, 1, 1]
+    assert row(text, "the same of log pi / tokens") == [9, 9, 1, 0.664, 1]
     assert f"cache {made.folder} has 9 pairs" in text and "by the mean over tokens 100% (better than chance)" in text
     text, _ = printed(rows, Asked(folder, 5, seed=3))
     assert "ranks rightly, 5 of 9" in text and "the 5 pairs were drawn with --seed 3" in text
@@ -101,8 +100,16 @@ def test_what_is_skipped_is_said_in_place_of_a_table(folder, tmp_path):
     assert progress == ""
 
 
+def test_one_pair_shows_nothing(folder, tmp_path):
+    rows = tokens(tmp_path / "a.jsonl", PAIRS[:1])
+    fill(folder, tmp_path / "cache", rows, -1.0)
+    text, _ = printed(rows, Asked(folder, 1, cache_dir=str(tmp_path / "cache")))
+    assert row(text, "log pi(chosen) >= log pi(rejected)") == [1, 1, 1, 0.025, 1]
+    assert "ranks 100% of the pairs rightly (not told from chance)" in text
+
+
 def measured(right):
-    return Measure.of([float(value) for value in right])
+    return Measure.of_share([float(value) for value in right])
 
 
 def test_conclusions_of_given_leads():
