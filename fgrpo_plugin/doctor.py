@@ -116,7 +116,7 @@ def _vllm() -> str:
 
 
 def _megatron() -> str:
-    """What is there: only recipes on Megatron need it."""
+    """Return what is there: only recipes on Megatron need it."""
     found = {}
     for name in ("megatron-core", "mbridge", "megatron-bridge"):
         try:

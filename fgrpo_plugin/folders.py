@@ -110,17 +110,17 @@ def identity(source: str, split: str, config: str | None = None) -> set[str]:
 
 
 def has_splits(path: Path) -> bool:
-    """Whether it is a folder to which the library has saved several splits."""
+    """Return whether it is a folder to which the library has saved several splits."""
     return (path / "dataset_dict.json").is_file()
 
 
 def looks_like_a_path(source: str) -> bool:
-    """Whether a name that is not there is meant as a path, not as a dataset's name."""
+    """Return whether a name that is not there is meant as a path, not as a dataset's name."""
     return source.startswith(("/", ".", "~")) or kind_ending(Path(source)) in ENDINGS
 
 
 def is_saved(path: Path) -> bool:
-    """Whether it is a folder to which the library has saved a dataset, with or without splits."""
+    """Return whether it is a folder to which the library has saved a dataset, with or without splits."""
     return has_splits(path) or ((path / "dataset_info.json").is_file() and (path / "state.json").is_file())
 
 

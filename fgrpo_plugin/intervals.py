@@ -45,7 +45,7 @@ def share_interval(count: int, of: int) -> tuple[float, float]:
     ways = math.lgamma(of + 1) - np.array([math.lgamma(k + 1) + math.lgamma(of - k + 1) for k in range(of + 1)])
 
     def share(first: int, last: int, rises: bool) -> float:
-        """Where the probability of so many draws, from first to last, is 2.5 %."""
+        """Return where the probability of so many draws, from first to last, is 2.5 %."""
         low, high = 0.0, 1.0
         for _ in range(50):
             middle = (low + high) / 2
@@ -98,5 +98,5 @@ class Measure:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
     def signed(self) -> str:
-        """As a difference."""
+        """Write as a difference."""
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"

@@ -91,7 +91,7 @@ def check_vocabulary(model: Any, largest: int, where: str) -> None:
 
 
 def parameters_in(files: Iterable[Path]) -> int:
-    """How many numbers weight files hold: by their headers where they are safetensors, else two bytes are one.
+    """Count the numbers that weight files hold: by their headers where they are safetensors, else two bytes are one.
 
     Raises:
         ValueError: a file is damaged.

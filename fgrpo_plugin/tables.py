@@ -223,7 +223,7 @@ def _json_rows(file: Path, table: Table) -> Iterator[dict[str, Any]]:
 
 
 def _whole(first: str, content: Iterable[bytes], reason: ValueError) -> Any:
-    """What begins in the first line and ends in a later one."""
+    """Return what begins in the first line and ends in a later one."""
     rest = "".join(_decoded(line, None) for line in content)
     if not rest.strip():
         raise ValueError(f"row 0 is no JSON: {reason}")
@@ -271,7 +271,7 @@ def _decompressed(raw: BinaryIO, suffix: str) -> Iterable[bytes]:
 
 @contextmanager
 def _one_reason() -> Iterator[None]:
-    """What a library raises, of whatever kind and over however many lines, as a ValueError of one line."""
+    """Return what a library raises, of whatever kind and over however many lines, as a ValueError of one line."""
     try:
         yield
     except Exception as error:

@@ -171,7 +171,7 @@ def iterate(reference: Table, aligned: Table, unaligned: Table, divergence: Dive
 def grpo_iterate(
     reference: Table, policy: Table, rewards: Table, beta: float, *, normalize_by_std: bool = True
 ) -> Table:
-    """What unclipped GRPO with a KL penalty moves to from pi_t.
+    """Return what unclipped GRPO with a KL penalty moves to from pi_t.
 
         pi ~ pi_ref exp((R - mu_t) / (beta sigma_t)),    the maximiser of E_pi a - beta KL(pi || pi_ref)
 

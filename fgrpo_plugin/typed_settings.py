@@ -71,7 +71,7 @@ def settings_of(cls: type) -> Iterator[tuple[str, Any, str, str]]:
 
 
 def expected(annotation: Any, metadata: Any = ()) -> str:
-    """What a value of this type must be, in words: "a number > 0, or null"."""
+    """Return what a value of this type must be, in words: "a number > 0, or null"."""
     said = [item.words for item in metadata if isinstance(item, Expected)]
     if said:
         return said[-1]

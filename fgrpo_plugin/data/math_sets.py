@@ -194,7 +194,7 @@ def _prepare(
 
 
 def _column(names: tuple[str, ...], example: dict[str, Any], place: str, name: str) -> str:
-    """Which of the names the set has here."""
+    """Return which of the names the set has here."""
     found = [candidate for candidate in names if all(part in example for part in candidate.split("+"))]
     if len(found) > 1:
         raise ValueError(f"{place}: the columns {' and '.join(found)} could both be meant; leave one of them out.")
@@ -218,7 +218,7 @@ def _problem(
     truth: str,
     earns_full_reward: Callable[[str, str, str], bool],
 ) -> str | None:
-    """Why nothing could be learned from a row, or None."""
+    """Return why nothing could be learned from a row, or None."""
     if not question:
         return f"{', '.join(columns[0])} is no text"
     if not truth:

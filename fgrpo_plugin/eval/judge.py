@@ -62,7 +62,7 @@ class Judge:
         output: Path,
         follow: Follow,
     ) -> dict[str, list[bool | None]]:
-        """Whether each response is unsafe.
+        """Return whether each response is unsafe.
 
         Args:
             conversations: id -> chat and responses to it.

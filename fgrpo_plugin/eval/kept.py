@@ -45,7 +45,7 @@ class KeptResponses:
         check_same(self.path, found, self.settings)
 
     def read(self, chats: Chats) -> Responses:
-        """Those of the prompts that are there, each with a whole line.
+        """Return those of the prompts that are there, each with a whole line.
 
         Raises:
             ValueError: one was asked otherwise, or a line is spoilt.

@@ -18,7 +18,7 @@ States = NDArray[np.float32]
 
 
 def prompt_key(ids: Sequence[int]) -> bytes:
-    """What tells a prompt from others: SHA-256 of its tokens, and so of the words, the template and the tokenizer."""
+    """Tell a prompt from others: SHA-256 of its tokens, and so of its words, the template and the tokenizer."""
     return hashlib.sha256(np.asarray(ids, dtype=np.int64).tobytes()).digest()
 
 

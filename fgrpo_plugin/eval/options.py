@@ -107,7 +107,7 @@ def check_folder(model: str, setting: str, server_setting: str | None, *, has_te
 
 
 def sampler(server: str | None, how: Sampling, engine: Engine) -> Sampler:
-    """What samples a model: vLLM here, or a server."""
+    """Return what samples a model: vLLM here, or a server."""
 
     def sample(model: str, chats: Chats, file: Path, follow: Progress) -> Responses:
         if server is not None:

@@ -89,7 +89,7 @@ def _problem(row: Mapping[str, Any], number: int, instruction: str) -> MathProbl
 
 
 def _text(given: Any) -> str:
-    """As text; a number in full, because an exponent is read as Euler's number, and nothing for one that is none."""
+    """Write as text: a number in full, because an exponent is read as Euler's number; none as nothing."""
     if isinstance(given, float):
         return f"{Decimal(repr(float(given))):f}" if math.isfinite(given) else ""
     return str(given)

@@ -97,7 +97,7 @@ def _prompt(row: Mapping[str, Any], number: int, meant: bool | None) -> SafetyPr
 
 
 def _harmful(row: Mapping[str, Any]) -> bool | None:
-    """What a row's own columns say; None where they say nothing that is known."""
+    """Return what a row's own columns say; None where they say nothing that is known."""
     more = row.get("extra_info")
     for label in (row.get("label"), more.get("label") if isinstance(more, Mapping) else None):
         if isinstance(label, str) and label.strip().lower() in LABELS:

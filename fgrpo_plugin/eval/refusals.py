@@ -34,7 +34,7 @@ class RefusalList:
         return re.compile("|".join(parts), re.IGNORECASE)
 
     def refuses(self, text: str) -> bool:
-        """Whether a phrase is in the text; marks of Markdown, odd apostrophes and what stands before words are not."""
+        """Find a phrase in the text, without Markdown's marks, odd apostrophes and what stands before words."""
         plain = _MARKDOWN.sub("", text.translate(_APOSTROPHES)).replace("\N{NO-BREAK SPACE}", " ")
         return self._pattern.search(re.sub(r"\A\W+", "", plain)) is not None
 

@@ -120,7 +120,7 @@ def responses(
 
 
 def weights_digest(model: Path) -> str:
-    """What tells a folder's weights from others, wherever it lies: of each file the name, the size, and 16 pieces."""
+    """Tell a folder's weights from others, wherever it lies: of each file the name, the size, and 16 pieces."""
     found = hashlib.sha256()
     for file in sorted(file for file in model.glob("*") if file.suffix in (".safetensors", ".bin", ".json")):
         size = file.stat().st_size

@@ -23,7 +23,7 @@ def last_number(text: str) -> float | None:
 
 
 def is_right(response: str, answer: str) -> bool:
-    """Whether the last number of a response is that of the answer, to six digits."""
+    """Return whether the last number of a response is that of the answer, to six digits."""
     given, wanted = last_number(response), last_number(answer)
     return given is not None and wanted is not None and math.isclose(given, wanted, rel_tol=1e-6, abs_tol=1e-9)
 
@@ -60,7 +60,7 @@ def parsed_response(response: str) -> list[Any]:
 
 
 def same_answer(right: list[Any], given: list[Any]) -> bool:
-    """Whether math-verify takes a given answer for the right one; the order matters to it.
+    """Return whether math-verify takes a given answer for the right one; the order matters to it.
 
     Raises:
         TookTooLong: see there.

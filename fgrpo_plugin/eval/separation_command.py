@@ -56,7 +56,7 @@ def separate(
     dtype: options.Dtype = None,
     chat_template: options.ChatTemplate = None,
 ) -> None:
-    """How far apart safe and harmful prompts lie in each layer: Bhattacharyya distance, chance level, a picture."""
+    """Measure how far apart safe and harmful prompts lie in each layer: distance, chance level, a picture."""
     named = named_models(models)
     how = Estimation(directions, shrinkage, resamples, seed)
     options.check_output(output, limit)

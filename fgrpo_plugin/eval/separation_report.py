@@ -123,7 +123,7 @@ def draw(models: Models, target: Path, title: str) -> Path:
 
 
 def settings_line(how: Estimation, counts: Sequence[int]) -> str:
-    """How the figures were made, in one line below the tables."""
+    """Return how the figures were made, in one line below the tables."""
     return (
         f"{counts[0]} safe and {counts[1]} harmful prompts; {how.directions} directions, shrinkage {how.shrinkage:g}; "
         f"intervals: 95 %, bootstrap over prompts; chance: mean and 95 % quantile of {how.resamples} relabellings"

@@ -104,7 +104,7 @@ class _NoResponseError(ValueError):
 def _at_once(
     keys: Sequence[str], ask: Callable[[str], list[dict[str, Any]]]
 ) -> Iterator[tuple[str, list[dict[str, Any]] | Exception]]:
-    """What is answered to each key, as it comes; after a failure what is under way is waited for, the rest not begun.
+    """Yield each key's answer as it comes; after a failure wait for what is under way, and begin no more.
 
     The threads are daemons: who leaves, by Ctrl-C for one, does not wait for what is under way.
     """

@@ -62,7 +62,7 @@ class ExportAfterSave:
         self.trust = bool(OmegaConf.select(config, f"{model}.trust_remote_code", default=False))
 
     def on_save(self, trainer: Any, global_step: int, checkpoint_dir: str, **given: Any) -> None:
-        """What verl calls after a save.
+        """Export what verl has just saved; verl calls it after a save.
 
         Args:
             trainer: verl's.

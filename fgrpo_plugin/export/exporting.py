@@ -177,7 +177,7 @@ def _read(
 
 
 def _lora_settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What verl saves of an adapter, rank and alpha, with what the run's record has of it."""
+    """Return what verl saves of an adapter, rank and alpha, with what the run's record has of it."""
     import json
 
     try:

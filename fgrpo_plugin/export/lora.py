@@ -18,7 +18,7 @@ _MARKS = ("lora_", ".modules_to_save.", ".original_module.", ".adapter_")
 
 
 def is_adapters(name: str) -> bool:
-    """Whether a weight of a checkpoint belongs to an adapter, of whatever kind."""
+    """Return whether a weight of a checkpoint belongs to an adapter, of whatever kind."""
     return any(mark in name for mark in _MARKS)
 
 
@@ -34,7 +34,7 @@ class Adapter:
     """Of PEFT's settings those that change the scale: use_rslora, rank_pattern, alpha_pattern."""
 
     def scale(self, module: str) -> float:
-        """What multiplies B A of a module: alpha / rank, or alpha / sqrt(rank) with ``use_rslora``."""
+        """Return what multiplies B A of a module: alpha / rank, or alpha / sqrt(rank) with ``use_rslora``."""
         alpha = self._of("alpha_pattern", module, self.alpha)
         rank = self._of("rank_pattern", module, self.r)
         return alpha / (rank**0.5 if self.more.get("use_rslora") else rank)

@@ -126,7 +126,7 @@ def _slopes(mean: Means, settings: FDivergenceConfig, lam: float) -> dict[str, f
 
 
 def compared_with_rollout(log_prob: torch.Tensor, rollout: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """How far the actor's probabilities are from the rollout engine's: each row's sums of `COMPARED` over its tokens.
+    """Compare the actor's probabilities with the rollout engine's: each row's sums of `COMPARED` over its tokens.
 
     A block of rows at a time, so that what lies between stays in the cache and is soon freed.
 
@@ -164,7 +164,7 @@ def _compared_block(log_prob: torch.Tensor, rollout: torch.Tensor, mask: torch.T
 
 
 def _distances(mean: Means) -> dict[str, float]:
-    """How far the policy is from the reference, nats a token."""
+    """Measure how far the policy is from the reference, nats a token."""
     return {PREFIX + "reference_gap": mean("reference_gap", "tokens")}
 
 

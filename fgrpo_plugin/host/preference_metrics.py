@@ -34,7 +34,7 @@ class Means:
 
 
 def preference_values(reward: torch.Tensor, distance: torch.Tensor, side: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What preference rows alone report, (n,) each: whether r has the side's sign, and the distance with its bin.
+    """Return what preference rows alone report, (n,) each: whether r has its side's sign; the distance, its bin.
 
     Args:
         reward: (n,) r of each row.
@@ -54,7 +54,7 @@ def _edges(device: torch.device) -> torch.Tensor:
 
 
 def preference_quotients(mean: Means, offset: float) -> dict[str, float]:
-    """What the preference rows say about the policy, and how far it is from those who wrote them."""
+    """Return what the preference rows say about the policy, and how far it is from those who wrote them."""
     sides = ("desirable", "undesirable")
     above, below = (mean(f"{side}_reward", f"{side}_rows") for side in sides)
     rows, right, clipped = (sum(mean.sums[f"{side}_{name}"] for side in sides) for name in ("rows", "right", "clipped"))
@@ -99,7 +99,7 @@ def quantile_of_bins(counts: Sequence[float], edges: Sequence[float], share: flo
 
 
 def held_out_metrics(rows: Sequence[TokenRow], rewards: torch.Tensor, settings: FDivergenceConfig) -> dict[str, float]:
-    """How well the implicit reward tells the sides of held-out data apart.
+    """Measure how well the implicit reward tells the sides of held-out data apart.
 
     Args:
         rows: n rows.
@@ -132,7 +132,7 @@ def held_out_metrics(rows: Sequence[TokenRow], rewards: torch.Tensor, settings: 
 
 
 def ranking_metrics(rows: Sequence[TokenRow], log_prob: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:
-    """Whether the policy, without its reference, finds the better response of held-out pairs the likelier one.
+    """Return whether the policy, without its reference, finds the better response of held-out pairs the likelier one.
 
     Args:
         rows: n rows.

@@ -18,7 +18,7 @@ def implicit_reward(
     gamma: float = 0.0,
     level: str = "sequence",
 ) -> torch.Tensor:
-    """How far the policy has moved towards a response.
+    """Measure how far the policy has moved towards a response.
 
         r_theta(x, y) = beta sum_t log(pi_theta / pi_ref)_t + gamma sum_t log(pi_theta / pi_old)_t
 

@@ -62,7 +62,7 @@ def side_mean(rows: torch.Tensor, count: torch.Tensor, denominator: Denominator 
 
 
 def counted_elements(reward: torch.Tensor, response_mask: torch.Tensor | None) -> torch.Tensor:
-    """Which elements of the reward exist: unmasked tokens, or rows with at least one unmasked token."""
+    """Return which elements of the reward exist: unmasked tokens, or rows with at least one unmasked token."""
     if reward.dim() == 2:
         if response_mask is None:
             raise ValueError(f"response_mask=None with implicit_reward {tuple(reward.shape)}: level token requires it")

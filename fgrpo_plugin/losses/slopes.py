@@ -6,7 +6,7 @@ import torch
 
 
 def row_slopes(loss: torch.Tensor, implicit_reward: torch.Tensor) -> torch.Tensor:
-    """How hard each response is pulled: |dL/dr_i|, at level token summed over tokens.
+    """Measure how hard each response is pulled: |dL/dr_i|, at level token summed over tokens.
 
     Times beta + gamma that is the slope to the response's log-prob (the sum over its tokens; at level sequence_mean
     their mean; at level token the sum of the tokens' slopes). Only the loss is differentiated, not the model.

@@ -126,7 +126,7 @@ def check_run(config: DictConfig) -> list[str]:
 
 
 def refusal(words: list[str]) -> str | None:
-    """Why a run with these overrides would not start, or None."""
+    """Return why a run with these overrides would not start, or None."""
     try:
         check_run(compose(words))
     except ValueError as error:
@@ -135,7 +135,7 @@ def refusal(words: list[str]) -> str | None:
 
 
 def _fill_in_files(config: DictConfig) -> list[str]:
-    """What is missing of preference files here, and a name in place of none: the data are not read."""
+    """Return what is missing of preference files here, and a name in place of none: the data are not read."""
     if config.algorithm.adv_estimator != F_HAL or section_values(config, f"{LOSS}.f_divergence").get("lam") == 0:
         return []
     missing = []
@@ -153,7 +153,7 @@ def _is_missing(file: str) -> bool:
 
 
 def _model_path(model: str) -> str:
-    """What verl takes for a model: the folder of a local one, the Hub's name of a known one."""
+    """Return what verl takes for a model: the folder of a local one, the Hub's name of a known one."""
     path = Path(model).expanduser()
     if path.exists():
         return str(path if path.is_dir() else path.parent)

@@ -133,7 +133,7 @@ def engine_of(config: DictConfig) -> str:
 
 
 def planned_run_from_config(config: DictConfig, gpu: Gpu, **changes: Any) -> tuple[PlannedRun, list[str]]:
-    """What a configuration of ``main_ppo`` asks for, and what the plan does not model of it.
+    """Return what a configuration of ``main_ppo`` asks for, and what the plan does not model of it.
 
     Args:
         config: composed; it need not name data that exist.
@@ -273,7 +273,7 @@ def _log_prob_micro_batches(get: Any, fields: Mapping[str, Any]) -> dict[str, An
 
 
 def _algorithm(config: DictConfig, get: Any) -> dict[str, Any]:
-    """Which passes and rows the algorithm needs."""
+    """Return which passes and rows the algorithm needs."""
     from fgrpo_plugin.host.settings.f_divergence import f_divergence_settings
     from fgrpo_plugin.host.settings.reading import is_f_divergence
 

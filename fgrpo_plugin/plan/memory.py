@@ -124,7 +124,7 @@ def gathered(run: PlannedRun) -> float:
 
 
 def _resident(run: PlannedRun) -> dict[str, float]:
-    """What the trainer leaves on the GPU outside its own phase."""
+    """Return what the trainer leaves on the GPU outside its own phase."""
     kept = states(run)
     if not run.megatron or run.param_offload:
         kept["gradients"] = 0.0  # FSDP's are freed after the step, Megatron's buffers go with the weights

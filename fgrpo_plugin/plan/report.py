@@ -130,7 +130,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
 
 
 def _warnings(advice: Advice) -> list[str]:
-    """What an advice changes beside memory and time."""
+    """Return what an advice changes beside memory and time."""
     stages = dict.fromkeys(
         trial.stage for trial in advice.tried if trial.kept and trial.changes.items() <= advice.changes.items()
     )

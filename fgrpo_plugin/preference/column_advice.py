@@ -43,7 +43,7 @@ _LIKELY = {
 
 
 def either(where: str, both: Sequence[str], columns: Sequence[str]) -> str:
-    """That two columns could both be meant."""
+    """Say that two columns could both be meant."""
     if set(both) <= set(QUESTIONS):
         joined = setting_of({"prompt": list(both)})
         return (
@@ -93,7 +93,7 @@ def nothing_fits(where: str, seen: Sequence[str], columns: Sequence[str], first:
 
 
 def proposed_columns(format: Format, columns: Sequence[str]) -> dict[str, str | None]:
-    """What a format lacks -> the column, each but once, where it may stand, or None."""
+    """Return what a format lacks -> the column, each but once, where it may stand, or None."""
     free = [column for column in columns if not any(column in names for names in format.columns)]
     found: dict[str, str | None] = {}
     for names in format.columns:

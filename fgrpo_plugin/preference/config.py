@@ -72,7 +72,7 @@ class PreferenceConfig:
 
 
 def _identity(setting: str, file: str, split: str, config: str | None) -> set[str]:
-    """As `identity`; a name that the file system does not take is refused."""
+    """Return `identity`; a name that the file system does not take is refused."""
     try:
         return identity(file, split, config)
     except (OSError, RuntimeError) as error:  # too long, in a closed folder, in the home of an unknown user
@@ -81,7 +81,7 @@ def _identity(setting: str, file: str, split: str, config: str | None) -> set[st
 
 
 def checked_columns(columns: Any) -> dict[str, Any]:
-    """What a format reads -> column of the file, a list of columns, or None.
+    """Return what a format reads -> column of the file, a list of columns, or None.
 
     Raises:
         ValueError: it is no such mapping, or no format reads what it names.

@@ -117,7 +117,7 @@ def renamed(example: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
 
 
 def _is_choice(name: str, given: Any) -> bool:
-    """Whether both are names of one thing, so that one of them is chosen and nothing is moved."""
+    """Return whether both are names of one thing, so that one of them is chosen and nothing is moved."""
     return isinstance(given, str) and any(name in group and given in group for group in (*_ALIKE, CONVERSATIONS))
 
 

@@ -154,7 +154,7 @@ def _place(
     tokenizer: Any,
     settings: RowSettings,
 ) -> Path | None:
-    """Where these rows are kept, or None for a tokenizer of which it cannot be told whether it is the same."""
+    """Return where these rows are kept, or None for a tokenizer of which it cannot be told whether it is the same."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None

@@ -78,12 +78,12 @@ class Notes:
 
 
 def conditions_answer(name: str) -> bool:
-    """Whether text under this name would condition an answer, as far as a name tells."""
+    """Return whether text under this name would condition an answer, as far as a name tells."""
     return not tells_about(name) and not _CONDITIONS.isdisjoint(_words(name))
 
 
 def tells_about(name: str) -> bool:
-    """Whether a name is of something that is told of a text (its id, model, score, ...), not of a text."""
+    """Return whether a name is of something that is told of a text (its id, model, score, ...), not of a text."""
     words = _words(name)
     return not words or words[-1] in _ABOUT
 
@@ -106,19 +106,19 @@ def texts(value: Any) -> list[str]:
 
 
 def is_messages(value: Any) -> bool:
-    """Whether it is a message or a list of them."""
+    """Return whether it is a message or a list of them."""
     if isinstance(value, Mapping):
         return "role" in value or "from" in value
     return is_list(value) and len(value) > 0 and all(isinstance(part, Mapping) for part in value)
 
 
 def is_list(value: Any) -> bool:
-    """Whether it is a list of whatever, as JSON and parquet files hold them."""
+    """Return whether it is a list of whatever, as JSON and parquet files hold them."""
     return hasattr(value, "__len__") and not isinstance(value, str | bytes | Mapping)
 
 
 def is_transcript(value: Any) -> bool:
-    """Whether it is text that begins with the turn "Human:"."""
+    """Return whether it is text that begins with the turn "Human:"."""
     return isinstance(value, str) and bool(_BEGINS_WITH_TURN.match(value))
 
 
@@ -270,7 +270,7 @@ def whole_characters(column: str, text: str) -> str:
 
 
 def _is_messages_as_text(text: str) -> bool:
-    """Whether it is messages as JSON or Python writes them."""
+    """Return whether it is messages as JSON or Python writes them."""
     value: Any = None
     for parse in (json.loads, ast.literal_eval):
         try:
@@ -294,6 +294,6 @@ def _one_of(message: Mapping[str, Any], names: tuple[str, ...], column: str) -> 
 
 
 def _holds(whole: list[Message], part: list[Message]) -> bool:
-    """Whether the messages of a part stand in the whole, in their order."""
+    """Return whether the messages of a part stand in the whole, in their order."""
     rest = iter((message["role"], message["content"].strip()) for message in whole)
     return all((message["role"], message["content"].strip()) in rest for message in part)

@@ -23,7 +23,7 @@ _LONG_HASH = 8 * 2**30  # bytes; a minute or so
 def model_fingerprint(
     model: str, setting: str, memory: Path, *, weights: bool = True, say: Callable[[str], None] = lambda line: None
 ) -> str:
-    """What identifies a model: the content of its files, configuration and code included.
+    """Return what identifies a model: the content of its files, configuration and code included.
 
     Args:
         model: a local folder, or a name on a model hub, which stands for the commit of its local snapshot.
@@ -67,7 +67,7 @@ def _code_elsewhere(path: Path) -> list[str]:
 
 
 def folder_fingerprint(folder: str, setting: str, memory: Path, say: Callable[[str], None] = lambda line: None) -> str:
-    """What identifies a folder of which every file counts, such as Megatron's distributed checkpoint.
+    """Return what identifies a folder of which every file counts, such as Megatron's distributed checkpoint.
 
     Raises:
         ValueError: it is no folder, or an empty one.
@@ -98,7 +98,7 @@ def files_fingerprint(files: Iterable[Path], root: Path, memory: Path, say: Call
 
 
 def _place(file: Path) -> str:
-    """What a file has that another content changes: the time of its last change of state, too, which nobody can set."""
+    """Return what another content changes of a file: the time of its change of state too, which nobody can set."""
     status = file.stat()
     return "|".join(map(str, (file.resolve(), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)))
 

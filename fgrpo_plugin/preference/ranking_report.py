@@ -54,7 +54,7 @@ def report_ranking(
 
 
 def conclusions(found: Ranked, whole: Measure, by_token: Measure) -> list[str]:
-    """What the two accuracies say before a run.
+    """Return what the two accuracies say before a run.
 
     Args:
         found: p pairs, at least one.
@@ -81,7 +81,7 @@ def conclusions(found: Ranked, whole: Measure, by_token: Measure) -> list[str]:
 
 
 def against_chance(measure: Measure) -> str:
-    """How an accuracy is to one half, by its interval."""
+    """Compare an accuracy with one half, by its interval."""
     if measure.low > 0.5:
         return "better than chance"
     return "worse than chance" if measure.high < 0.5 else "not told from chance"

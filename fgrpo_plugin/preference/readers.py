@@ -120,7 +120,7 @@ def _two_responses(names: Sequence[str], example: Values, notes: Notes) -> Sides
 
 
 def _choice(column: str, example: Values, first: str, second: str) -> str | None:
-    """Which of two columns a column names, None for a tie."""
+    """Return which of two columns a column names, None for a tie."""
     value = example[column]
     if value is None:
         raise BadRow(f"'{column}' is missing")

@@ -44,7 +44,7 @@ class ReferenceCache:
         self._loaded = frozenset(self._rows)
 
     def was_loaded(self, row: TokenRow) -> bool:
-        """Whether an earlier run has computed it."""
+        """Return whether an earlier run has computed it."""
         return row.digest in self._loaded
 
     def get(self, row: TokenRow) -> torch.Tensor | None:

@@ -173,7 +173,7 @@ def _cached(
 
 
 def is_of_folder(key: Mapping[str, Any], weights: str) -> bool:
-    """Whether a cache's key, of host/driver/reference_identity.py, is of the model as its folder has it.
+    """Return whether a cache's key, of host/driver/reference_identity.py, is of the model as its folder has it.
 
     Not where a run gave it another configuration, overrode parts of it, or imported code for it.
 

@@ -56,11 +56,11 @@ class PreferenceSampler:
         return indices
 
     def epochs(self) -> float:
-        """How often the scarcer side has been drawn whole."""
+        """Return how often the scarcer side has been drawn whole."""
         return max(drawn / len(units) for drawn, units in zip(self._drawn, self._units, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs, as JSON holds it; ``history`` is a hash of every row drawn, in order."""
+        """Return what `load_state_dict` needs, as JSON holds it; ``history`` is a hash of every row drawn, in order."""
         return {
             "seed": self._seed,
             "keep_pairs": self._keep_pairs,

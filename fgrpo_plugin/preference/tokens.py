@@ -126,7 +126,7 @@ def special_pattern(tokenizer: Any) -> re.Pattern[str] | None:
 
 
 def templated_mark(row: LabelledResponse, special: re.Pattern[str] | None = None) -> str | None:
-    """What tells that a row is in a chat template already, or None.
+    """Return what tells that a row is in a chat template already, or None.
 
     Args:
         row: its messages and response are looked at.
@@ -157,7 +157,7 @@ def encode_row(
 def template_problem(
     row: LabelledResponse, tokenizer: Any, template: Mapping[str, Any] | None = None, end: int | None = None
 ) -> str | None:
-    """What differs between a row's tokens and the template's rendering of the whole conversation, or None.
+    """Return what differs between a row's tokens and the template's rendering of the whole conversation, or None.
 
     A template that trims an answer, puts something before it or ends it with another token makes preference rows unlike
     what the model has been trained on.

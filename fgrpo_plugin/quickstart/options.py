@@ -80,5 +80,5 @@ class QuickstartOptions:
 
 
 def is_users_own(model: Path | None) -> bool:
-    """Whether it is another model than the quick start's own from an earlier run."""
+    """Return whether it is another model than the quick start's own from an earlier run."""
     return model is not None and "fgrpo_quickstart" not in json.loads((model / "config.json").read_text())

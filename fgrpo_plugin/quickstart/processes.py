@@ -110,7 +110,7 @@ def end_run(run_id: str, *, grace_seconds: float = GRACE_SECONDS) -> int:
 
 
 def shared_memory_segments() -> set[Path]:
-    """What lies in the machine's shared memory now."""
+    """Return what lies in the machine's shared memory now."""
     return set(SHARED_MEMORY.iterdir()) if SHARED_MEMORY.is_dir() else set()
 
 

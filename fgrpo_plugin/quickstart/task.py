@@ -34,7 +34,7 @@ class Pair(NamedTuple):
 
 
 def is_held_out(pair: Pair) -> bool:
-    """Whether a pair belongs to the held-out split, whatever the seed.
+    """Return whether a pair belongs to the held-out split, whatever the seed.
 
     The hash sees the unordered pair: 34+12 must not be trained on when 12+34 is asked later.
     """

@@ -144,7 +144,7 @@ def _begin(folder: Path, run: Path, options: RealModelOptions, problems: Sequenc
 
 
 def _settings(options: RealModelOptions) -> dict[str, Any]:
-    """What the name of a run's folder does not say."""
+    """Return what the name of a run's folder does not say."""
     return {"STEPS": options.steps, "--override": list(options.overrides)}
 
 

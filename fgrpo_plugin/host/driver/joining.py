@@ -91,7 +91,7 @@ def deal(rows: Sequence[TokenRow], ranks: int) -> list[list[TokenRow]]:
 
 
 def joined_order(on_policy: int, minibatches: int, ranks: int, per_rank: int) -> list[tuple[str, int]]:
-    """Which row stands where in the actor's batch: ("on", i) or ("off", i).
+    """Return which row stands where in the actor's batch: ("on", i) or ("off", i).
 
     verl gives each rank a contiguous share and walks through it in mini-batches, so the preference rows of rank k
     and mini-batch j are mixed evenly into rank k's j-th part.

@@ -13,7 +13,7 @@ from fgrpo_plugin.preference.tokens import TokenRow
 def stage_log_probs(
     rows: Sequence[TokenRow], compute: Callable[[Any], Any], field: str, multiple: int
 ) -> list[torch.Tensor]:
-    """What a stage of verl writes for these rows: (T,) float32 nats for each row's response tokens.
+    """Return what a stage of verl writes for these rows: (T,) float32 nats for each row's response tokens.
 
     Args:
         rows: preference rows.

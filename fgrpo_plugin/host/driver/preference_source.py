@@ -146,7 +146,7 @@ class PreferenceSource:
 
 
 def differences_of(rows: Sequence[torch.Tensor], one_token: float = 0.0) -> dict[str, float]:
-    """How far cached log-probs are from those computed again.
+    """Measure how far cached log-probs are from those computed again.
 
     Args:
         rows: differences of each response's tokens, nats; at least one token in all.

@@ -74,7 +74,7 @@ def row_numbers(
     settings: Any,
     normalize_by_std: bool,
 ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    """What f-GRPO attaches to each row, and what the driver alone can say about it.
+    """Return what f-GRPO attaches to each row, and what the driver alone can say about it.
 
     Args:
         rewards: (n,) R_i.

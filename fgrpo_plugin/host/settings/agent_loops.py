@@ -76,7 +76,7 @@ class AgentLoops:
             self._entries[name] = loop
 
     def problem(self, row: Mapping[str, Any], *, named: bool = False) -> str | None:
-        """Why the agent loop of this row cannot be used, or None.
+        """Return why the agent loop of this row cannot be used, or None.
 
         Args:
             row: of a data file; without the column `agent_name` it has the run's default loop.
@@ -136,7 +136,7 @@ class AgentLoops:
         return self._format_problem(loop)
 
     def _format_problem(self, loop: type) -> str | None:
-        """Why tool calls could not be read from this model's responses, or None."""
+        """Return why tool calls could not be read from this model's responses, or None."""
         from verl.experimental.agent_loop.tool_agent_loop import ToolAgentLoop
         from verl.experimental.agent_loop.tool_parser import ToolParser
 
@@ -178,7 +178,7 @@ def check_agent_loops(config: DictConfig, tokenizer: Any) -> AgentLoops:
 
 
 def _call_problem(loop: Any, entry: Any) -> str | None:
-    """Why verl could not make the loop: by name, with what every loop is given and with what the file says of it."""
+    """Return why verl could not make the loop, by name, of what every loop is given and what the file says."""
     from verl.experimental.agent_loop import AgentLoopBase
     from verl.experimental.agent_loop.tool_agent_loop import ToolAgentLoop
 
@@ -200,7 +200,7 @@ def _call_problem(loop: Any, entry: Any) -> str | None:
 
 
 def _returned(loop: Any) -> Any:
-    """What `run` is annotated to return; None where nothing is said."""
+    """Return what `run` is annotated to return; None where nothing is said."""
     run = loop.run
     try:
         return typing.get_type_hints(run).get("return")
@@ -209,7 +209,7 @@ def _returned(loop: Any) -> Any:
 
 
 def _is_a_list(hint: Any) -> bool:
-    """Whether an annotation names a list and nothing else, or a coroutine that gives one."""
+    """Return whether an annotation names a list and nothing else, or a coroutine that gives one."""
     if isinstance(hint, str):
         return hint.lower().startswith(("list[", "sequence[")) and "|" not in hint
     origin = typing.get_origin(hint) or hint
@@ -219,7 +219,7 @@ def _is_a_list(hint: Any) -> bool:
 
 
 def _may_be_a_list(hint: Any) -> bool:
-    """Whether one of several that an annotation names is a list."""
+    """Return whether one of several that an annotation names is a list."""
     if isinstance(hint, str):
         return "list[" in hint.lower() or "sequence[" in hint.lower()
     if typing.get_origin(hint) in (typing.Union, types.UnionType, collections.abc.Coroutine, collections.abc.Awaitable):

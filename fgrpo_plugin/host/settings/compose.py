@@ -65,7 +65,7 @@ def host_defaults(engine: str) -> Any:
 
 
 def unknown_settings(config: Any) -> list[str]:
-    """What is set in a composed configuration that verl does not know; Hydra checks neither groups nor "+"."""
+    """Return what is set in a composed configuration that verl does not know; Hydra checks neither groups nor "+"."""
     known = set(_leaves(host_defaults(config.model_engine)))
     return [
         name

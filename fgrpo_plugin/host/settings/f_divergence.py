@@ -39,7 +39,7 @@ def f_divergence_settings(config: DictConfig) -> FDivergenceConfig:
 
 
 def _one_step_on_fresh_rollouts(config: DictConfig) -> bool:
-    """Whether the actor is pi_old itself when its loss is computed."""
+    """Return whether the actor is pi_old itself when its loss is computed."""
     actor = config.actor_rollout_ref.actor
     return (
         not may_be_stale(config) and actor.ppo_epochs == 1 and actor.ppo_mini_batch_size >= config.data.train_batch_size
@@ -47,7 +47,7 @@ def _one_step_on_fresh_rollouts(config: DictConfig) -> bool:
 
 
 def nominal_coefficients(settings: FDivergenceConfig) -> str:
-    """What multiplies each half of the minimised loss, said to be nominal: slopes, weights and gamma are not in it."""
+    """Return each half's factor in the minimised loss; nominal, since slopes, weights and gamma are not in it."""
     s_all, s_on = settings.scales()
     lam = settings.constant_lam
     on_policy, preference = (

@@ -24,7 +24,7 @@ def check_model_input(config: DictConfig) -> None:
 
 
 def is_elsewhere(path: str) -> bool:
-    """Whether verl itself fetches (``hdfs://``) or expands (``*``) this name of a file."""
+    """Return whether verl itself fetches (``hdfs://``) or expands (``*``) this name of a file."""
     return any(mark in path for mark in ("://", "*", "?", "["))
 
 

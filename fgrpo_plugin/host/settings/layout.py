@@ -45,14 +45,14 @@ def parts_with_engine(config: Any) -> list[str]:
 
 
 def reference_is_in_actor(config: Any) -> bool:
-    """Whether the reference is the actor with its adapter switched off (LoRA)."""
+    """Return whether the reference is the actor with its adapter switched off (LoRA)."""
     model = config.actor_rollout_ref.model
     rank = (model.get("lora") or {}).get("rank", 0) or model.get("lora_rank", 0) or 0
     return rank > 0 or model.get("lora_adapter_path") is not None
 
 
 def has_uneven_stages(megatron: Any) -> bool:
-    """Whether Megatron's section of the configuration states which layers a pipeline stage holds."""
+    """Return whether Megatron's section of the configuration states which layers a pipeline stage holds."""
     transformer = megatron.get("override_transformer_config") or {}
     return any("pipeline" in name and value for name, value in transformer.items())
 
@@ -63,7 +63,7 @@ def lora_key(config: Any) -> str:
 
 
 def uses_lora(config: Any) -> bool:
-    """Whether an adapter is trained that is not merged into the weights before they are sent."""
+    """Return whether an adapter is trained that is not merged into the weights before they are sent."""
     return reference_is_in_actor(config) and not (config.actor_rollout_ref.model.get("lora") or {}).get("merge", False)
 
 

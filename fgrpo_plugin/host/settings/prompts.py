@@ -82,7 +82,7 @@ def _say_what_is_not_held_out(config: DictConfig) -> None:
 
 
 def row_problem(row: Mapping[str, Any], prompt_key: str, render: Render | None) -> str | None:
-    """Why verl could not render the prompt of this row, or None.
+    """Return why verl could not render the prompt of this row, or None.
 
     Args:
         row: of a data file.
@@ -217,7 +217,7 @@ def _check_count(
 
 
 def _fitting(prompts: list[list[Mapping[str, Any]]], longest: int, render: Render | None, tokenizer: Any) -> int:
-    """How many are short enough; those with images and the like are taken to be, those that fail are not."""
+    """Count those that are short enough; those with images and the like are taken to be, those that fail are not."""
     if render is None:
         return len(prompts)
     texts = []

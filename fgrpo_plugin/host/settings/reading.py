@@ -14,19 +14,19 @@ from fgrpo_plugin.host.contract import ESTIMATORS, F_GRPO, F_HAL, LOSS, VALIDATE
 
 
 def is_f_divergence(config: Any) -> bool:
-    """Whether the run asks for an algorithm of this package."""
+    """Return whether the run asks for an algorithm of this package."""
     return OmegaConf.select(config, "algorithm.adv_estimator") in ESTIMATORS
 
 
 def uses_our_loss(config: Any) -> bool:
-    """Whether the run asks for our loss or its settings."""
+    """Return whether the run asks for our loss or its settings."""
     return OmegaConf.select(config, f"{LOSS}.loss_mode") in ESTIMATORS or (
         OmegaConf.select(config, f"{LOSS}.f_divergence", throw_on_resolution_failure=False) is not None
     )
 
 
 def section_values(config: Any, name: str) -> dict[str, Any]:
-    """What is set in a section of this package, ``policy_loss.f_divergence`` or ``data.preference``; {} without it.
+    """Return what a section of this package sets, ``policy_loss.f_divergence`` or ``data.preference``, or {}.
 
     Args:
         config: verl's whole configuration.
@@ -55,28 +55,28 @@ def section_values(config: Any, name: str) -> dict[str, Any]:
 
 
 def joins_preferences(config: Any) -> bool:
-    """Whether a validated run trains on preference rows: f-HAL with any lambda but a constant 0."""
+    """Return whether a validated run trains on preference rows: f-HAL with any lambda but a constant 0."""
     return config.algorithm.adv_estimator == F_HAL and OmegaConf.select(config, f"{LOSS}.f_divergence.lam") != 0
 
 
 def is_offline(config: Any) -> bool:
-    """Whether a validated run trains on preference rows alone: f-HAL with a constant lambda of 1."""
+    """Return whether a validated run trains on preference rows alone: f-HAL with a constant lambda of 1."""
     return config.algorithm.adv_estimator == F_HAL and OmegaConf.select(config, f"{LOSS}.f_divergence.lam") == 1
 
 
 def may_be_stale(config: Any) -> bool:
-    """Whether rollouts may come from weights of before the last update."""
+    """Return whether rollouts may come from weights of before the last update."""
     mode = config.trainer.v1.trainer_mode
     return mode != "sync" or OmegaConf.select(config, f"trainer.v1.{mode}.parameter_sync_step", default=1) != 1
 
 
 def generates(config: Any, settings: FDivergenceConfig) -> bool:
-    """Whether a rollout engine is started: under f_grpo lambda is 0, any other being refused."""
+    """Return whether a rollout engine is started: under f_grpo lambda is 0, any other being refused."""
     return settings.constant_lam != 1 or bool(section_values(config, "data.preference").get("keep_rollout"))
 
 
 def recomputes_old_log_prob(settings: FDivergenceConfig) -> bool:
-    """Whether the actor computes log pi_old of the rollouts by a pass of its own."""
+    """Return whether the actor computes log pi_old of the rollouts by a pass of its own."""
     return settings.gamma != 0 and settings.old_log_prob != "current"
 
 

@@ -41,7 +41,7 @@ ACTOR_SETTINGS = {
 
 
 def check_settings(config: DictConfig) -> FDivergenceConfig:
-    """What can be refused by the settings alone: no file is read, and rows are not counted.
+    """Refuse what the settings alone contradict: no file is read, and rows are not counted.
 
     Args:
         config: the composed configuration of ``verl.trainer.main_ppo``.
@@ -233,7 +233,7 @@ def _refuse_contradictions(config: DictConfig, settings: FDivergenceConfig) -> N
 
 
 def _offline_contradictions(select: Callable[..., Any]) -> list[tuple[Any, str, str]]:
-    """What cannot be where lambda is 1 throughout: whatever reads on-policy rows."""
+    """Return what cannot be where lambda is 1 throughout: whatever reads on-policy rows."""
     actor, preference = "actor_rollout_ref.actor", "data.preference"
     validates = select("trainer.val_before_train") or (select("trainer.test_freq") or -1) > 0
     generates = select(f"{preference}.keep_rollout", False)

@@ -21,7 +21,7 @@ _CODE = ("codecontests", "apps", "codeforces", "taco")
 
 @functools.cache
 def default_reward_problem(data_source: str) -> str | None:
-    """Why verl's own reward function cannot reward this data source, in a worker, or None."""
+    """Return why verl's own reward function cannot reward this data source, in a worker, or None."""
     from verl.utils.reward_score import default_compute_score
 
     if data_source in _CODE:
@@ -38,14 +38,14 @@ def default_reward_problem(data_source: str) -> str | None:
 
 
 def earns_full_reward(data_source: str, response: str, ground_truth: str) -> bool:
-    """Whether verl's own reward function gives this response 1, the score of a right answer."""
+    """Return whether verl's own reward function gives this response 1, the score of a right answer."""
     from verl.utils.reward_score import default_compute_score
 
     return default_compute_score(data_source, response, ground_truth) == 1
 
 
 def reward_problem(row: dict[str, Any], *, custom: bool) -> str | None:
-    """Why a reward manager of verl could not reward responses to this row, or None.
+    """Return why a reward manager of verl could not reward responses to this row, or None.
 
     Args:
         row: of a data file.
@@ -76,12 +76,12 @@ def reward_problem(row: dict[str, Any], *, custom: bool) -> str | None:
 
 
 def uses_custom_reward(config: DictConfig) -> bool:
-    """Whether the run has a reward function of its own."""
+    """Return whether the run has a reward function of its own."""
     return bool(OmegaConf.select(config, f"{CUSTOM}.path"))
 
 
 def reads_rows(config: DictConfig) -> bool:
-    """Whether `data_source` and `reward_model` are read: not by a reward model alone, another manager or agent loop."""
+    """Return whether the columns `data_source` and `reward_model` are read: by verl's own managers of rules alone."""
     own_manager = OmegaConf.select(config, "reward.reward_manager.source", default="register") != "register"
     agent = "actor_rollout_ref.rollout.agent"
     own_loop = any(

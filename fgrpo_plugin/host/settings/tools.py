@@ -48,7 +48,7 @@ def check_tools(config: DictConfig) -> None:
 
 
 def _tool_problem(config: DictConfig, tools: ListConfig, number: int) -> str | None:
-    """Why a worker could not make this tool, as far as that can be told without making it."""
+    """Return why a worker could not make this tool, as far as that can be told without making it."""
     from verl.tools.schemas import OpenAIFunctionToolSchema
     from verl.tools.tool_registry import ToolType
 

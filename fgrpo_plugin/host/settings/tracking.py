@@ -38,7 +38,7 @@ def missing_account(config: Any) -> str | None:
 
 
 def _in_netrc(host: str) -> bool:
-    """Whether a file in which `wandb login` keeps keys has one of that host, or cannot be read."""
+    """Return whether a file in which `wandb login` keeps keys has one of that host, or cannot be read."""
     for file in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
         try:
             if file and netrc(Path(file).expanduser()).authenticators(host):

@@ -33,7 +33,7 @@ def check_trainer_mode(config: DictConfig) -> None:
 
 
 def _relied_on(trainer: type) -> str:
-    """What a foreign trainer has in place of methods that ours is written around."""
+    """Return what a foreign trainer has in place of methods that ours is written around."""
     used = {name.rsplit(".", 1)[1] for name in USED_SOURCES if ".v1.trainer" in name}
     own = {
         name

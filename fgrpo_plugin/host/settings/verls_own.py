@@ -37,7 +37,7 @@ def check_by_verl(config: DictConfig, use_reference_policy: bool = True) -> None
 
 
 def needs_reference(config: DictConfig) -> bool:
-    """Whether verl starts a reference policy for this configuration of one of its own algorithms."""
+    """Return whether verl starts a reference policy for this configuration of one of its own algorithms."""
     from verl.trainer.ppo.utils import need_reference_policy
 
     return bool(need_reference_policy(config))

@@ -53,7 +53,7 @@ def one_line(error: BaseException) -> str:
 
 
 def imported(config: DictConfig, name: str, find: Callable[[str], Any]) -> tuple[Any, str | None]:
-    """What a worker imports under this name, and why it could not; neither where only the workers can tell.
+    """Return what a worker imports under this name, and why it could not; neither where only the workers can tell.
 
     Args:
         config: verl's whole configuration.
@@ -104,7 +104,7 @@ def file_of(config: DictConfig, setting: str) -> Path | None:
 
 
 def content(config: DictConfig, setting: str) -> DictConfig | ListConfig | None:
-    """What the YAML file holds that a setting names, its ``${...}`` as they stand; None where only workers can tell.
+    """Read the YAML file that a setting names, its ``${...}`` as they stand; None where only workers can tell.
 
     Raises:
         ValueError: names the setting and the reason.
@@ -121,7 +121,7 @@ def content(config: DictConfig, setting: str) -> DictConfig | ListConfig | None:
 
 
 def value(config: DictConfig, section: Any, key: str, *, whole: bool = True) -> tuple[Any, bool]:
-    """What a key leads to in the workers, and whether that is known: a ``${...}`` may lead to what they alone have.
+    """Return a key's value in the workers, and whether it is known: a ``${...}`` may lead to what they alone have.
 
     Args:
         config: verl's whole configuration.

@@ -58,7 +58,7 @@ def require_used() -> None:
 
 
 def patch_remedy(patch: str) -> str:
-    """What to do where a shim does not fit, for `known_source`: `patch` is its file's name."""
+    """Return what to do where a shim does not fit, for `known_source`: `patch` is its file's name."""
     return f"install verl==0.9.1, or apply {patch} of patches/main to this version"
 
 
