@@ -17,7 +17,7 @@ from fgrpo_plugin.preference.config import PreferenceConfig
 from fgrpo_plugin.typed_settings import settings_of
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/f_hal.md")
+PAGES = ("docs/settings.md", "docs/f_hal.md")
 
 
 def of_the_loss() -> str:

@@ -37,7 +37,7 @@ ACTOR_SETTINGS = {
     "algorithm.use_kl_in_reward": "refused: f-GRPO holds its own regulariser towards the reference (beta)",
     "algorithm.rollout_correction.rollout_is, rollout_rs": "refused: they correct a ratio that f-GRPO does not use",
 }
-"""What f-GRPO does with each setting of verl's actor; the README's table is this one."""
+"""What f-GRPO does with each setting of verl's actor; the table of docs/settings.md is this one."""
 
 
 def check_settings(config: DictConfig) -> FDivergenceConfig:
