@@ -131,6 +131,11 @@ def held_out_metrics(rows: Sequence[TokenRow], rewards: torch.Tensor, settings: 
     }
 
 
+def _share(right: torch.Tensor, lead: torch.Tensor) -> float:
+    """NaN where a lead is: a policy that gives no numbers has not ranked a pair wrongly."""
+    return float(right.double().mean()) if not bool(lead.isnan().any()) else math.nan
+
+
 def ranking_metrics(rows: Sequence[TokenRow], log_prob: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:
     """Return whether the policy, without its reference, finds the better response of held-out pairs the likelier one.
 
@@ -147,6 +152,6 @@ def ranking_metrics(rows: Sequence[TokenRow], log_prob: torch.Tensor, mask: torc
     if not len(found.lead):
         return {}
     return {
-        VALIDATION + "ranking_accuracy": float(found.right.double().mean()),
-        VALIDATION + "ranking_accuracy_length_normalized": float(found.right_per_token.double().mean()),
+        VALIDATION + "ranking_accuracy": _share(found.right, found.lead),
+        VALIDATION + "ranking_accuracy_length_normalized": _share(found.right_per_token, found.lead_per_token),
     }

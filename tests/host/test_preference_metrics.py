@@ -71,6 +71,9 @@ def test_held_out_ranking_accuracy_is_of_the_policys_log_probs_in_pairs():
         "val-preference/ranking_accuracy_length_normalized": pytest.approx(sum(right_by_token) / 20),
     }
     assert sum(right) != sum(right_by_token)
+    broken = log_prob.clone()
+    broken[1, 2] = math.nan
+    assert all(map(math.isnan, ranking_metrics(rows, broken, mask).values()))
     # The same pair twice counts twice, and the order of rows is nothing to it.
     again = [*rows, *(TokenRow([1], [2], side, "twice", "") for side in (True, False))]
     twice = ranking_metrics(again, torch.cat([log_prob, log_prob[:2]]), torch.cat([mask, mask[:2]]))
