@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from fgrpo_plugin.eval import command as eval_command
 from fgrpo_plugin.eval import safety_command, separation_command
@@ -210,12 +209,15 @@ def check(
     template: Annotated[
         list[str] | None, typer.Option(help="enable_thinking=false: argument of the chat template, as the run has it.")
     ] = None,
-    max_prompt_length: Annotated[int | None, typer.Option(help="Tokens, as the run has them.")] = None,
-    max_response_length: Annotated[int | None, typer.Option(help="Tokens, as the run has them.")] = None,
-    on_too_long: Annotated[str, typer.Option(help="error, drop or truncate, as the run has it.")] = "error",
+    max_prompt_length: Annotated[int | None, typer.Option(min=1, help="Tokens, as the run has them.")] = None,
+    max_response_length: Annotated[int | None, typer.Option(min=1, help="Tokens, as the run has them.")] = None,
+    on_too_long: Annotated[
+        str | None, typer.Option(help="error (if nothing is named), drop or truncate, as the run has it.")
+    ] = None,
     ranking_pairs: Annotated[
-        int, typer.Option(min=0, help="Pairs that the model in --model ranks, where no cache has as many; 0: none.")
-    ] = 100,
+        int | None,
+        typer.Option(min=0, help="Pairs that the model in --model ranks, where no cache has as many (100); 0: none."),
+    ] = None,
     cache_dir: Annotated[
         str | None, typer.Option(help="Reference log-probs of runs, as data.preference.cache_dir.")
     ] = None,
@@ -227,6 +229,7 @@ def check(
     """
     from rich.console import Console
 
+    from fgrpo_plugin.preference.config import named_values
     from fgrpo_plugin.preference.files import read_preferences
     from fgrpo_plugin.preference.loading import RowSettings
     from fgrpo_plugin.preference.report import Measured, print_report
@@ -236,15 +239,17 @@ def check(
         measured = asked = None
         given: dict[str, Any] = {"--template": template, "--max-prompt-length": max_prompt_length}
         given |= {"--max-response-length": max_response_length, "--cache-dir": cache_dir}
+        given |= {"--on-too-long": on_too_long, "--ranking-pairs": ranking_pairs}
+        ranking_pairs = 100 if ranking_pairs is None else ranking_pairs
         if model is not None:
             limits = (max_prompt_length or sys.maxsize, max_response_length or sys.maxsize)
-            arguments = {name: yaml.safe_load(value) for name, value in _named("--template", template)}
+            arguments = named_values("--template", template)
             tokenizer = _tokenizer(model)
             measured = Measured.of(tokenizer, RowSettings(*limits, arguments, tuple(stop_tokens(model))))
             from fgrpo_plugin.preference.reference_ranking import Asked
 
-            asked = Asked(model, ranking_pairs, seed, cache_dir, on_too_long)
-        elif named := [name for name, value in given.items() if value]:
+            asked = Asked(model, ranking_pairs, seed, cache_dir, on_too_long or "error")
+        elif named := [name for name, value in given.items() if value is not None and value != []]:
             raise ValueError(f"{named[0]} is of a model; name it with --model.")
         found = read_preferences(
             files, split=split, config=config, columns=_columns(column), on_bad_row="skip", said=_said("read")
@@ -284,19 +289,12 @@ def convert(
 
 
 def _columns(given: list[str] | None) -> dict[str, Any]:
-    from fgrpo_plugin.preference.config import checked_columns
+    from fgrpo_plugin.preference.config import checked_columns, named_words
 
     found: dict[str, Any] = {}
-    for name, value in _named("--column", given):
+    for name, value in named_words("--column", given):
         found[name] = None if value == "null" else value.split("+") if "+" in value else value
     return checked_columns(found)
-
-
-def _named(option: str, given: list[str] | None) -> list[tuple[str, str]]:
-    for words in given or []:
-        if "=" not in words or words.startswith("="):
-            raise ValueError(f"{option} {words}: write it as NAME=VALUE.")
-    return [(words.partition("=")[0], words.partition("=")[2]) for words in given or []]
 
 
 def _said(what: str) -> Callable[[int, Callable[[], float]], None]:

@@ -1,9 +1,10 @@
 """Settings of preference data, typed and checked when they are constructed. Knows nothing of verl."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import BeforeValidator, Field
 
 from fgrpo_plugin.folders import identity
@@ -104,3 +105,30 @@ def checked_columns(columns: Any) -> dict[str, Any]:
                 f"columns={columns!r:.200}: no format reads {name!r:.200}; known are {', '.join(READABLE)}."
             )
     return dict(columns or {})
+
+
+def named_words(option: str, given: Sequence[str] | None) -> list[tuple[str, str]]:
+    """NAME=VALUE of the command line as names and values.
+
+    Raises:
+        ValueError: one is not written so.
+    """
+    for words in given or []:
+        if "=" not in words or words.startswith("="):
+            raise ValueError(f"{option} {words}: write it as NAME=VALUE.")
+    return [(words.partition("=")[0], words.partition("=")[2]) for words in given or []]
+
+
+def named_values(option: str, given: Sequence[str] | None) -> dict[str, Any]:
+    """The same with values in YAML: false, 3, text.
+
+    Raises:
+        ValueError: one is not written so, or its value is no YAML.
+    """
+    found = {}
+    for name, value in named_words(option, given):
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"{option} {name}={value}: the value is no YAML; put text into quotes.") from None
+    return found

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import torch
 
-from fgrpo_plugin.model_loading import load_causal_lm, parameters_in
+from fgrpo_plugin.model_loading import check_vocabulary, load_causal_lm, parameters_in, window_of
 from fgrpo_plugin.preference.loading import RowSettings
 from fgrpo_plugin.preference.model_files import WEIGHTS, model_fingerprint, weight_files
 from fgrpo_plugin.preference.model_log_probs import response_log_probs
@@ -22,6 +22,7 @@ from fgrpo_plugin.typed_settings import require_one_of
 MOST_CACHED = 10_000
 """Pairs taken from a cache: an interval of them is a hundredth wide to each side."""
 _BESIDE_THE_WEIGHTS = 2**30  # bytes: logits, activations
+_BYTES_A_LOGIT = 12  # of a pass: as the model gives it, divided by the temperature, and its exponential
 
 Pair = tuple[TokenRow, TokenRow]
 
@@ -92,6 +93,16 @@ def rank_by_reference(
     if not weight_files(asked.model):
         reason = f"{asked.model} holds a tokenizer and no weights ({', '.join(WEIGHTS)}); name the model's own folder"
         return ReferenceRanking(None, len(pairs), [*lines, f"skipped: {reason}"])
+    window = _window(asked.model)
+    if window is not None:
+        wide = [pair for pair in pairs if all(len(row.ids) <= window for row in pair)]
+        if len(wide) < len(pairs):
+            lines.append(
+                f"{len(pairs) - len(wide)} pairs are left out: longer than the model's window, {window} tokens"
+            )
+        if not wide:
+            return ReferenceRanking(None, 0, [*lines, "skipped: no pair fits into the model's window"])
+        pairs = wide
 
     known, temperature, about_cache = _cached(pairs, asked, say)
     lines += about_cache
@@ -115,6 +126,13 @@ def rank_by_reference(
     total = torch.tensor([float(row.double().sum()) for row in values], dtype=torch.float64)
     tokens = torch.tensor([len(row) for row in values])
     return ReferenceRanking(ranked(total, tokens, torch.arange(len(values)).view(-1, 2)), len(pairs), lines)
+
+
+def _window(model: Path) -> int | None:
+    try:
+        return window_of(model, "--model")
+    except ValueError:  # said where the model is loaded; a cache can be read without
+        return None
 
 
 def fitting(pairs: Sequence[Pair], settings: RowSettings, on_too_long: str) -> list[Pair]:
@@ -200,9 +218,7 @@ def _computed(
     name, where = str(dtype).removeprefix("torch."), "GPU" if device == "cuda" else "CPU"
     try:
         need = parameters_in(weight_files(model)) * dtype.itemsize + _BESIDE_THE_WEIGHTS
-        free = psutil.virtual_memory().available  # also on the way to a GPU
-        if device == "cuda":
-            free = min(free, torch.cuda.mem_get_info()[0])
+        free = _free(device)
         if need > free:
             raise _Skipped(
                 f"the model takes about {need / 2**30:.1f} GiB in {name}, and {free / 2**30:.1f} GiB are free; use a "
@@ -210,9 +226,31 @@ def _computed(
             )
         loaded = load_causal_lm(str(model), dtype, "--model", local=True).to(device)
         rows = [row for pair in pairs for row in pair]
+        check_vocabulary(loaded, max(int(row.ids.max()) for row in rows), f"--model={model}")
+        _check_logits(loaded, max(row.response_length for row in rows), device)
         values = response_log_probs(loaded, rows, temperature=temperature, on_progress=on_progress)
-    except torch.OutOfMemoryError:
+        if not all(bool(torch.isfinite(value).all()) for value in values):
+            raise _Skipped(f"--model={model}: its log-probs are not finite in {name}; look at its weights")
+    except RuntimeError as error:  # a GPU's has a class of its own, a CPU's has not
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
         raise _Skipped(f"the {where} has too little memory for a pass; use a larger one") from None
     except ValueError as error:
         raise _Skipped(str(error)) from None
     return [values[i : i + 2] for i in range(0, len(values), 2)], f"in {name} on the {where}"
+
+
+def _free(device: str) -> int:
+    """Bytes that a model and its passes may take."""
+    free = int(psutil.virtual_memory().available)  # also on the way to a GPU
+    return min(free, torch.cuda.mem_get_info()[0]) if device == "cuda" else free
+
+
+def _check_logits(model: Any, longest: int, device: str) -> None:
+    """Skip what the system would end without a word: a response has logits of the whole vocabulary at each token."""
+    need, free = _BYTES_A_LOGIT * longest * int(model.config.get_text_config().vocab_size), _free(device)
+    if need > free:
+        raise _Skipped(
+            f"the logits of a response of {longest} tokens take about {need / 2**30:.1f} GiB, and {free / 2**30:.1f} "
+            "GiB are free; leave it out with --max-response-length"
+        )

@@ -180,3 +180,19 @@ def test_what_a_run_would_refuse_still_ends_with_1(folder, tmp_path):
     bad = {"prompt": "p", "chosen": "same", "rejected": "same"}
     result = check(lines(tmp_path / "a.jsonl", [*PAIRS, bad]), "--model", folder, "--ranking-pairs", 2)
     assert result.exit_code == 1 and "ranks rightly, 2 of 9" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "words, why",
+    [
+        (["--on-too-long", "drop"], "--on-too-long is of a model; name it with --model"),
+        (["--ranking-pairs", 0], "--ranking-pairs is of a model; name it with --model"),
+        (["--max-prompt-length", 0], "Invalid value for '--max-prompt-length'"),
+        (["--model", "{folder}", "--max-response-length", 0], "Invalid value for '--max-response-length'"),
+        (["--model", "{folder}", "--template", "x=["], "--template x=[: the value is no YAML; put text into quotes"),
+    ],
+)
+def test_options_that_would_be_ignored_or_mean_nothing_are_refused(folder, tmp_path, words, why):
+    words = [str(word).format(folder=folder) for word in words]
+    result = check(lines(tmp_path / "a.jsonl", PAIRS), *words)
+    assert result.exit_code == 2 and why in result.stderr and "Traceback" not in result.output

@@ -241,6 +241,8 @@ def test_on_a_gpu_it_computes_in_bfloat16_if_both_memories_hold_the_model(folder
     asked = []
 
     class Model:
+        config = build_model(build_tokenizer(), 0).config
+
         def to(self, device):
             asked.append(device)
             return self
