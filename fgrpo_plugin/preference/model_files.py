@@ -92,8 +92,11 @@ def files_fingerprint(files: Iterable[Path], root: Path, memory: Path, say: Call
             known[place] = tables.digest(file)
         found.update(json.dumps([file.relative_to(root).as_posix(), known[place]]).encode())
     if known != _remembered(memory):
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(memory, json.dumps(known | _remembered(memory), indent=1).encode())
+        try:
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(memory, json.dumps(known | _remembered(memory), indent=1).encode())
+        except OSError as error:  # another's cache, which may be read alone
+            say(f"{memory} cannot be written ({error.strerror}): the files are read again next time")
     return found.hexdigest()
 
 

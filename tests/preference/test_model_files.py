@@ -149,3 +149,14 @@ def test_weight_files_are_those_with_weights_alone(tmp_path):
     assert [file.name for file in weight_files(tmp_path)] == ["a.bin", "model-1.safetensors"]
     (tmp_path / "tokenizer").mkdir()
     assert weight_files(tmp_path / "tokenizer") == []
+
+
+def test_hashes_that_cannot_be_remembered_are_said_and_the_model_is_known_all_the_same(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "file").write_text("")
+    told = []
+    found = model_fingerprint(str(tmp_path / "model"), "--model", tmp_path / "file" / "hashes.json", say=told.append)
+    assert found == model_fingerprint(str(tmp_path / "model"), "--model", tmp_path / "hashes.json")
+    (line,) = told
+    assert line.startswith(f"{tmp_path / 'file' / 'hashes.json'} cannot be written (") and "read again" in line
