@@ -296,3 +296,43 @@ def test_rows_that_are_never_validated_on_may_name_any_loop(stock_config, inputs
     check_prompts(stock_config(*config, "trainer.val_before_train=false"), build_tokenizer())
     with pytest.raises(ValueError, match=r"val_files=.* agent_name=none_such"):
         check_prompts(stock_config(*config, "trainer.val_before_train=true"), build_tokenizer())
+
+
+def test_what_nothing_can_be_said_of_is_not_refused(stock_config, loops, tmp_path):
+    strict = LOOP + "    def __init__(self, trainer_config): pass"
+    for text, old, new in [
+        (LOOP, "name: mine", "name: ${oc.env:OF_A_NODE}"),  # it may be the one that is asked for
+        (strict, "name: mine", "name: mine\n  _args_: []"),
+    ]:
+        override = loops(text=text)
+        file = tmp_path / override.rpartition("/")[2]
+        file.write_text(file.read_text().replace(old, new))
+        check_agent_loops(stock_config(override, MINE), None)
+    made_otherwise = (
+        "from verl.experimental.agent_loop import ToolAgentLoop\nclass Mine(ToolAgentLoop):\n"
+        "    def __init__(self, **given){returned}: pass"
+    )
+    style = f"{MULTI_TURN}.format=none_such"
+    check_agent_loops(stock_config(loops(text=made_otherwise), MINE, style), build_tokenizer())
+
+
+def test_loops_of_before_verl_gave_tools_and_abstract_ones_are_refused(stock_config, loops):
+    base = "from verl.experimental.agent_loop import AgentLoopBase\nclass Mine(AgentLoopBase):{returned}\n"
+    of_before = "trainer_config, server_manager, tokenizer, processor, dataset_cls, data_config, hf_model_type, name"
+    for text, reason in [
+        (base + "    pass", "has no method run, or another one"),
+        (LOOP + f"    def __init__(self, {of_before}): pass", "unexpected keyword argument 'tools'"),
+    ]:
+        with pytest.raises(ValueError, match=reason):
+            check_agent_loops(stock_config(loops(text=text), MINE), None)
+
+
+def test_a_column_that_later_json_rows_alone_have_is_one_of_all(stock_config, inputs, tmp_path):
+    import pandas as pd
+
+    file = tmp_path / "rows.jsonl"
+    pd.read_parquet(tmp_path / "rows.parquet").to_json(file, orient="records", lines=True)
+    first, second, *rest = file.read_text().splitlines()
+    file.write_text("\n".join([first, second[:-1] + ', "agent_name": "single_turn_agent"}', *rest]) + "\n")
+    with pytest.raises(ValueError, match=r"rows\.jsonl: row 0: agent_name is None, while other rows have theirs"):
+        check_prompts(stock_config(*inputs, f"data.train_files={file}"), build_tokenizer())
