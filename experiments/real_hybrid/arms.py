@@ -12,7 +12,7 @@ import shutil
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +20,8 @@ import typer
 from rich.console import Console
 
 from experiments.real_hybrid.page import STEPS, learned, write_page
-from experiments.real_hybrid.task import MAX_TOKENS, chat, counted, preferences
+from experiments.real_hybrid.reward import compute_score
+from experiments.real_hybrid.task import WORKED, asked, chat, counted, preferences
 from experiments.recorded import commit, read, record, save
 from fgrpo_plugin.eval.sampling import Sampling, responses
 from fgrpo_plugin.eval.scoring import is_right
@@ -34,6 +35,7 @@ from fgrpo_plugin.quickstart.task import write_parquet
 from fgrpo_plugin.quickstart.training import PATIENCE_SECONDS, interruptible, train
 from fgrpo_plugin.realmodel.model import smollm2
 from fgrpo_plugin.realmodel.problems import Problem, read_problems, split
+from fgrpo_plugin.realmodel.run import MAX_TOKENS
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
@@ -41,7 +43,8 @@ TUNING_SEED, SEEDS = 100, (0, 1, 2)
 RATES = (3e-4, 1e-3)
 ON_POLICY = 256
 """Training problems that rewards are given on; preferences are of the others."""
-SAMPLES, TEMPERATURE = 8, 0.7
+SAMPLES, TEMPERATURE, OF_OTHERS = 8, 0.7, 2
+"""Of a training problem, as it is sampled in training; of one that only preferences are made of."""
 
 
 @dataclass(frozen=True)
@@ -93,35 +96,37 @@ class Inputs:
 
 
 def prepare(data: Sequence[Path], folder: Path, follow: Any, say: Any) -> Inputs:
-    """Model, prompts with right and wrong responses, pairs of other prompts, and responses before training."""
+    """Model, prompts whose responses earn different rewards, pairs of other prompts, and responses before training."""
     training, held_out = split(read_problems(data, say))
-    problems = {str(number): problem for number, problem in enumerate(training)}
+    problems = {str(number): problem for number, problem in enumerate(training[:ON_POLICY])}
+    rest = {str(ON_POLICY + number): problem for number, problem in enumerate(training[ON_POLICY:])}
     last = {str(number): problem for number, problem in enumerate(held_out)}
     model = smollm2(folder / "model")
 
-    def ask(asked: Mapping[str, Problem], name: str, how: Sampling, told: str) -> Any:
-        chats = {key: chat(problem) for key, problem in asked.items()}
+    def ask(chats: dict[str, list[dict[str, str]]], name: str, how: Sampling, told: str) -> Any:
         return responses(model, chats, folder / f"{name}.jsonl", how, on_progress=follow(told))
 
-    before = ask(last, "before", Sampling(max_tokens=MAX_TOKENS), "held-out problems before training")
+    def trained(chosen: Mapping[str, Problem]) -> dict[str, list[dict[str, str]]]:
+        return {key: chat(problem, asked(key)) for key, problem in chosen.items()}
+
+    chats = {key: chat(problem, WORKED) for key, problem in last.items()}
+    before = ask(chats, "before", Sampling(max_tokens=MAX_TOKENS), "held-out problems before training")
     how = Sampling(SAMPLES, TEMPERATURE, max_tokens=MAX_TOKENS)
-    screened = ask(problems, "screened", how, "screening training problems")
-    rows, rest = [], {}
-    for number, (key, problem) in enumerate(problems.items()):
-        if number >= ON_POLICY:
-            rest[key] = problem
-            continue
-        right = sum(bool(is_right(one["text"], problem.answer)) for one in screened[key])
-        if 0 < right < SAMPLES:
+    screened = ask(trained(problems), "screened", how, "screening training problems")
+    others = replace(how, samples=OF_OTHERS)
+    pairs = preferences(rest, ask(trained(rest), "others", others, "responses for preferences"))
+    rows = []
+    for key, problem in problems.items():
+        earned = {compute_score("", one["text"], problem.answer) for one in screened[key]}
+        if len(earned) > 1:
             rows.append(
                 {
                     "data_source": "word_problems",
-                    "prompt": chat(problem),
+                    "prompt": chat(problem, asked(key)),
                     "reward_model": {"style": "rule", "ground_truth": problem.answer},
                     "extra_info": {"index": key},
                 }
             )
-    pairs = preferences(rest, screened)
     file = folder / "preferences.jsonl"
     write_whole(file, "".join(json.dumps(pair) + "\n" for pair in pairs).encode())
     train_file = write_parquet(rows, folder / "train.parquet")
@@ -134,7 +139,6 @@ def verl_command(arm: Arm, rate: float, seed: int, run: Path, inputs: Inputs, ra
     f_divergence = "actor_rollout_ref.actor.policy_loss.f_divergence"
     words = [
         "+fgrpo=smollm2" if arm.lam is None else "+fgrpo=[smollm2,f_hal]",
-        f"data.max_response_length={MAX_TOKENS}",
         f"data.train_files={quoted(inputs.train)}",
         f"data.val_files={quoted(inputs.train)}",
         f"data.seed={seed}",
@@ -183,7 +187,7 @@ def make(arm: Arm, rate: float, seed: int, folder: Path, data: Sequence[Path], c
             )
         if not (run / "model" / "config.json").is_file():
             export_run(run / "checkpoints", run / "model", dtype="float32", say=lines.say)
-        chats = {key: chat(problem) for key, problem in inputs.held_out.items()}
+        chats = {key: chat(problem, WORKED) for key, problem in inputs.held_out.items()}
         how, told = Sampling(max_tokens=MAX_TOKENS), "held-out problems after training"
         after = responses(run / "model", chats, run / "after.jsonl", how, on_progress=follow(told))
     made = result(run, inputs.held_out, inputs.before, after)
@@ -239,7 +243,10 @@ def main(
     """Make the missing runs, and the page."""
     console = Console()
     while not report_only and most > 0:
-        runs = [run for run in wanted(read(RESULTS)) if not only or run[0].name(*run[1:]) == only]
+        runs = list(wanted(read(RESULTS)))
+        if only:
+            every = [(arm, rate, seed) for arm in (*NEEDED, *LATER) for rate in RATES for seed in (TUNING_SEED, *SEEDS)]
+            runs = [run for run in every if run[0].name(*run[1:]) == only and only not in read(RESULTS)]
         if not runs:
             break
         name, measured = runs[0][0].name(*runs[0][1:]), commit()

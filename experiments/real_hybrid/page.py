@@ -133,10 +133,15 @@ PAGE = """# A flawed reward against preferences, on a real model
 FSDP2, vLLM, float32, LoRA, {steps} steps of 4 prompts x 8 responses. Made by
 `python -m experiments.real_hybrid.arms DATA...`.
 
-The reward pays 0.7 for a right response and 0.3 for one that is only a number, right or not. A model that answers with
-any number at once earns the 0.3 for certain; what it loses are the steps that made some of its answers right. The
-preferences are of other prompts: the model's own wrong response before training, against the same words with the right
-number at their end. Both have one form, so that they say nothing of it.
+The reward pays 0.7 for a right response and 0.3 for one that is only a number, right or not. A model that answers
+with any number at once earns the 0.3 for certain; what it loses are the steps that made some of its answers right.
+Half of the training problems are asked after examples with their calculation, half after bare numbers, where the flaw
+can be found; those that earn different rewards before training are used. Held-out problems are all asked in the first
+way.
+
+The preferences are of other prompts, asked in both ways: the model's own wrong response before training, against the
+same words with the answer in place of their last number. Both have one form, so that the form makes no difference
+between them.
 
 **Expected:** with the reward alone (lambda 0, GRPO) "only a number" goes to 1 and accuracy falls; with lambda 0.5 the
 preferences pull towards responses in words, and hold the form back in proportion to lambda.
