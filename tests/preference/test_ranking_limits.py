@@ -45,17 +45,16 @@ def test_tokens_beyond_the_models_embeddings_are_said(folder, rows):
     assert line.startswith(f"skipped: --model={folder}: its tokenizer gives token 264 and the model has 264; save the")
 
 
-def test_pairs_longer_than_the_models_window_are_left_out(folder, rows, tmp_path):
-    length = len(rows[0].ids)
-    longest = [{"prompt": "1", "chosen": "a" * (512 - length + rows[0].response_length - more), "rejected": "b"}
-               for more in (0, -9)]  # fmt: skip
-    long = tokens(tmp_path / "long.jsonl", longest)
-    assert len(long[0].ids) <= 512 < len(long[2].ids)
-    every = [*rows, *(TokenRow(r.prompt_ids, r.response_ids, r.desirable, f"long{r.pair}", "") for r in long)]
-    found = rank_by_reference(every, WIDE, Asked(folder, 100))
+def test_pairs_longer_than_the_models_window_are_left_out(folder, rows):
+    """512 tokens, prompt and response together, are the most that the model reads."""
+    prompt, long = rows[0].prompt_ids, []
+    for more in (0, 1):
+        response = [97] * (512 - len(prompt) + more)
+        long += [TokenRow(prompt, response, True, f"long{more}", ""), TokenRow(prompt, [98], False, f"long{more}", "")]
+    found = rank_by_reference([*rows, *long], WIDE, Asked(folder, 100))
     assert found.of == len(found.found.lead) == 10
     assert found.lines[0] == "1 pairs are left out: longer than the model's window, 512 tokens"
-    found = rank_by_reference(every[-2:], WIDE, Asked(folder, 100))
+    found = rank_by_reference(long[2:], WIDE, Asked(folder, 100))
     assert found.found is None and found.lines[-1] == "skipped: no pair fits into the model's window"
 
 
