@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -44,6 +45,16 @@ def test_no_module_is_long_and_each_with_logic_has_tests_of_its_name(module):
         expected = Path("tests") / ELSEWHERE[place][0] if place in ELSEWHERE else _test_file(module)
         assert (ROOT / expected).is_file(), f"{place} has no {expected}"
         assert "def test_" in (ROOT / expected).read_text(), f"{expected} holds no test"
+
+
+def test_the_first_page_is_short_and_verl_is_called_verl():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+    texts = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "recipes").rglob("*.md")]
+    texts += [path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".yaml")]
+    found = [
+        text for path in texts for text in re.findall(r"\bthe host(?:'s)?\b", path.read_text(), flags=re.IGNORECASE)
+    ]
+    assert len(found) <= 20  # each of them the machine beside its devices
 
 
 def test_no_exception_has_outlived_its_reason():
