@@ -3,6 +3,11 @@
 Shapes: n rows (rollouts), T response tokens. A group is the set of rows with equal `group_ids`; groups may differ in
 size and their rows may lie anywhere. Inside, everything is float64; results are float32, or float64 where `rewards` is.
 
+    >>> group_advantages(torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0]), ["p", "p", "p", "q", "q"])  # q has nothing to compare
+    tensor([ 1.1547, -0.5773, -0.5773,  0.0000,  0.0000])
+    >>> group_weights(torch.tensor([2.0, 1.0, 0.0, 0.0]), ["p"] * 4, "softmax")  # a mean of 1 on each side
+    tensor([1.4621, 0.5379, 1.0000, 1.0000])
+
 Reference: Haldar et al., arXiv 2602.05946 (f-GRPO). docs/assumptions.md says what is known of the paper, and how.
 """
 

@@ -10,6 +10,13 @@ density ratio r = log dD+/dD- and f*(g(u)) = e^u f'(e^u) - f(e^u).
 
 Everything computes in float32, or in float64 where the input is float64.
 
+    >>> pearson = get_divergence("pearson")
+    >>> r = torch.tensor([0.0, 0.5])
+    >>> pearson.link(r), pearson.conjugate_of_link(r)  # g(r) = r, f*(g(r)) = r + r^2 / 4
+    (tensor([0.0000, 0.5000]), tensor([0.0000, 0.5625]))
+    >>> pearson.exact(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75]))  # sum of (p - q)^2 / q
+    tensor(0.3333, dtype=torch.float64)
+
 Reference: Nowozin et al., "f-GAN", arXiv 1606.00709 (f, f*, variational links); Haldar et al., arXiv 2602.05946.
 """
 
