@@ -1,21 +1,15 @@
 """f-divergences: the generator f, its conjugate f*, an increasing link g, and the composite f*(g).
 
-`_TABLE` below is the reference; everything else reads it. A new row also needs an entry in theory.py and docs/make.
-An f-divergence of D+ from D- has the variational form
+`_TABLE` is the reference; a new row also needs an entry in theory.py and docs/make. Variational form of D+ from D-:
 
     D_f(D+ || D-) = sup_r  E_{D+}[ g(r) ] - E_{D-}[ f*(g(r)) ],        g: R -> dom f*, increasing
 
 `link="variational"` takes g from f-GAN. `link="density_ratio"` takes g(u) = f'(e^u), for which the optimum is the log
-density ratio r = log dD+/dD- and f*(g(u)) = e^u f'(e^u) - f(e^u).
+density ratio r = log dD+/dD- and f*(g(u)) = e^u f'(e^u) - f(e^u). All in float32, or in float64 where the input is.
 
-Everything computes in float32, or in float64 where the input is float64.
-
-    >>> pearson = get_divergence("pearson")
-    >>> r = torch.tensor([0.0, 0.5])
+    >>> pearson, r = get_divergence("pearson"), torch.tensor([0.0, 0.5])
     >>> pearson.link(r), pearson.conjugate_of_link(r)  # g(r) = r, f*(g(r)) = r + r^2 / 4
     (tensor([0.0000, 0.5000]), tensor([0.0000, 0.5625]))
-    >>> pearson.exact(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75]))  # sum of (p - q)^2 / q
-    tensor(0.3333, dtype=torch.float64)
 
 Reference: Nowozin et al., "f-GAN", arXiv 1606.00709 (f, f*, variational links); Haldar et al., arXiv 2602.05946.
 """
@@ -33,8 +27,7 @@ __all__ = ["Divergence", "available_divergences", "get_divergence", "register_di
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
-_INF = math.inf
-_LOG2 = math.log(2.0)
+_INF, _LOG2 = math.inf, math.log(2.0)
 _FLOAT64_WIDENING = 8.0  # exp is finite 8 times as far in float64
 
 
