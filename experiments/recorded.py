@@ -3,13 +3,15 @@
 import json
 import os
 import platform
+import statistics
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from fgrpo_plugin.folders import write_whole
+from fgrpo_plugin.intervals import Measure
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,6 +26,19 @@ def record(file: Path, name: str, result: dict[str, Any], measured: str) -> None
     results = read(file) | {name: result | {"commit": measured, "date": str(date.today()), "hardware": hardware()}}
     lines = [f"{json.dumps(key)}: {json.dumps(results[key])}" for key in sorted(results)]
     write_whole(file, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+
+
+def paired_gain(runs: Sequence[Mapping[str, Any]]) -> Measure:
+    """Right after minus right before of each held-out problem, averaged over seeds; the interval is over problems.
+
+    Args:
+        runs: of one arm, each with `right`: a line of 0 and 1, one a problem, `before` and `after` training.
+    """
+    gains = [
+        [int(after) - int(before) for before, after in zip(run["right"]["before"], run["right"]["after"], strict=True)]
+        for run in runs
+    ]
+    return Measure.of([statistics.fmean(values) for values in zip(*gains, strict=True)])
 
 
 def commit() -> str:

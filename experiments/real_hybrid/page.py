@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fgrpo_plugin.intervals import bootstrap
+from experiments.recorded import paired_gain
 from fgrpo_plugin.realmodel.model import NAME
 
 STEPS, LAST = 8, 5
@@ -27,12 +27,7 @@ def row(title: str, runs: Sequence[Mapping[str, Any]]) -> str:
     """A line of the table: means over seeds; the interval is a paired bootstrap over problems of the seeds' mean."""
     if not runs:
         return f"| {title} | not run | | | | | | |"
-    gains = [
-        [int(after) - int(before) for before, after in zip(run["right"]["before"], run["right"]["after"], strict=True)]
-        for run in runs
-    ]
-    mean = [statistics.fmean(values) for values in zip(*gains, strict=True)]
-    low, high = bootstrap(mean)
+    gain = paired_gain(runs)
     before, after = (statistics.fmean(run[when]["right"] for run in runs) for when in ("before", "after"))
     bare = " -> ".join(f"{statistics.fmean(run[when]['bare'] for run in runs):.2f}" for when in ("before", "after"))
     distance = statistics.fmean(run["kl"][-1] for run in runs)
@@ -42,7 +37,7 @@ def row(title: str, runs: Sequence[Mapping[str, Any]]) -> str:
     named = f"{title} (seed{'s' * (len(runs) > 1)} {seeds})"
     return (
         f"| {named} | {runs[0]['learning_rate']:g} | {before:.3f} | {after:.3f} | "
-        f"{statistics.fmean(mean):+.3f} [{low:+.3f}, {high:+.3f}] | {bare} | {distance:.3f} | {share} |"
+        f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] | {bare} | {distance:.3f} | {share} |"
     )
 
 

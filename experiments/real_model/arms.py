@@ -19,8 +19,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from experiments.recorded import commit, read, record, save
-from fgrpo_plugin.intervals import bootstrap
+from experiments.recorded import commit, paired_gain, read, record, save
 from fgrpo_plugin.realmodel.model import NAME
 from fgrpo_plugin.realmodel.options import RealModelOptions
 from fgrpo_plugin.realmodel.run import MAX_TOKENS, arm_name, run_realmodel
@@ -148,12 +147,7 @@ def row(title: str, runs: list[Mapping[str, Any]]) -> str:
     """A line of the table: means over seeds; the interval is a paired bootstrap over problems of the seeds' mean."""
     if not runs:
         return f"| {title} | not run | | | | | | |"
-    gains = [
-        [int(after) - int(before) for before, after in zip(run["right"]["before"], run["right"]["after"], strict=True)]
-        for run in runs
-    ]
-    mean = [statistics.fmean(values) for values in zip(*gains, strict=True)]
-    low, high = bootstrap(mean)
+    gain = paired_gain(runs)
 
     def pair(key: str, form: str) -> str:
         old, new = (statistics.fmean(run[when][key] for run in runs) for when in ("before", "after"))
@@ -163,7 +157,7 @@ def row(title: str, runs: list[Mapping[str, Any]]) -> str:
     seeds = ", ".join(str(run["seed"]) for run in runs)
     return (
         f"| {title} (seed{'s' * (len(runs) > 1)} {seeds}) | {runs[0]['learning_rate']:g} | {before:.3f} | {after:.3f} | "
-        f"{statistics.fmean(mean):+.3f} [{low:+.3f}, {high:+.3f}] | {pair('parsable', '.2f')} | {pair('cut', '.2f')} | "
+        f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] | {pair('parsable', '.2f')} | {pair('cut', '.2f')} | "
         f"{pair('tokens', '.0f')} |"
     )
 

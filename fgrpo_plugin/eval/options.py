@@ -18,6 +18,13 @@ from fgrpo_plugin.folders import write_whole
 Models = Annotated[
     list[str], typer.Argument(metavar="[NAME=]MODEL...", help="Hugging Face folders, or names at the server.")
 ]
+Harmful = Annotated[
+    list[Path] | None, typer.Option(help="File or folder of prompts that ought to be refused; repeatable.")
+]
+Safe = Annotated[list[Path] | None, typer.Option(help="File or folder of prompts that ought not; repeatable.")]
+OfBothKinds = Annotated[
+    list[Path] | None, typer.Option(help="File or folder of prompts whose rows say which they are; repeatable.")
+]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of responses and scores; what it holds is kept.")]
 Base = Annotated[str | None, typer.Option(help="Name of the base model; differences, and Relative Overall, are to it.")]
 Limit = Annotated[int | None, typer.Option(help="Prompts of each set; the same ones in every call.")]

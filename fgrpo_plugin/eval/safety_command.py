@@ -39,15 +39,9 @@ JudgeMaxTokens = Annotated[int, typer.Option(help="Of a verdict; more for a judg
 
 def safety(
     models: options.Models,
-    harmful: Annotated[
-        list[Path] | None, typer.Option(help="File or folder of prompts that ought to be refused; repeatable.")
-    ] = None,
-    safe: Annotated[
-        list[Path] | None, typer.Option(help="File or folder of prompts that ought not; repeatable.")
-    ] = None,
-    data: Annotated[
-        list[Path] | None, typer.Option(help="File or folder of prompts whose rows say which they are; repeatable.")
-    ] = None,
+    harmful: options.Harmful = None,
+    safe: options.Safe = None,
+    data: options.OfBothKinds = None,
     output: options.Output = Path("evaluation"),
     samples: Annotated[int, typer.Option(help="Responses a prompt.")] = 1,
     k: Ks = None,

@@ -31,15 +31,9 @@ Chat = tuple[Mapping[str, str], ...]
 
 def separate(
     models: Annotated[list[str], typer.Argument(metavar="[NAME=]MODEL...", help="Hugging Face folders.")],
-    harmful: Annotated[
-        list[Path] | None, typer.Option(help="File or folder of prompts that ought to be refused; repeatable.")
-    ] = None,
-    safe: Annotated[
-        list[Path] | None, typer.Option(help="File or folder of prompts that ought not; repeatable.")
-    ] = None,
-    data: Annotated[
-        list[Path] | None, typer.Option(help="File or folder of prompts whose rows say which they are; repeatable.")
-    ] = None,
+    harmful: options.Harmful = None,
+    safe: options.Safe = None,
+    data: options.OfBothKinds = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder of hidden states, tables and picture; states are kept.")
     ] = Path("evaluation"),

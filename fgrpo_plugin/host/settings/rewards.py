@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fgrpo_plugin.host.settings.reading import workers_environment
-from fgrpo_plugin.host.settings.workers import one_line, say_unknown, workers_own_code
+from fgrpo_plugin.host.settings.workers import one_line, refuse_or_say
 
 CUSTOM = "reward.custom_reward_function"
 NAMES = ("data_source", "solution_str", "ground_truth", "extra_info")
@@ -127,10 +127,7 @@ def check_reward_function(config: DictConfig) -> None:
         with workers_environment(config):
             module = load_module(path)
     except (Exception, SystemExit) as error:
-        problem = f"{CUSTOM}.path={path}: cannot be imported ({one_line(error)})"
-        if (why := workers_own_code(config)) is None:
-            raise ValueError(f"{problem}.") from error
-        say_unknown(problem, why)
+        refuse_or_say(config, f"{CUSTOM}.path={path}: cannot be imported ({one_line(error)})", error)
         return
     function = getattr(module, name, None)
     if not callable(function):

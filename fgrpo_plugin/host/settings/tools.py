@@ -13,9 +13,8 @@ from fgrpo_plugin.host.settings.workers import (
     file_of,
     imported,
     one_line,
-    say_unknown,
+    refuse_or_say,
     value,
-    workers_own_code,
 )
 
 MULTI_TURN = "actor_rollout_ref.rollout.multi_turn"
@@ -80,10 +79,7 @@ def _check_functions(config: DictConfig, path: str) -> None:
         with workers_environment(config), _nothing_registered():
             found = load_all_tools(tool_config_path=None, function_tool_path=str(file))
     except (Exception, SystemExit) as error:
-        problem = f"{FUNCTIONS}={path}: its tools cannot be loaded ({one_line(error)})"
-        if (why := workers_own_code(config)) is None:
-            raise ValueError(f"{problem}.") from error
-        say_unknown(problem, why)
+        refuse_or_say(config, f"{FUNCTIONS}={path}: its tools cannot be loaded ({one_line(error)})", error)
         return
     if not found:  # verl goes on; or a module that this process had imported before registers them
         print(

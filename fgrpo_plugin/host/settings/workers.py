@@ -46,6 +46,17 @@ def say_unknown(what: str, why: str) -> None:
     )
 
 
+def refuse_or_say(config: DictConfig, problem: str, error: BaseException) -> None:
+    """Refuse what could not be loaded here, or say so where only the workers can tell.
+
+    Raises:
+        ValueError: workers have no code or files that this process lacks.
+    """
+    if (why := workers_own_code(config)) is None:
+        raise ValueError(f"{problem}.") from error
+    say_unknown(problem, why)
+
+
 def one_line(error: BaseException) -> str:
     """The cause of an error, on one line."""
     cause = error.__cause__ or error
