@@ -1,6 +1,6 @@
 """A flawed reward against preferences, on a real model: f-HAL at several lambdas, and GRPO.
 
-    python -m experiments.real_hybrid.arms DATA... [--only f_hal-lam0-lr0.0003-seed100] [--commit] [--report-only]
+    python -m experiments.real_hybrid.arms [--only f_hal-lam0-lr0.0003-seed100] [--commit] [--report-only]
 
 Each arm is tried at two learning rates on seed 100; the rate with the higher sampled reward of the last five steps is
 used for the seeds 0, 1 and 2, whatever it does to accuracy: a user of the flawed reward would see no more. A run that
@@ -11,7 +11,7 @@ import json
 import shutil
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +21,7 @@ from rich.console import Console
 
 from experiments.real_hybrid.page import STEPS, learned, write_page
 from experiments.real_hybrid.reward import compute_score
-from experiments.real_hybrid.task import WORKED, asked, chat, counted, preferences
+from experiments.real_hybrid.task import chat, counted, preferences, problems
 from experiments.recorded import commit, read, record, save
 from fgrpo_plugin.eval.sampling import Sampling, responses
 from fgrpo_plugin.eval.scoring import is_right
@@ -34,17 +34,17 @@ from fgrpo_plugin.quickstart.summary import read_metrics, rewards
 from fgrpo_plugin.quickstart.task import write_parquet
 from fgrpo_plugin.quickstart.training import PATIENCE_SECONDS, interruptible, train
 from fgrpo_plugin.realmodel.model import smollm2
-from fgrpo_plugin.realmodel.problems import Problem, read_problems, split
-from fgrpo_plugin.realmodel.run import MAX_TOKENS
+from fgrpo_plugin.realmodel.problems import Problem
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
 TUNING_SEED, SEEDS = 100, (0, 1, 2)
 RATES = (3e-4, 1e-3)
-ON_POLICY = 256
-"""Training problems that rewards are given on; preferences are of the others."""
-SAMPLES, TEMPERATURE, OF_OTHERS = 8, 0.7, 2
-"""Of a training problem, as it is sampled in training; of one that only preferences are made of."""
+HELD_OUT, ON_POLICY, OFF_POLICY = 400, 192, 384
+"""Problems that are evaluated, that rewards are given on, and that preferences are made of; none is in two places."""
+PROMPTS, SAMPLES, TEMPERATURE, OF_OTHERS = 8, 8, 0.7, 2
+"""Of a step; of a training problem, as it is sampled in training; of one that preferences are made of."""
+MAX_PROMPT, MAX_TOKENS = 64, 32
 
 
 @dataclass(frozen=True)
@@ -95,34 +95,33 @@ class Inputs:
     before: dict[str, list[dict[str, Any]]]
 
 
-def prepare(data: Sequence[Path], folder: Path, follow: Any, say: Any) -> Inputs:
+def prepare(folder: Path, follow: Any, say: Any) -> Inputs:
     """Model, prompts whose responses earn different rewards, pairs of other prompts, and responses before training."""
-    training, held_out = split(read_problems(data, say))
-    problems = {str(number): problem for number, problem in enumerate(training[:ON_POLICY])}
-    rest = {str(ON_POLICY + number): problem for number, problem in enumerate(training[ON_POLICY:])}
-    last = {str(number): problem for number, problem in enumerate(held_out)}
+    sums = {str(number): sum_ for number, sum_ in enumerate(problems(HELD_OUT + ON_POLICY + OFF_POLICY))}
+    keys = list(sums)
+    last, rewarded, others = (
+        {key: sums[key] for key in part}
+        for part in (keys[:HELD_OUT], keys[HELD_OUT : HELD_OUT + ON_POLICY], keys[HELD_OUT + ON_POLICY :])
+    )
     model = smollm2(folder / "model")
 
-    def ask(chats: dict[str, list[dict[str, str]]], name: str, how: Sampling, told: str) -> Any:
+    def ask(chosen: Mapping[str, Problem], name: str, how: Sampling, told: str) -> Any:
+        chats = {key: chat(problem) for key, problem in chosen.items()}
         return responses(model, chats, folder / f"{name}.jsonl", how, on_progress=follow(told))
 
-    def trained(chosen: Mapping[str, Problem]) -> dict[str, list[dict[str, str]]]:
-        return {key: chat(problem, asked(key)) for key, problem in chosen.items()}
-
-    chats = {key: chat(problem, WORKED) for key, problem in last.items()}
-    before = ask(chats, "before", Sampling(max_tokens=MAX_TOKENS), "held-out problems before training")
+    before = ask(last, "before", Sampling(max_tokens=MAX_TOKENS), "held-out problems before training")
     how = Sampling(SAMPLES, TEMPERATURE, max_tokens=MAX_TOKENS)
-    screened = ask(trained(problems), "screened", how, "screening training problems")
-    others = replace(how, samples=OF_OTHERS)
-    pairs = preferences(rest, ask(trained(rest), "others", others, "responses for preferences"))
+    screened = ask(rewarded, "screened", how, "screening training problems")
+    how = replace(how, samples=OF_OTHERS)
+    pairs = preferences(others, ask(others, "others", how, "responses for preferences"))
     rows = []
-    for key, problem in problems.items():
+    for key, problem in rewarded.items():
         earned = {compute_score("", one["text"], problem.answer) for one in screened[key]}
         if len(earned) > 1:
             rows.append(
                 {
-                    "data_source": "word_problems",
-                    "prompt": chat(problem, asked(key)),
+                    "data_source": "sums",
+                    "prompt": chat(problem),
                     "reward_model": {"style": "rule", "ground_truth": problem.answer},
                     "extra_info": {"index": key},
                 }
@@ -142,6 +141,10 @@ def verl_command(arm: Arm, rate: float, seed: int, run: Path, inputs: Inputs, ra
         f"data.train_files={quoted(inputs.train)}",
         f"data.val_files={quoted(inputs.train)}",
         f"data.seed={seed}",
+        f"data.train_batch_size={PROMPTS}",
+        f"data.max_prompt_length={MAX_PROMPT}",
+        f"data.max_response_length={MAX_TOKENS}",
+        f"actor_rollout_ref.rollout.max_model_len={MAX_PROMPT + MAX_TOKENS}",
         f"actor_rollout_ref.model.path={quoted(inputs.model)}",
         f"actor_rollout_ref.rollout.seed={seed}",
         f"actor_rollout_ref.rollout.temperature={TEMPERATURE}",
@@ -164,7 +167,7 @@ def verl_command(arm: Arm, rate: float, seed: int, run: Path, inputs: Inputs, ra
     return [sys.executable, "-m", "verl.trainer.main_ppo", *words]
 
 
-def make(arm: Arm, rate: float, seed: int, folder: Path, data: Sequence[Path], console: Console) -> dict[str, Any]:
+def make(arm: Arm, rate: float, seed: int, folder: Path, console: Console) -> dict[str, Any]:
     """One run, from what is missing of its inputs to its result."""
     run = folder / arm.name(rate, seed)
     lines = Lines(console)
@@ -172,7 +175,7 @@ def make(arm: Arm, rate: float, seed: int, folder: Path, data: Sequence[Path], c
         if not alone:
             raise typer.BadParameter("another run is under way on this machine")
         follow = follower(progress, lines)
-        inputs = prepare(data, folder, follow, lines.say)
+        inputs = prepare(folder, follow, lines.say)
         saved = run / "checkpoints" / "latest_checkpointed_iteration.txt"
         if not saved.is_file() or saved.read_text().strip() != str(STEPS):
             shutil.rmtree(run, ignore_errors=True)  # eight steps are made in one go
@@ -187,7 +190,7 @@ def make(arm: Arm, rate: float, seed: int, folder: Path, data: Sequence[Path], c
             )
         if not (run / "model" / "config.json").is_file():
             export_run(run / "checkpoints", run / "model", dtype="float32", say=lines.say)
-        chats = {key: chat(problem, WORKED) for key, problem in inputs.held_out.items()}
+        chats = {key: chat(problem) for key, problem in inputs.held_out.items()}
         how, told = Sampling(max_tokens=MAX_TOKENS), "held-out problems after training"
         after = responses(run / "model", chats, run / "after.jsonl", how, on_progress=follow(told))
     made = result(run, inputs.held_out, inputs.before, after)
@@ -233,7 +236,6 @@ def result(run: Path, held_out: Mapping[str, Problem], before: Any, after: Any) 
 
 
 def main(
-    data: Annotated[list[Path] | None, typer.Argument(help="Files of problems, as for fgrpo realmodel --data.")] = None,
     folder: Annotated[Path, typer.Option(help="Of the runs.")] = Path("runs/real_hybrid"),
     only: Annotated[str, typer.Option(help="This run alone, by the name of its folder.")] = "",
     most: Annotated[int, typer.Option(help="Runs to make.")] = 100,
@@ -251,7 +253,7 @@ def main(
             break
         name, measured = runs[0][0].name(*runs[0][1:]), commit()
         console.print(f"{name}: {len(runs)} runs are missing", markup=False)
-        record(RESULTS, name, make(*runs[0], folder.absolute(), tuple(data or ()), console), measured)
+        record(RESULTS, name, make(*runs[0], folder.absolute(), console), measured)
         write_page(read(RESULTS), HERE)
         if committed:
             save(f"A flawed reward against preferences, measured: {name}", ["experiments/real_hybrid"])

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.real_hybrid.task import LARGEST
 from experiments.recorded import paired_gain
 from fgrpo_plugin.realmodel.model import NAME
 
@@ -107,13 +108,18 @@ def write_page(results: Results, folder: Path) -> None:
     if shown:
         draw(shown, folder / "curves.png")
         picture = "![Accuracy, form and distance against the training step](curves.png)\n"
-    problems = next(iter(results.values()))["problems"] if results else 400
+    problems = next(iter(results.values()))["problems"] if results else arms.HELD_OUT
     (folder / "README.md").write_text(
         PAGE.format(
             name=NAME,
             steps=STEPS,
             problems=problems,
             tokens=arms.MAX_TOKENS,
+            largest=LARGEST,
+            prompts=arms.PROMPTS,
+            samples=arms.SAMPLES,
+            on_policy=arms.ON_POLICY,
+            off_policy=arms.OFF_POLICY,
             table="\n".join(lines),
             tuning="\n".join(tuning),
             each="\n".join(each),
@@ -124,29 +130,27 @@ def write_page(results: Results, folder: Path) -> None:
 
 PAGE = """# A flawed reward against preferences, on a real model
 
-{name}, word problems (MAWPS, one operation and addition or subtraction), through stock verl:
-FSDP2, vLLM, float32, LoRA, {steps} steps of 4 prompts x 8 responses. Made by
-`python -m experiments.real_hybrid.arms DATA...`.
+{name}, sums of two numbers from 1 to {largest} ("What is 13 + 14? Answer with the number only."),
+through stock verl: FSDP2, vLLM, float32, LoRA, {steps} steps of {prompts} prompts x {samples} responses of at most
+{tokens} tokens. Made by `python -m experiments.real_hybrid.arms`.
 
-The reward pays 0.7 for a right response and 0.3 for one that is only a number, right or not. A model that answers
-with any number at once earns the 0.3 for certain; what it loses are the steps that made some of its answers right.
-Half of the training problems are asked after examples with their calculation, half after bare numbers, where the flaw
-can be found; those that earn different rewards before training are used. Held-out problems are all asked in the first
-way.
+The reward pays 0.7 for a right response and 0.3 for one that is only a number, right or not. Before training the model
+mostly writes the sum out ("13 + 14 = 25"), which is right now and then. A model that answers with any number at once
+earns the 0.3 for certain, and loses the steps that made some of its answers right. Of {on_policy} training problems
+those are used whose responses before training differ in reward.
 
-The preferences are of other prompts, asked in both ways: the model's own wrong response before training, against the
-same words with the answer in place of their last number. Both have one form, so that the form makes no difference
-between them.
+The preferences are of {off_policy} other sums: the model's own wrong response before training, against the same words
+with the answer in place of their last number. Both have one form, so that the form makes no difference between them.
 
 **Expected:** with the reward alone (lambda 0, GRPO) "only a number" goes to 1 and accuracy falls; with lambda 0.5 the
-preferences pull towards responses in words, and hold the form back in proportion to lambda.
+preferences pull towards right sums that are written out, and hold the form back in proportion to lambda.
 
 **What came:**
 
 {table}
 
 {picture}
-"Right": the last number anywhere in the response is the answer; {problems} held-out problems, greedy, at most {tokens}
+"Right": the last number anywhere in the response is the answer; {problems} held-out sums, greedy, at most {tokens}
 tokens, before and after scored alike. The interval is a paired bootstrap over problems (95 %, 10,000 resamples) of the
 mean over seeds. The distance is verl's `actor/kl_loss` of the sampled responses, with coefficient 0. The share of the
 slopes is the mean over the steps. verl draws an adapter's first weights without a seed, so a seed does not fix a run.

@@ -1,5 +1,7 @@
-"""The prompts, what is counted of responses, and preferences that differ in the number alone."""
+"""The sums, what is counted of responses, and preferences that differ in the number alone."""
 
+import itertools
+import random
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,42 +9,24 @@ from typing import Any
 from experiments.real_hybrid.reward import only_a_number
 from fgrpo_plugin.eval.scoring import is_right
 from fgrpo_plugin.realmodel.problems import Problem
-from fgrpo_plugin.realmodel.prompts import CHOSEN, PROMPTS
 
-WORKED, BARE = "worked", "bare"
-"""The two ways in which a problem is asked: after examples with their calculation, and after bare numbers.
-
-Held-out problems are asked in the first way, in which this model calculates and hardly a response is cut; in the
-second it now and then gives only a number, so that the flaw of the reward can be found.
-"""
-_PREFIXES = {
-    WORKED: PROMPTS[CHOSEN],
-    BARE: [
-        {"role": "system", "content": "Answer with only the number."},
-        {"role": "user", "content": "Tom had 9 nuts and ate 2. How many nuts are left?"},
-        {"role": "assistant", "content": "7"},
-        {"role": "user", "content": "There are 5 bags with 6 apples each. How many apples are there?"},
-        {"role": "assistant", "content": "30"},
-        {"role": "user", "content": "Ann has 3 pens and buys 4 more. How many pens does she have?"},
-        {"role": "assistant", "content": "7"},
-        {"role": "user", "content": "Sam shares 12 cards among 4 friends. How many does each get?"},
-        {"role": "assistant", "content": "3"},
-    ],
-}
+QUESTION = "What is {a} + {b}? Answer with the number only."
+LARGEST, SEED = 50, 0
 _LAST_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?!.*\d)", flags=re.DOTALL)
 
 Responses = Mapping[str, Sequence[Mapping[str, Any]]]
 """Problem's id -> its responses, as `eval.sampling.responses` gives them."""
 
 
-def asked(key: str) -> str:
-    """The way in which a training problem is asked: every other one in each."""
-    return (WORKED, BARE)[int(key) % 2]
+def problems(count: int) -> list[Problem]:
+    """The first sums of a fixed order of all with terms of 1 to 50, none twice."""
+    every = list(itertools.product(range(1, LARGEST + 1), repeat=2))
+    return [Problem(QUESTION.format(a=a, b=b), str(a + b)) for a, b in random.Random(SEED).sample(every, count)]
 
 
-def chat(problem: Problem, way: str) -> list[dict[str, str]]:
+def chat(problem: Problem) -> list[dict[str, str]]:
     """The messages that a problem becomes."""
-    return [*_PREFIXES[way], {"role": "user", "content": problem.text}]
+    return [{"role": "user", "content": problem.text}]
 
 
 def counted(problems: Mapping[str, Problem], responses: Responses) -> dict[str, Any]:
@@ -83,6 +67,6 @@ def preferences(problems: Mapping[str, Problem], sampled: Responses) -> list[dic
                 chosen = _LAST_NUMBER.sub(problem.answer, text)
                 if not is_right(chosen, problem.answer):  # a minus sign, a point or an exponent stands by the number
                     continue
-                pairs.append({"prompt": chat(problem, asked(key)), "chosen": chosen, "rejected": text})
+                pairs.append({"prompt": chat(problem), "chosen": chosen, "rejected": text})
                 break
     return pairs

@@ -1,6 +1,7 @@
 """The flawed reward, the pairs that say nothing of the form, which runs are made, and the page's numbers by hand."""
 
 import json
+import re
 import statistics
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from experiments.real_hybrid import arms, page
 from experiments.real_hybrid.reward import compute_score, only_a_number
-from experiments.real_hybrid.task import BARE, WORKED, asked, chat, counted, preferences
+from experiments.real_hybrid.task import chat, counted, preferences, problems
 from fgrpo_plugin.eval.scoring import is_right
 from fgrpo_plugin.intervals import bootstrap
 from fgrpo_plugin.realmodel.problems import Problem
@@ -56,7 +57,7 @@ def test_shares_of_responses():
 
 def test_a_pair_differs_in_the_last_number_alone():
     answers = [("10", "7"), ("11", "1.5"), ("12", "3"), ("13", "4"), ("14", "3")]
-    problems = {key: Problem(f"{key}?", answer) for key, answer in answers}
+    asked = {key: Problem(f"{key}?", answer) for key, answer in answers}
     sampled = {
         "10": [one("Tom has 9 - 2 = 7 nuts."), one("Tom has 9 - 2 = 11 nuts,\nof 11.00 kinds."), one("8")],
         "11": [one("It is 12, or", ended=False), one("It is 1,250. Is it?")],
@@ -64,53 +65,59 @@ def test_a_pair_differs_in_the_last_number_alone():
         "13": [one("I do not know"), one("")],  # none has a number
         "14": [one("It is -3."), one("It is .5"), one("2e5")],  # none is right with 3 in place of its last number
     }
-    pairs = preferences(problems, sampled)
+    pairs = preferences(asked, sampled)
     assert [(pair["chosen"], pair["rejected"]) for pair in pairs] == [
         ("Tom has 9 - 2 = 11 nuts,\nof 7 kinds.", "Tom has 9 - 2 = 11 nuts,\nof 11.00 kinds."),
         ("It is 1.5. Is it?", "It is 1,250. Is it?"),
     ]
-    assert [pair["prompt"] for pair in pairs] == [chat(problems["10"], WORKED), chat(problems["11"], BARE)]
-    assert chat(problems["10"], WORKED)[-1] == {"role": "user", "content": "10?"}
+    assert [pair["prompt"] for pair in pairs] == [
+        [{"role": "user", "content": "10?"}],
+        [{"role": "user", "content": "11?"}],
+    ]
     for pair, answer in zip(pairs, ("7", "1.5"), strict=True):
         assert is_right(pair["chosen"], answer) and not is_right(pair["rejected"], answer)
         assert only_a_number(pair["chosen"]) == only_a_number(pair["rejected"])
 
 
+def test_the_sums():
+    made = problems(976)
+    assert len({problem.text for problem in made}) == 976 and made[:10] == problems(10)
+    terms = [[int(word) for word in re.findall(r"[0-9]+", problem.text)] for problem in made]
+    assert [str(a + b) for a, b in terms] == [problem.answer for problem in made]
+    assert {min(a for pair in terms for a in pair), max(a for pair in terms for a in pair)} == {1, 50}
+    assert chat(Problem("What is 1 + 2? Answer with the number only.", "3")) in [
+        chat(problem) for problem in problems(2500)
+    ]
+
+
 def test_what_the_arms_have_in_common(tmp_path, monkeypatch):
-    """No problem is in two of the three places, half are asked in each way, and equal rewards are left out."""
+    """No problem is in two of the three places, and prompts whose responses earn equal rewards are left out."""
     asked_for = {}
 
     def sampled(model, chats, output, how, on_progress):
         asked_for[output.name] = (chats, how)
-        return {key: [one("8 nuts" if int(key) % 4 < 2 else str(n)) for n in range(how.samples)] for key in chats}
+        return {key: [one("8 sums" if int(key) % 4 < 2 else str(n)) for n in range(how.samples)] for key in chats}
 
     monkeypatch.setattr(arms, "responses", sampled)
     monkeypatch.setattr(arms, "smollm2", lambda folder: folder)
-    monkeypatch.setattr(arms, "ON_POLICY", 60)
-    data = tmp_path / "problems.jsonl"
-    data.write_text("".join(f'{{"question": "How many, {i}?", "answer": "3"}}\n' for i in range(520)))
-    made = arms.prepare([data], tmp_path, lambda told: None, lambda line: None)
-    assert len(made.held_out) == 400 and len(made.before) == 400
+    monkeypatch.setattr(arms, "problems", lambda count: [Problem(f"{number}?", "3") for number in range(count)])
+    made = arms.prepare(tmp_path, lambda told: None, lambda line: None)
+    assert len(made.held_out) == len(made.before) == arms.HELD_OUT
 
     def texts(chats) -> set[str]:
         return {messages[-1]["content"] for messages in chats}
 
     held_out, screened, others = (asked_for[f"{name}.jsonl"] for name in ("before", "screened", "others"))
     places = [texts(chats.values()) for chats, _ in (held_out, screened, others)]
-    assert [len(place) for place in places] == [400, 60, 60] and len(set.union(*places)) == 520
-    assert {messages[0]["content"] for messages in held_out[0].values()} == {
-        chat(Problem("", ""), WORKED)[0]["content"]
-    }
-    for chats, _ in (screened, others):
-        ways = [messages == chat(Problem(messages[-1]["content"], ""), BARE) for messages in chats.values()]
-        assert sum(ways) == 30 and ways == [asked(key) == BARE for key in chats]
+    assert [len(place) for place in places] == [arms.HELD_OUT, arms.ON_POLICY, arms.OFF_POLICY]
+    assert len(set.union(*places)) == sum(len(place) for place in places)
     assert (held_out[1].temperature, screened[1].samples, others[1].samples) == (0.0, arms.SAMPLES, arms.OF_OTHERS)
     rows = pd.read_parquet(made.train)
-    assert len(rows) == 30  # of the others every response earns nothing
+    assert len(rows) == arms.ON_POLICY / 2  # of the others every response earns nothing
     assert {messages[-1]["content"] for messages in rows["prompt"]} < places[1]
     pairs = [json.loads(line) for line in made.preferences.read_text().splitlines()]
     assert texts(pair["prompt"] for pair in pairs) == places[2]
-    assert {(pair["chosen"], pair["rejected"]) for pair in pairs} == {("3 nuts", "8 nuts"), ("3", "0")}
+    assert {(pair["chosen"], pair["rejected"]) for pair in pairs} == {("3 sums", "8 sums"), ("3", "0")}
 
 
 def result(rewards, before="1000", after="1100", seed=0, rate=3e-4, share=(0.4, 0.6), kl=0.25, bare=0.5):
@@ -194,6 +201,7 @@ def test_verls_command_composes_and_is_valid(stock_config, inputs, tmp_path, arm
     config = stock_config(*arms.verl_command(arm, 3e-4, 1, tmp_path / "run", given, tmp_path / "ray")[3:])
     assert config.algorithm.adv_estimator == ("grpo" if arm.lam is None else "f_hal")
     assert config.actor_rollout_ref.actor.use_kl_loss and config.actor_rollout_ref.actor.kl_loss_coef == 0
+    assert config.data.train_batch_size == config.actor_rollout_ref.actor.ppo_mini_batch_size == arms.PROMPTS
     if arm.lam is not None:
         complete(config)
         assert config.actor_rollout_ref.actor.policy_loss.f_divergence.lam == arm.lam
