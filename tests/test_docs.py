@@ -14,7 +14,7 @@ PAGES = [page for pattern in WRITTEN for page in DOCS.parent.glob(pattern)]
 NUMBER = re.compile(r"\d+\.?\d*")
 
 
-@pytest.mark.parametrize("name", ["commands", "divergences", "lambda", "metrics", "theory"])
+@pytest.mark.parametrize("name", ["commands", "concepts", "divergences", "lambda", "metrics", "theory"])
 def test_made_page_is_current(name, tmp_path):
     module = maker(name)
     text, made = (DOCS / f"{name}.md").read_text(), module.page()

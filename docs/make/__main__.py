@@ -10,6 +10,7 @@ MAKERS = (
     ("docs/make/groups.py",),
     ("docs/make/settings.py",),
     ("docs/make/divergences.py",),
+    ("docs/make/concepts.py",),
     ("docs/make/metrics.py",),
     ("docs/make/commands.py",),
     ("docs/make/theory.py",),
