@@ -11,8 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from fgrpo_plugin.host.doctor_reports import PREFIX
-
-KNOWN_VERL = ("0.9.1",)
+from fgrpo_plugin.pinned import VERL
 
 
 class NotReady(Exception):
@@ -62,9 +61,9 @@ def _verl() -> str:
     try:
         found = version("verl")
     except PackageNotFoundError:
-        raise NotReady("not installed; pip install verl==0.9.1 TransferQueue") from None
-    if found not in KNOWN_VERL:
-        raise NotReady(f"{found} is not known to this plugin; pip install verl=={KNOWN_VERL[-1]}")
+        raise NotReady(f"not installed; pip install verl=={VERL} TransferQueue") from None
+    if found != VERL:
+        raise NotReady(f"{found} is not known to this plugin; pip install verl=={VERL}")
     return found
 
 

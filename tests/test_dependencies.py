@@ -1,4 +1,4 @@
-"""What the code imports is what pyproject.toml declares, and the extras are those of verl 0.9.1."""
+"""What the code imports is what pyproject.toml declares, and the extras are those of the pinned verl."""
 
 import ast
 import re
@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from fgrpo_plugin.pinned import VERL
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -147,7 +149,7 @@ def test_an_extra_names_what_verls_own_names(extra):
     theirs = _always() | _of_verl({"verl": "verl-core"}.get(extra, extra)) | {"transformers": _always()["transformers"]}
     theirs |= {name: word for name, word in _of_verl(extra).items()}
     pinned = [word for word in EXTRAS[extra] if word.name == "verl"]
-    assert [str(word.specifier) for word in pinned] == ["==0.9.1"]
+    assert [str(word.specifier) for word in pinned] == [f"=={VERL}"]
     assert pinned[0].extras <= set(metadata("verl").get_all("Provides-Extra"))
     for word in EXTRAS[extra]:
         name = canonicalize_name(word.name)
@@ -155,6 +157,15 @@ def test_an_extra_names_what_verls_own_names(extra):
             assert theirs[name].specifier.contains(str(word.specifier).removeprefix("=="))
         elif name != "verl":
             assert set(word.specifier) == set(theirs[name].specifier) and word.extras == theirs[name].extras, name
+
+
+def test_every_requirement_of_verl_is_the_pinned_one():
+    """In any extra, in what `make env` installs and in the comments beside them."""
+    words = [word for extra in EXTRAS.values() for word in extra if word.name == "verl"]
+    assert len(words) == 4 and {str(word.specifier) for word in words} == {f"=={VERL}"}
+    lines = (ROOT / "requirements/cpu.txt").read_text().splitlines()
+    assert [line for line in lines if re.match(r"verl\b", line)] == [f"verl=={VERL}"]
+    assert set(re.findall(r"\bverl (\d+(?:\.\d+)+)", (ROOT / "pyproject.toml").read_text())) == {VERL}
 
 
 def test_what_our_megatron_leaves_out_has_a_reason():

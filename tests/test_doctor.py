@@ -5,6 +5,7 @@ from typer.testing import CliRunner
 
 from fgrpo_plugin import doctor
 from fgrpo_plugin.cli import app
+from fgrpo_plugin.pinned import VERL
 
 
 def test_doctor_says_that_this_environment_is_ready():
@@ -61,7 +62,7 @@ def test_doctor_shows_what_an_unknown_verl_needs(monkeypatch):
     try:
         doctor._verl()
     except doctor.NotReady as problem:
-        assert str(problem) == "9.9.9 is not known to this plugin; pip install verl==0.9.1"
+        assert str(problem) == f"9.9.9 is not known to this plugin; pip install verl=={VERL}"
     else:
         raise AssertionError("an unknown verl passed")
 

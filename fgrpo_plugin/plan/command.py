@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from fgrpo_plugin.pinned import VERL
+
 
 def plan(
     changes: Annotated[
@@ -66,7 +68,7 @@ def plan(
 
     if importlib.util.find_spec("verl") is None:
         raise ValueError(
-            "verl, whose configuration is planned, is not installed here; pip install verl==0.9.1 (no GPU is needed)."
+            f"verl, whose configuration is planned, is not installed here; pip install verl=={VERL} (no GPU is needed)."
         )
     from fgrpo_plugin.plan import report
     from fgrpo_plugin.plan.compose import check_run, compose_run, first_words, read_run, refusal

@@ -1,7 +1,7 @@
 """Bytes on one GPU, by part, in each phase of a step.
 
 States: Rajbhandari et al., ZeRO, arXiv 1910.02054. Activations: Korthikanti et al., arXiv 2205.05198. Which tensors
-verl keeps on the GPU in which phase was read from verl 0.9.1; see docs/plan.md.
+verl keeps on the GPU in which phase was read from its pinned release; see docs/plan.md.
 """
 
 from dataclasses import dataclass, replace

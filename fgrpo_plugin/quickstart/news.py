@@ -10,7 +10,7 @@ from fgrpo_plugin.quickstart.summary import REWARD, heldout_accuracies, heldout_
 STEPS_A_LINE, FEW_STEPS = 10, 30
 """Each tenth step has a line; each one where there are few, which then take long."""
 
-STAGES = (  # what verl 0.9.1 and Ray write (Ray's workers with a prefix) -> what it means; in order
+STAGES = (  # what the pinned verl and Ray write (Ray's workers with a prefix) -> what it means; in order
     ("ray init kwargs:", "starting Ray"),
     ("Started a local Ray instance", "Ray started; the workers load verl"),
     ("(TaskRunner", "verl's task runner has started; the actor loads its model"),

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from fgrpo_plugin.pinned import VERL
 from fgrpo_plugin.plan.older_options import SHOWN
 from tests.plan.planning import ROOT, run
 
@@ -74,7 +75,7 @@ def test_without_verl_the_remedy_is_said():
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
-    assert "pip install verl==0.9.1" in done.stdout
+    assert f"pip install verl=={VERL}" in done.stdout
 
 
 def test_help_shows_ten_options_and_they_are_those_that_errors_name():

@@ -7,8 +7,9 @@ from typing import Any
 import wrapt
 
 from fgrpo_plugin.host.shims import known_source
+from fgrpo_plugin.pinned import VERL
 
-_KNOWN = {"761a94d1a2e058d31a0ac231c89a142abf5daf822e333bac75e84cafcf7507ac"}  # verl 0.9.1
+_KNOWN = {"761a94d1a2e058d31a0ac231c89a142abf5daf822e333bac75e84cafcf7507ac"}  # the pinned verl's
 
 
 def register(module: ModuleType) -> None:
@@ -20,7 +21,7 @@ def register(module: ModuleType) -> None:
         module.initialize_global_process_group_ray,
         hashes=_KNOWN,
         what="verl.utils.distributed.initialize_global_process_group_ray",
-        remedy="install verl 0.9.1 to train on a CPU",
+        remedy=f"install verl=={VERL} to train on a CPU",
     )
     wrapt.wrap_function_wrapper(module, "initialize_global_process_group_ray", _with_gloo)
 

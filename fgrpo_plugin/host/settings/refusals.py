@@ -22,6 +22,7 @@ from fgrpo_plugin.host.settings.layout import (
     uses_lora,
 )
 from fgrpo_plugin.host.settings.reading import generates, is_f_divergence, section_values
+from fgrpo_plugin.pinned import VERL
 
 ENGINES = ("fsdp_config", "megatron", "veomni")
 FILES = ("files", "val_files")
@@ -148,7 +149,7 @@ def _refuse_contradictions(config: DictConfig, settings: FDivergenceConfig) -> N
             and select("actor_rollout_ref.rollout.checkpoint_engine.backend", "naive") != "naive",
             f"LoRA with actor_rollout_ref.rollout.checkpoint_engine.backend="
             f"{select('actor_rollout_ref.rollout.checkpoint_engine.backend')}",
-            "verl 0.9.1 then sends the weights without the adapter, so that every rollout comes from the initial "
+            f"verl {VERL} then sends the weights without the adapter, so that every rollout comes from the initial "
             "policy, without a word (its issue 7495); set actor_rollout_ref.model.lora.merge=true",
         ),
         (

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from fgrpo_plugin.host.contract import APPLIED, REFUSED, REPLACED_SOURCES, USED_SOURCES
+from fgrpo_plugin.pinned import VERL
 
 
 def source_hash(obj: Callable[..., Any]) -> str:
@@ -52,14 +53,14 @@ def require_replaced(obj: Callable[..., Any], name: str, patch: str) -> None:
 
 def require_used() -> None:
     """Refuse a verl in which something that the driver overrides, calls or relies on has another source."""
-    remedy = "install verl==0.9.1; f-GRPO's part of an update was written around that version of it"
+    remedy = f"install verl=={VERL}; f-GRPO's part of an update was written around that version of it"
     for name, hashes in USED_SOURCES.items():
         known_source(pkgutil.resolve_name(name), hashes=hashes, what=name.replace(":", "."), remedy=remedy)
 
 
 def patch_remedy(patch: str) -> str:
     """Return what to do where a shim does not fit, for `known_source`: `patch` is its file's name."""
-    return f"install verl==0.9.1, or apply {patch} of patches/main to this version"
+    return f"install verl=={VERL}, or apply {patch} of patches/main to this version"
 
 
 def apply_checked(name: str, apply: Callable[[Any], bool], module: Any) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from fgrpo_plugin.host.settings.record import public_name, run_record
 from fgrpo_plugin.host.settings.switch import complete
+from fgrpo_plugin.pinned import VERL
 from tests.support.overrides import HAL, F
 
 ACTOR = "actor_rollout_ref.actor"
@@ -18,7 +19,7 @@ def test_it_holds_what_presets_and_defaults_came_to(stock_config, inputs, prefer
     complete(config)
     found = run_record(config, 3, 5)
     assert json.loads(json.dumps(found)) == found
-    assert found["algorithm"] == "f_hal" and found["step"] == 3 and found["versions"]["verl"] == "0.9.1"
+    assert found["algorithm"] == "f_hal" and found["step"] == 3 and found["versions"]["verl"] == VERL
     settings = found["f_divergence"]
     assert (settings["preset"], settings["gamma"], settings["scale"], settings["beta"]) == ("paper", 0.0, "paper", 0.1)
     assert found["lam"] == pytest.approx(0.5)

@@ -9,6 +9,7 @@ from fgrpo_plugin.host.contract import USED_SOURCES
 from fgrpo_plugin.host.driver.offline import OfflineTrainer
 from fgrpo_plugin.host.driver.trainer import FDivergenceTrainer
 from fgrpo_plugin.host.shims.trainer_mode import extend
+from fgrpo_plugin.pinned import VERL
 
 
 def config(estimator, validated=True, lam=None):
@@ -50,7 +51,7 @@ def test_every_source_that_the_driver_relies_on_is_looked_at(monkeypatch):
     for name in USED_SOURCES:
         monkeypatch.setattr(shims, "USED_SOURCES", USED_SOURCES | {name: {"0" * 64: "another verl"}})
         with pytest.raises(
-            RuntimeError, match=f"^{name.replace(':', '.')} of the installed verl .*install verl==0.9.1"
+            RuntimeError, match=f"^{name.replace(':', '.')} of the installed verl .*install verl=={VERL}"
         ):
             shims.require_used()
 
