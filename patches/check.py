@@ -25,6 +25,7 @@ PATCHES = Path(__file__).resolve().parent
 SERIES = tuple(sorted(folder.name for folder in PATCHES.iterdir() if any(folder.glob("*.patch"))))
 # Whatever the user's own git settings are.
 SETTINGS = ("user.name=check", "user.email=check@localhost", "core.hooksPath=/dev/null", "commit.gpgSign=false")
+SETTINGS += ("core.autocrlf=false", "apply.whitespace=nowarn")
 ADDED_TEST = re.compile(r"^\+\+\+ b/(tests/\S+\.py)$", flags=re.MULTILINE)
 SHIMS = 5  # the patches of a series that stand for a shim; what follows them is f-GRPO and f-HAL for verl
 GAP = 1e-6  # relative difference of float32 sums taken in another order
@@ -60,13 +61,13 @@ def apply(patches: list[Path], repo: Path, clone: Path, rev: str = "HEAD") -> st
     Raises:
         ValueError: no repository, no such commit, or a patch that does not apply.
     """
-    commit = _git(repo, "rev-parse", "--verify", f"{rev}^{{commit}}", remedy="name a git checkout of verl and a commit")
-    _git(Path.cwd(), "clone", "-q", "--shared", "--no-checkout", str(repo), str(clone), remedy="free the folder")
-    _git(clone, "checkout", "-q", "--detach", commit, remedy="fetch that commit")
+    commit = git(repo, "rev-parse", "--verify", f"{rev}^{{commit}}", remedy="name a git checkout of verl and a commit")
+    git(Path.cwd(), "clone", "-q", "--shared", "--no-checkout", str(repo), str(clone), remedy="free the folder")
+    git(clone, "checkout", "-q", "--detach", commit, remedy="fetch that commit")
     for patch in patches:
         remedy = f"{patch.parent.name}/{patch.name} does not apply to this commit; patches/README.md names one"
-        _git(clone, "am", "-q", "--3way", "--keep-non-patch", str(patch), remedy=remedy)
-    return _git(clone, "log", "-1", "--format=%h of %cs, %s", commit)
+        git(clone, "am", "-q", "--3way", "--keep-non-patch", str(patch), remedy=remedy)
+    return git(clone, "log", "-1", "--format=%h of %cs, %s", commit)
 
 
 def run_tests(tests: list[str], checkout: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -134,7 +135,12 @@ def _answer(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return json.loads(said)
 
 
-def _git(folder: Path, *arguments: str, remedy: str = "report this") -> str:
+def git(folder: Path, *arguments: str, remedy: str = "report this") -> str:
+    """What a git command says, under this module's settings.
+
+    Raises:
+        ValueError: it fails; the sentence begins with `remedy`.
+    """
     settings = [part for setting in SETTINGS for part in ("-c", setting)]
     done = subprocess.run(["git", *settings, *arguments], cwd=folder, capture_output=True, text=True)
     if done.returncode:

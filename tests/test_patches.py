@@ -14,16 +14,18 @@ from pathlib import Path
 import pytest
 
 from fgrpo_plugin.divergences import available_divergences
-from patches import check
+from fgrpo_plugin.pinned import VERL
+from patches import check, make_series
 
 ROOT = Path(__file__).parents[1]
+PINNED = f"v{VERL}"
 SHIMS, LOSSES = check.SHIMS, 2  # patches of the one kind, then of the other
 PAGES = {  # pages of verl's documentation, which no installed package holds, and who changes them
     "docs/extend_guide.rst": ["0003-config-hooks.patch", "0004-extend-trainer-mode.patch"],
     "docs/index.rst": ["0006-f-grpo.patch"],
 }
 SECOND_TRANSFER = "+                receiver=None if receiver_future is None else receiver_future.future(),"
-"""In 0005: verl 0.9.1 sends weights at two places, `main` of 2026-08-22 at one."""
+"""In 0005: the pinned verl sends weights at two places, `main` at one."""
 GIT = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgSign=false"]
 MODULES = (
     "fsdp, megatron, veomni, sglang, vllm, rollout, trainer, ci, training_utils, recipe, hardware, deployment, ray, "
@@ -46,23 +48,12 @@ def _json(done: subprocess.CompletedProcess[str]) -> dict:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def pristine_host(folder: Path) -> Path:
-    """A repository below `folder` with a copy of the installed host."""
-    import verl
-
-    pristine = folder / "pristine"
-    shutil.copytree(Path(verl.__file__).parent, pristine / "verl", ignore=shutil.ignore_patterns("__pycache__"))
-    for command in (["init", "-q"], ["add", "-f", "."], ["commit", "-q", "--no-verify", "-m", "verl as installed"]):
-        subprocess.run([*GIT, *command], cwd=pristine, check=True)
-    return pristine
-
-
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory) -> tuple[Path, Path]:
     """The installed host with the shims' patches, and with the whole series."""
     folder = tmp_path_factory.mktemp("hosts")
-    pristine = pristine_host(folder)
-    patches = check.patches_of("v0.9.1")
+    pristine = make_series.installed_verl(folder)
+    patches = check.patches_of(PINNED)
     check.apply(patches[:SHIMS], pristine, folder / "shims")
     check.apply(patches, pristine, folder / "all")
     return folder / "shims", folder / "all"
@@ -75,7 +66,7 @@ def ran(hosts) -> dict[str, Callable[[], subprocess.CompletedProcess[str]]]:
     with ThreadPoolExecutor(2) as pool:
         jobs: dict[str, Future] = {
             "brought tests": pool.submit(
-                check.run_tests, check.tests_of(check.patches_of("v0.9.1")), everything, "--tb=short", "-rs"
+                check.run_tests, check.tests_of(check.patches_of(PINNED)), everything, "--tb=short", "-rs"
             ),
             "numbers": pool.submit(check.run_ours, "tests.support.upstream_process", everything, plugin=False),
             "stock": pool.submit(check.run_ours, "tests.support.shims_process"),
@@ -106,16 +97,16 @@ def test_every_shim_has_its_patch_for_both_hosts():
     shims = [path for path in (ROOT / "fgrpo_plugin/host/shims").glob("*.py") if path.name != "__init__.py"]
     named = [re.findall(r"[\w-]+\.patch", shim.read_text().split('"""')[1]) for shim in shims]
     assert all(len(names) == 1 for names in named)
-    for series in ("main", "v0.9.1"):
+    for series in ("main", PINNED):
         names = [patch.name for patch in check.patches_of(series)]
         assert len(names) == SHIMS + LOSSES
         assert sorted(name for [name] in named) == names[:SHIMS]
-    assert check.SERIES == ("main", "v0.9.1")
+    assert check.SERIES == ("main", PINNED)
 
 
 def test_both_series_make_the_same_changes():
     """Pages of verl's documentation are not part of an installed package, and one line is needed twice there."""
-    for ours, main in zip(check.patches_of("v0.9.1"), check.patches_of("main"), strict=True):
+    for ours, main in zip(check.patches_of(PINNED), check.patches_of("main"), strict=True):
         assert (ours.name, _title(ours)) == (main.name, _title(main))
         old, new = _changes(ours), _changes(main)
         for page, patches in PAGES.items():
@@ -253,9 +244,9 @@ def test_check_fails_where_a_shim_is_needed_or_a_loss_differs(patched, numbers, 
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        (["--series", "v0.1"], "--series v0.1 is not known; choose one of main, v0.9.1."),
+        (["--series", "v0.1"], f"--series v0.1 is not known; choose one of main, {PINNED}."),
         (["--rev", "no-such-commit"], "name a git checkout of verl and a commit"),
-        (["--series", "v0.9.1"], "v0.9.1/0001-policy-loss-batch-fields.patch does not apply to this commit"),
+        (["--series", PINNED], f"{PINNED}/0001-policy-loss-batch-fields.patch does not apply to this commit"),
     ],
 )
 def test_check_says_what_is_wrong_in_one_sentence(arguments, sentence, tmp_path):

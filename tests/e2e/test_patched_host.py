@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.host_runs import STEPS, F, differences, state, steps
-from tests.test_patches import SHIMS, check, pristine_host
+from tests.test_patches import PINNED, SHIMS, check, make_series
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.long]
 @pytest.fixture(scope="module")
 def patched_host(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("patched_host")
-    check.apply(check.patches_of("v0.9.1")[:SHIMS], pristine_host(folder), folder / "patched")
+    check.apply(check.patches_of(PINNED)[:SHIMS], make_series.installed_verl(folder), folder / "patched")
     return folder / "patched"
 
 
