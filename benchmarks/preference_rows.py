@@ -51,7 +51,7 @@ WORDS = [
 
 
 def made_pairs(file: Path, pairs: int, words: int) -> None:
-    """Pairs of made text: prompt and two answers of about so many words each."""
+    """Pairs of made text: prompt and two responses of about so many words each."""
     draw = random.Random(0)
     with file.open("w") as out:
         for number in range(pairs):

@@ -14,8 +14,8 @@ from fgrpo_plugin.losses import f_grpo_loss, f_hal_loss, fdo_loss, implicit_rewa
 DOCS = Path(__file__).parents[1]
 BETA = 0.1
 SIZES = (2, 4, 8, 16)
-SPREADS = (0.0, 1.0, 10.0)  # standard deviation of the log pi_old of an answer, nats
-TOKENS = 100  # of an answer: `token_mean` divides its log pi_old by it
+SPREADS = (0.0, 1.0, 10.0)  # standard deviation of the log pi_old of a response, nats
+TOKENS = 100  # of a response: `token_mean` divides its log pi_old by it
 REWARDS: dict[str, Callable[[int, torch.Generator], torch.Tensor]] = {
     "0 or 1, half of them 1": lambda n, draw: (torch.rand(n, generator=draw) < 0.5).double(),
     "0 or 1, one in ten 1": lambda n, draw: (torch.rand(n, generator=draw) < 0.1).double(),
@@ -57,14 +57,14 @@ scales and dr/d log pi, on-policy against preference half:
     paper, released, lambda l:   (1 + 1/beta) (1 - l) m_group : 2 l
     equal if                     (1 - l') / l' = q (1 + 1/beta) (1 - l) / l,       q = m_group / m_side
 
-q for groups of G answers, log pi_old independent of the rewards, {rows:,} random answers for each number. Three numbers a cell: log pi_old
-is the same for all answers (so also `weighting=softmax`); the log pi_old of an answer of {tokens} tokens has a standard deviation of 1 nat;
+q for groups of G responses, log pi_old independent of the rewards, {rows:,} random responses for each number. Three numbers a cell: log pi_old
+is the same for all responses (so also `weighting=softmax`); the log pi_old of a response of {tokens} tokens has a standard deviation of 1 nat;
 of 10 nats (`weight_level=sequence` in m_group, `token_mean` in m_side). In brackets m_side, which falls as groups become flat.
 Standard errors of q are at most {error:.3f}. A success rate of 0.9 gives the numbers of 0.1.
 
 {q}
 
-From G = 4 on, in this table, q lies between {low:.1f}/G and {high:.1f}/G: the more answers a prompt, the less is left of the factor 1 + 1/beta.
+From G = 4 on, in this table, q lies between {low:.1f}/G and {high:.1f}/G: the more responses a prompt, the less is left of the factor 1 + 1/beta.
 q is 1 where the weights are the same: `weighting=none`, or the same `weight_scale` and `weight_level`.
 
 The lambda of `stable` whose balance is that with which `paper` and `released` start (beta = {beta:g}; rewards {binary};
@@ -93,7 +93,7 @@ reference, D- rows 10 nats below, on-policy rows spread by 5 nats.
 
 {solved}
 
-The share compares sizes, not directions: it does not say whether the halves agree, and the length of answers is not in it. It drifts
+The share compares sizes, not directions: it does not say whether the halves agree, and the length of responses is not in it. It drifts
 as training goes on; a schedule of lambda ([f_hal.md](f_hal.md#lambda)) can follow. Which share is best is another matter: one task was
 measured, in [experiments/lambda_lab](../experiments/lambda_lab/README.md).
 """
@@ -126,7 +126,7 @@ def nominal() -> str:
 
 
 def balance(rewards: str, size: int, spread: float, rows: int) -> tuple[float, float, float]:
-    """m_side, q = m_group / m_side and the standard error of q, over groups of `size` random answers."""
+    """m_side, q = m_group / m_side and the standard error of q, over groups of `size` random responses."""
     draw = torch.Generator().manual_seed(0)
     groups = rows // size
     reward = REWARDS[rewards](groups * size, draw)
@@ -148,7 +148,7 @@ def balance(rewards: str, size: int, spread: float, rows: int) -> tuple[float, f
 def _weights(
     settings: FDivergenceConfig, reward: torch.Tensor, ids: torch.Tensor, old_log_prob: torch.Tensor
 ) -> torch.Tensor:
-    """Group weights; `old_log_prob` (n, 1) is that of whole answers of `TOKENS` tokens."""
+    """Group weights; `old_log_prob` (n, 1) is that of whole responses of `TOKENS` tokens."""
     level, scale = settings.weight_level, settings.weight_scale
     assert level is not None and scale is not None
     return group_weights(
@@ -175,7 +175,7 @@ def solved_lam(lam: float, share: float, target: float) -> float:
 
 
 def gradients(preset: str, lam: float, moved: bool, divergence: str = "pearson", **overrides: Any) -> torch.Tensor:
-    """d loss / d log pi of 8,000 on-policy answers in groups of 4, then of 8,000 preference answers."""
+    """d loss / d log pi of 8,000 on-policy responses in groups of 4, then of 8,000 preference responses."""
     draw = torch.Generator().manual_seed(1)
     rows = 8_000
     settings = _settings(preset, divergence=divergence, **overrides)

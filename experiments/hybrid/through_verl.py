@@ -25,7 +25,7 @@ RESULTS = HERE / "results.json"
 LAB = HERE.parent / "lambda_lab" / "results" / "sweep_stable.json"
 LAMBDAS = (0.0, 0.5, 1.0)
 ANSWERS = 256
-"""Held-out answers that verl's validation samples, one a prompt."""
+"""Held-out responses that verl's validation samples, one a prompt."""
 
 
 def lab_spread(lam: float, kind: str) -> tuple[float, float, float]:
@@ -40,7 +40,7 @@ def lab_spread(lam: float, kind: str) -> tuple[float, float, float]:
 
 
 def agrees(value: float, lam: float, kind: str) -> bool:
-    """Whether a host's run lies within the lab's seeds, give or take two standard errors of its few answers."""
+    """Whether verl's run lies within the lab's seeds, give or take two standard errors of its few responses."""
     _, low, high = lab_spread(lam, kind)
     error = 2 * math.sqrt(max(value * (1 - value), 1 / ANSWERS) / ANSWERS)
     return low - error <= value <= high + error

@@ -118,7 +118,7 @@ def respond(
     draws: int,
     seed: int | None,
 ) -> Rollouts:
-    """Answer each prompt `draws` times at temperature 1, or once greedily where `seed` is None, and judge the answers.
+    """Sample `draws` responses a prompt at temperature 1, or one greedily where `seed` is None, and judge them.
 
     Rows of one prompt lie together and are one group.
     """
@@ -297,10 +297,10 @@ def train(
 
 
 def evaluate(policy: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
-    """Means over the held-out prompts, sampled at temperature 1 (eight answers a prompt, fixed draws) and greedy.
+    """Means over the held-out prompts, sampled at temperature 1 (eight responses a prompt, fixed draws) and greedy.
 
     Returns:
-        proxy, true and confident (share of answers with a confident ending), each plain and with the suffix _greedy.
+        proxy, true and confident (share of responses with a confident ending), each plain and with the suffix _greedy.
     """
     found = {}
     for suffix, seed in (("", 0), ("_greedy", None)):

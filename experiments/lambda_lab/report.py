@@ -42,7 +42,7 @@ python experiments/lambda_lab/report.py                                        #
 ```
 
 The task (`fgrpo_plugin/quickstart/hybrid.py`) is two-digit addition with the quick start's model of 0.4 M parameters. The
-judge wants the sum and nothing else. The proxy pays 0.4 for the right last digit and 0.6 for an answer that ends with "!", so
+judge wants the sum and nothing else. The proxy pays 0.4 for the right last digit and 0.6 for a response that ends with "!", so
 that a bluff ("73!" to 12+34=) is worth more than the sum. The warm-up stops early and has seen some bluffs. The preferences:
 the sum over a wrong one, over a bluff and over itself with "!", for 64 of some 7400 training prompts. Proxy, preferences and
 judge were fixed in commit bd1c989, before the first run.
@@ -53,7 +53,7 @@ and `f_hal_loss`. lambda = 0 draws no preferences, lambda = 1 rolls nothing out.
 ## Measured
 
 The preset `stable`; `paper` and `released` below. {seeds} seeds, each run made once; means over 256 held-out prompts, mean ± standard deviation over the seeds. Rewards are
-those of answers sampled at temperature 1 unless it says greedy. Made at {made} (`results/` has the commit of each run; the settings of
+those of responses sampled at temperature 1 unless it says greedy. Made at {made} (`results/` has the commit of each run; the settings of
 the first sweep are written there as they are called now, its numbers are as they were made); {seconds} s a run (median; one core of a
 machine that had other work to do), without a seed's warm-up.
 
@@ -74,7 +74,7 @@ What lambda means depends on the preset ([docs/lambda.md](../../docs/lambda.md))
 {presets}
 
 * **`paper` and `released` are one experiment.** With one optimiser step a batch, gamma = 1 is the constant 1 + 1/beta: same
-  gradient in every step, up to rounding, which in the end samples other answers. True rewards differ by at most {apart}.
+  gradient in every step, up to rounding, which in the end samples other responses. True rewards differ by at most {apart}.
 * **The same lambda is another experiment.** q = mean(|a| w) of the paper's weights over that of `stable`'s was {q_first} in the first
   step ({q_range} in means over the runs), so at the same lambda the on-policy half of `paper` pulls about {factor} times as hard against
   its preference half as that of `stable` does.
@@ -111,16 +111,16 @@ READING = """
 
 Where this is not what was expected, or needs care:
 
-* **lambda = 1 learns more than a little** of what sampling shows: its answers become less random also on prompts that no
-  preference speaks of. Its greedy answers become worse than they were, {greedy_1} against {greedy_start}.
+* **lambda = 1 learns more than a little** of what sampling shows: its responses become less random also on prompts that no
+  preference speaks of. Its greedy responses become worse than they were, {greedy_1} against {greedy_start}.
 * **Greedily the middle hardly gains** over the start ({greedy_middle} against {greedy_start} at lambda = 0.5). The gain is in sampled
-  answers, of which the losses speak.
+  responses, of which the losses speak.
 * **The middle is held back by the proxy's other flaw.** Without "!" the last digit is all that is left to earn: at lambda = 0.5
-  it is right in {digits_middle} of the answers, the whole sum in {true_middle}. The preferences are too few to close that gap.
-* **lambda = 0 has learned some arithmetic.** Its last digit is right in {digits_0} of the answers ({digits_start} before): answers
+  it is right in {digits_middle} of the responses, the whole sum in {true_middle}. The preferences are too few to close that gap.
+* **lambda = 0 has learned some arithmetic.** Its last digit is right in {digits_0} of the responses ({digits_start} before): responses
   such as "46!", for which the proxy pays all and the judge nothing. A judge who overlooked the "!" would see a smaller
   failure; how many sums are right but for it was not recorded.
-* **A small lambda is not enough**: at 0.25 most answers are still confident. The task was made for the failure to show;
+* **A small lambda is not enough**: at 0.25 most responses are still confident. The task was made for the failure to show;
   where the middle begins says nothing about another task."""
 
 

@@ -1,4 +1,4 @@
-"""A reward with a flaw, named to verl by `reward.custom_reward_function`: a bonus for the form of an answer."""
+"""A reward with a flaw, named to verl by `reward.custom_reward_function`: a bonus for the form of a response."""
 
 import re
 from typing import Any

@@ -16,7 +16,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 def rendered(
     model: Path, chats: Sequence[Sequence[Mapping[str, str]]], chat_template: Path | None = None
 ) -> list[list[int]]:
-    """Prompts as the model reads them, up to where its answer would begin.
+    """Prompts as the model reads them, up to where its response would begin.
 
     Args:
         model: Hugging Face folder.

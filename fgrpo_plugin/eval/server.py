@@ -104,7 +104,7 @@ class _NoResponseError(ValueError):
 def _at_once(
     keys: Sequence[str], ask: Callable[[str], list[dict[str, Any]]]
 ) -> Iterator[tuple[str, list[dict[str, Any]] | Exception]]:
-    """Yield each key's answer as it comes; after a failure wait for what is under way, and begin no more.
+    """Yield each key's responses as they come; after a failure wait for what is under way, and begin no more.
 
     The threads are daemons: who leaves, by Ctrl-C for one, does not wait for what is under way.
     """

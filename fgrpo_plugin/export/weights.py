@@ -122,7 +122,7 @@ def load_model(model: str, dtype: torch.dtype | str, setting: str, *, trust: boo
 
 
 def check_finite(name: str, value: torch.Tensor) -> None:
-    """Raise the ValueError of a weight that has a NaN or an infinite entry, whose model answers nothing."""
+    """Raise the ValueError of a weight that has a NaN or an infinite entry, whose model generates nothing."""
     if value.is_floating_point() and value.numel() and not all(bound.isfinite() for bound in value.aminmax()):
         raise ValueError(
             f"{name} has entries that are no numbers: the run diverged; choose an earlier step with --step."

@@ -80,7 +80,7 @@ def quantile_of_bins(counts: Sequence[float], edges: Sequence[float], share: flo
     """The value below which ``share`` of the counted values lie, interpolated inside its bin.
 
     Args:
-        counts: one more than edges; the first and the last bin are open, and answer with their one edge.
+        counts: one more than edges; the first and the last bin are open, and give their one edge.
         edges: rising.
         share: in (0, 1).
 

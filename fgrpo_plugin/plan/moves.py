@@ -17,7 +17,7 @@ from fgrpo_plugin.plan.planned_run import DTYPES, Assumptions, PlannedRun
 Changes = dict[str, Any]
 LORA_RANK = 64
 MOST_GPUS = 4
-"""More GPUs are advised up to this multiple of those that were asked for: beyond it another card is the answer."""
+"""More GPUs are advised up to this multiple of those that were asked for, beyond it another kind of GPU."""
 NODE = 8
 """GPUs of a full node: a smaller one is filled before there is a second."""
 

@@ -184,7 +184,7 @@ def _headline(run: PlannedRun) -> str:
     gpus = f"{run.nodes} x {run.gpus_per_node} {run.gpu.name} ({run.gpu.memory_gib:g} GiB)"
     if run.rollout_gpus:
         gpus += f" and {run.rollout_gpus} that generate"
-    rows = f"{run.prompts} prompts x {run.group} answers" if run.generates else "preference rows alone"
+    rows = f"{run.prompts} prompts x {run.group} responses" if run.generates else "preference rows alone"
     if run.joined_rows:
         rows += f", {run.joined_rows} preference rows an optimiser step"
     if run.optimizer_steps > 1 or run.filling_rows:

@@ -229,7 +229,7 @@ def _rows(
 
 
 def _check_pairs(rows: Sequence[LabelledResponse], halves: dict[str, tuple[bool, int, int] | None]) -> None:
-    """A pair of the canonical format is two rows: two different answers to one prompt, one on each side."""
+    """Check that a pair of the canonical format is two responses to one prompt that differ, one of them desirable."""
     for row in rows:
         if row.pair is None:
             continue
@@ -241,7 +241,9 @@ def _check_pairs(rows: Sequence[LabelledResponse], halves: dict[str, tuple[bool,
         if other is None:
             raise BadRow("its pair has two rows already; give each pair a name of its own", row.pair)
         if other[0] == mine[0] or other[1] != mine[1] or other[2] == mine[2]:
-            raise BadRow("its pair is not of two different answers to one prompt, one on each side", row.pair)
+            raise BadRow(
+                "its pair is not of two different responses to one prompt, one desirable and one undesirable", row.pair
+            )
         halves[row.pair] = None
 
 

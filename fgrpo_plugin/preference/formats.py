@@ -1,7 +1,7 @@
 """Which format the columns of preference data are in, and what an example becomes: rows on two sides.
 
 readers.py has the formats. A format reads exactly its own columns. Two columns that could both be meant are refused by
-name; so is a column whose text conditions the answers and stands nowhere in what is read.
+name; so is a column whose text conditions the responses and stands nowhere in what is read.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,11 +39,11 @@ _CHOICES = (*_ALIKE, CHOICES, CONVERSATIONS)
 
 @dataclass(frozen=True)
 class LabelledResponse:
-    """One response on one side.
+    """One response, desirable or undesirable.
 
     Attributes:
         prompt: messages with `role` and `content`; the last one is not the assistant's.
-        response: the assistant's answer, as text.
+        response: the assistant's response, as text.
         desirable: D+ or D-.
         pair: the same for the rows of one pair, and for no others; None where the data are unpaired.
         source: file and row that it comes from.
@@ -70,7 +70,7 @@ class Layout:
         names: the file's column for each thing that the format needs.
         system: the column that holds a system message, or None.
         ignored: columns that are not read.
-        conditions: those of them whose text would condition the answers.
+        conditions: those of them whose text would condition the responses.
         prompt: the file's columns of which the prompt is made; none where conversations hold it.
     """
 
@@ -163,7 +163,7 @@ def detect(columns: Sequence[str], where: str, mapping: Columns | None = None, f
     ):
         fitting = [format for format in fitting if format.name != "paired_transcripts"]
     used = {format: {name for names in format.columns for name in names if name in seen} for format in fitting}
-    # What reads more of the columns is meant: a prompt of its own beside two answers, the canonical columns.
+    # What reads more of the columns is meant: a prompt of its own beside two responses, the canonical columns.
     fitting = [format for format in fitting if not any(used[format] < used[other] for other in fitting)]
     if not fitting:
         raise ValueError(nothing_fits(where, seen, columns, first or {}))
@@ -200,7 +200,7 @@ def rows_of(
     Args:
         example: column -> value, after `renamed`.
         layout: from `detect`.
-        where: file and row, kept as `source`, and as `pair` where one answer stands on each side.
+        where: file and row, kept as `source`, and as `pair` where one response is desirable and one is not.
         notes: counts what is left out; None counts nothing.
 
     Raises:
@@ -267,7 +267,7 @@ def _not_read(column: str, value: Any, prompt: tuple[str, ...]) -> str:
         )
         join = f" ({setting_of({'prompt': [column, *prompt] if first else [*prompt, column]})})"
     return (
-        f"the column '{column}' conditions the answers and is not read; write it into the prompt{join}, or leave it "
+        f"the column '{column}' conditions the responses and is not read; write it into the prompt{join}, or leave it "
         f"out on purpose ({setting_of({column: 'null'})})"
     )
 

@@ -1,8 +1,8 @@
-"""Prompts and answers in the ways that files write them -> messages with `role` and `content`.
+"""Prompts and responses in the ways that files write them -> messages with `role` and `content`.
 
 Messages are `role` and `content`, or `from` and `value`; text is one message of the user, or turns that begin with
 "Human:" and "Assistant:" after an empty line, as HH-RLHF has them. Whatever else a message holds is
-noted as not read; what would condition the answer is refused.
+noted as not read; what would condition the response is refused.
 """
 
 import ast
@@ -23,7 +23,7 @@ _ANSWERS_TURN = re.compile(r"\s*Assistant:\s*")
 _BEGINS_WITH_TURN = re.compile(r"\s*Human:")
 _HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
-# Words of a column's or key's name that tell that the answer depends on it, and last words that tell that it does not.
+# Words of a column's or key's name that tell that the response depends on it; last words that tell that it does not.
 # fmt: off
 _CONDITIONS = {
     "system", "sys", "persona", "character", "tool", "tools", "function", "functions", "api", "apis", "context",
@@ -78,7 +78,7 @@ class Notes:
 
 
 def conditions_answer(name: str) -> bool:
-    """Return whether text under this name would condition an answer, as far as a name tells."""
+    """Return whether text under this name would condition a response, as far as a name tells."""
     return not tells_about(name) and not _CONDITIONS.isdisjoint(_words(name))
 
 
@@ -126,7 +126,7 @@ def prompt_of(column: str, value: Any, notes: Notes) -> list[Message]:
     """A prompt as messages; the last one is not the assistant's.
 
     Raises:
-        BadRow: it is empty, of another type, or ends with an answer.
+        BadRow: it is empty, of another type, or ends with a response.
     """
     if isinstance(value, str):
         if not value.strip():
@@ -135,23 +135,23 @@ def prompt_of(column: str, value: Any, notes: Notes) -> list[Message]:
         if is_transcript(value):
             turns = transcript(column, value)
             if turns[-1]["role"] == "assistant" and turns[-1]["content"]:
-                raise BadRow(f"'{column}' ends with the beginning of an answer", turns[-1]["content"])
+                raise BadRow(f"'{column}' ends with the beginning of a response", turns[-1]["content"])
             messages = turns[:-1] if turns[-1]["role"] == "assistant" else turns
     else:
         messages = messages_of(column, value, notes)
     if not any(message["content"].strip() for message in messages):
         raise BadRow("the prompt is empty")
     if messages[-1]["role"] == "assistant":
-        raise BadRow("the prompt ends with an answer of the assistant")
+        raise BadRow("the prompt ends with a response of the assistant")
     return messages
 
 
 def answered(prompt: list[Message] | None, column: str, value: Any, notes: Notes) -> tuple[list[Message], str]:
-    """The whole prompt that an answer is to, and the answer's text.
+    """The whole prompt that a response is to, and the response's text.
 
     Args:
         prompt: of the row, or None where the conversation holds it.
-        column: where the answer stands, for reasons.
+        column: where the response stands, for reasons.
         value: text; one message of the assistant; a conversation that ends with it and begins with the prompt, or with
             what stands before the prompt, or with what goes on behind it.
         notes: of the file.
@@ -171,10 +171,10 @@ def answered(prompt: list[Message] | None, column: str, value: Any, notes: Notes
         messages = messages_of(column, value, notes)
     *before, last = messages
     if last["role"] != "assistant":
-        raise BadRow(f"'{column}' does not end with an answer of the assistant")
+        raise BadRow(f"'{column}' does not end with a response of the assistant")
     if prompt is None:
         if not before or before[-1]["role"] == "assistant":
-            raise BadRow(f"'{column}' holds no prompt before its last answer")
+            raise BadRow(f"'{column}' holds no prompt before its last response")
         return before, last["content"]
     if not before or before == prompt:
         return prompt, last["content"]
@@ -189,7 +189,8 @@ def messages_of(column: str, value: Any, notes: Notes) -> list[Message]:
     """Messages as `role` and `content`.
 
     Raises:
-        BadRow: it is no list of messages, or one of them has an unknown role, no text, or keys that condition answers.
+        BadRow: it is no list of messages, or one of them has an unknown role, no text, or keys that condition a
+            response.
     """
     if isinstance(value, Mapping):
         value = [value]
@@ -217,13 +218,13 @@ def note_key(place: str, key: str, value: Any, notes: Notes, conditions: Callabl
     """Note a key that is not read, where it holds something.
 
     Raises:
-        BadRow: it conditions answers, and the user has not said that it is left out on purpose.
+        BadRow: it conditions responses, and the user has not said that it is left out on purpose.
     """
     if not texts(value):
         return
     if (conditions or conditions_answer)(key) and key not in notes.accepted:
         raise BadRow(
-            f"'{place}' has {key!r}, which conditions answers and is not read; leave it out on purpose with "
+            f"'{place}' has {key!r}, which conditions responses and is not read; leave it out on purpose with "
             f"data.preference.columns={{{key}: null}}, --column {key}=null",
             value,
         )

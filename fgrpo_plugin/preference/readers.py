@@ -1,20 +1,20 @@
-"""One reader for each format of preference data: the values of an example's columns -> prompt and answers on two sides.
+"""One reader for each format of preference data: from an example's columns to a prompt and labelled responses.
 
 | format | columns |
 | --- | --- |
 | canonical | what `fgrpo prefs convert` writes: `prompt`, `response`, `desirable`, `pair`, `source` |
-| paired | `prompt`, `chosen`, `rejected`: text, messages, whole conversations, or lists of several answers |
-| paired_transcripts | `chosen`, `rejected`: conversations that differ in the last answer, or HH-RLHF's text |
+| paired | `prompt`, `chosen`, `rejected`: text, messages, whole conversations, or lists of several responses |
+| paired_transcripts | `chosen`, `rejected`: conversations that differ in the last response, or HH-RLHF's text |
 | paired_conversations | `conversations` or `messages`, `chosen`, `rejected` (LLaMA-Factory) |
-| rejected_conversation | `messages` that end with the better answer, and `rejected_response` (ms-swift) |
+| rejected_conversation | `messages` that end with the chosen response, and `rejected_response` (ms-swift) |
 | preferred_output | `input` with `messages`, `preferred_output`, `non_preferred_output` (OpenAI) |
-| response_j_k | `question` or `prompt`, `response_j`, `response_k`; j is the better one (stack-exchange-paired) |
-| two_responses | a prompt, `response_0` and `response_1` (or 1/2, a/b, ...), and a column that names the better one |
-| two_conversations | `conversation_a`, `conversation_b`, and a column that names the better one (Chatbot Arena) |
+| response_j_k | `question` or `prompt`, `response_j`, `response_k`; j is the chosen one (stack-exchange-paired) |
+| two_responses | a prompt, `response_0` and `response_1` (or 1/2, a/b, ...), and a column that names the chosen one |
+| two_conversations | `conversation_a`, `conversation_b`, and a column that names the chosen one (Chatbot Arena) |
 | unpaired | `prompt`, `completion` or `response`, and `label` or `desirable` (true, false, 1, 0) |
 | unpaired_conversations | the same without `prompt`: conversations in `completion`, `messages` or `conversations` |
 | scored | `prompt`, `responses` or `completions`, `scores` (or `ranks`): above the mean is desirable, below it is not |
-| rated | `prompt` or `instruction`, and a list of answers that have a score, a rating or a rank each |
+| rated | `prompt` or `instruction`, and a list of responses that have a score, a rating or a rank each |
 """
 
 import math
@@ -47,8 +47,8 @@ class Format:
     Attributes:
         name: as in the module's table.
         columns: for each thing that it needs, the names that it may have; one of them must be there.
-        read: (names of the columns, example, notes) -> (prompt, [(answer, desirable), ...]); raises BadRow.
-        paired: whether one answer on each side makes a pair.
+        read: (names of the columns, example, notes) -> (prompt, [(response, desirable), ...]); raises BadRow.
+        paired: whether one desirable and one undesirable response make a pair.
         without: columns that rule it out.
     """
 
@@ -86,7 +86,7 @@ def _preferred_output(names: Sequence[str], example: Values, notes: Notes) -> Si
 
 
 def _two_sides(prompt: list[Message] | None, names: Sequence[str], example: Values, notes: Notes) -> Sides:
-    """Answers of two columns, the better one first; a column may hold a list of several."""
+    """Responses of two columns, the chosen one first; a column may hold a list of several."""
     found = []
     for column, desirable in zip(names, (True, False), strict=True):
         value = example[column]
@@ -100,7 +100,7 @@ def _shared_prompt(found: list[tuple[list[Message], str, bool]], names: Sequence
     prompt = found[0][0]
     if any(_stripped(other) != _stripped(prompt) for other, _, _ in found):
         columns = " and ".join(f"'{name}'" for name in names)
-        raise BadRow(f"{columns} differ before their last answers, so they share no prompt")
+        raise BadRow(f"{columns} differ before their last responses, so they share no prompt")
     return prompt, [(answer, desirable) for _, answer, desirable in found]
 
 
@@ -188,7 +188,7 @@ def _rated(names: Sequence[str], example: Values, notes: Notes) -> Sides:
     prompt, answers = names
     value = example[answers]
     if not is_list(value) or not all(isinstance(entry, Mapping) for entry in value):
-        raise BadRow(f"'{answers}' must be a list of objects, each an answer and its score", value)
+        raise BadRow(f"'{answers}' must be a list of objects, each a response and its score", value)
     found = []
     for entry in value:
         text, score = (_key(entry, keys, answers) for keys in (ANSWER_KEYS, SCORE_KEYS))
@@ -204,7 +204,7 @@ def _key(entry: Values, keys: Sequence[str], column: str) -> str:
     given = [key for key in keys if entry.get(key) is not None]
     if len(given) != 1:
         what = f"has both {' and '.join(given)}" if given else f"lacks one of {', '.join(keys)}"
-        raise BadRow(f"an answer in '{column}' {what}", None if given else dict(entry))
+        raise BadRow(f"a response in '{column}' {what}", None if given else dict(entry))
     return given[0]
 
 

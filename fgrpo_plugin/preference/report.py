@@ -29,7 +29,7 @@ class Measured:
     Attributes:
         encoder: of the model's tokenizer; takes templated text, which is counted by itself.
         settings: lengths and template of the run.
-        problem: what is odd about where an answer ends, or None.
+        problem: what is odd about where a response ends, or None.
     """
 
     tokenizer: Any
@@ -39,7 +39,7 @@ class Measured:
 
     @classmethod
     def of(cls, tokenizer: Any, settings: RowSettings) -> "Measured":
-        """With the token that ends an answer."""
+        """With the token that ends a response."""
         end = answer_end(tokenizer, settings.template, settings.stops)
         return cls(tokenizer, Encoder(tokenizer, settings.template, end.token), settings, end.problem)
 

@@ -1,4 +1,4 @@
-"""What a tokenizer's chat template does with an answer: where it ends, and whether rows and template agree."""
+"""What a tokenizer's chat template does with a response: where it ends, and whether rows and template agree."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from jinja2 import TemplateError
 
 @dataclass(frozen=True)
 class AnswerEnd:
-    """The token that ends an answer.
+    """The token that ends a response.
 
     Attributes:
         token: its id.
@@ -22,7 +22,7 @@ class AnswerEnd:
 
 
 def stop_tokens(model: str | Path) -> list[int]:
-    """Ids at which a rollout engine ends an answer beside the tokenizer's own: `eos_token_id` of the generation config.
+    """Ids at which a rollout engine ends a response beside the tokenizer's own: the generation config's `eos_token_id`.
 
     Args:
         model: folder or name on a hub; its configuration is asked where it has no generation_config.json.
@@ -48,7 +48,7 @@ def special_tokens(tokenizer: Any) -> dict[int, str]:
 
 
 def answer_end(tokenizer: Any, template: Mapping[str, Any] | None = None, stops: Sequence[int] = ()) -> AnswerEnd:
-    """The token that ends an answer: of those at which a rollout stops the one that the template puts behind an answer.
+    """Find the token that ends a response: one at which rollouts stop, and that the template puts behind a response.
 
     Args:
         tokenizer: with a chat template.
@@ -71,13 +71,13 @@ def answer_end(tokenizer: Any, template: Mapping[str, Any] | None = None, stops:
     where = ", ".join(repr(special.get(token, token)) for token in known)
     return AnswerEnd(
         written[0],
-        f"the template ends an answer with {special[written[0]]!r}, and rollouts stop at {where} alone: add "
+        f"the template ends a response with {special[written[0]]!r}, and rollouts stop at {where} alone: add "
         f"{written[0]} to eos_token_id in generation_config.json, else no rollout ends there",
     )
 
 
 def _behind_an_answer(tokenizer: Any, template: dict[str, Any], special: Mapping[int, str]) -> list[int]:
-    """The first special token that the template puts behind an answer, at a conversation's end and before a turn."""
+    """The first special token that the template puts behind a response, at a conversation's end and before a turn."""
     turns = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
     found = []
     for more in ([], [{"role": "user", "content": "three"}]):

@@ -12,7 +12,7 @@ _ARRAYS = ("tokens", "starts", "lengths", "prompts", "desirable", "pairs", "dige
 
 
 class TokenRow:
-    """A preference row in tokens: the prompt ends where the assistant's answer begins, the response with its end.
+    """A preference row in tokens: the prompt up to where the response begins, the response with the token that ends it.
 
     Attributes:
         ids: (prompt + response,) int32; a list of Python integers would take ten times the memory.

@@ -25,7 +25,7 @@ _MARKS = re.compile(
     r"|(?:^|\n)### ?(?:Human|Assistant|Instruction|Response):"
     "|<\uff5c(?:User|Assistant|begin\u2581of\u2581sentence|end\u2581of\u2581sentence)\uff5c>"
 )
-# Where a prompt is the whole text that goes to a model, the answer's turn is open at its end.
+# Where a prompt is the whole text that goes to a model, the response's turn is open at its end.
 _OPEN_TURN = re.compile(r"(?:### ?Response:|\bASSISTANT:|(?:^|\n)Assistant:)\s*$")
 
 
@@ -51,16 +51,16 @@ class Encoder:
     """Renders and tokenises rows, many at once: the prompt of a pair once.
 
     A prompt goes through the chat template with the generation prompt, as a rollout's does. A response is encoded by
-    itself and ends with the token that ends an answer.
+    itself and ends with the token that ends a response.
 
     Args:
         tokenizer: a Hugging Face tokenizer with a chat template.
         template: further arguments of the template, verl's `data.apply_chat_template_kwargs`.
-        end: the token that ends an answer; None takes `answer_end`.
+        end: the token that ends a response; None takes `answer_end`.
         keep_templated: take text that holds marks of a chat template.
 
     Raises:
-        ValueError: a tokenizer without template, or without a token that ends an answer.
+        ValueError: a tokenizer without template, or without a token that ends a response.
     """
 
     def __init__(
@@ -159,8 +159,8 @@ def template_problem(
 ) -> str | None:
     """Return what differs between a row's tokens and the template's rendering of the whole conversation, or None.
 
-    A template that trims an answer, puts something before it or ends it with another token makes preference rows unlike
-    what the model has been trained on.
+    A template that trims a response, puts something before it or ends it with another token makes preference rows
+    unlike what the model has been trained on.
     """
     encoded = encode_row(row, tokenizer, template, end)
     conversation = [*row.messages, {"role": "assistant", "content": row.response}]
@@ -168,15 +168,15 @@ def template_problem(
     try:
         whole = tokenizer.apply_chat_template(conversation, **settings)["input_ids"]
     except TemplateError as error:
-        return f"the template renders the prompt, but no answer behind it ({error})"
+        return f"the template renders the prompt, but no response behind it ({error})"
     ours = encoded.prompt_ids + encoded.response_ids
     if whole[: len(ours)] == ours:
         return None
     if whole[: len(encoded.prompt_ids)] != encoded.prompt_ids:
-        return "the template renders the prompt otherwise where an answer follows"
+        return "the template renders the prompt otherwise where a response follows"
     if whole[: len(ours) - 1] == ours[:-1]:
-        return "the template does not end an answer with the token that rows end with"
-    return "the template changes the answer"
+        return "the template does not end a response with the token that rows end with"
+    return "the template changes the response"
 
 
 def encode(
@@ -198,7 +198,7 @@ def encode(
         rows: text; read once, so that they may come from files as they are asked for.
         tokenizer: as `Encoder`, and so `template` and `end`.
         max_prompt_length: tokens; verl's `data.max_prompt_length`.
-        max_response_length: tokens, the end of the answer among them; verl's `data.max_response_length`.
+        max_response_length: tokens, the end of the response among them; verl's `data.max_response_length`.
         on_too_long: "error"; "drop" leaves the row out, and its partner; "truncate" cuts a response's end off, its last
             token with it, and a prompt's beginning; a pair whose sides are then the same is dropped.
         on_bad_row: "error", or "skip": what to do with a row that the template cannot render.
@@ -206,7 +206,7 @@ def encode(
         said: is told how many rows are done, now and then.
 
     Raises:
-        ValueError: an unknown setting, a tokenizer without template or end of an answer, or a row that is too long or
+        ValueError: an unknown setting, a tokenizer without template or end of a response, or a row that is too long or
             cannot be used where that is an error (it is named).
     """
     require_one_of("on_too_long", on_too_long, ON_TOO_LONG)

@@ -150,7 +150,7 @@ def _longest_prompt(rows: Sequence[Mapping[str, Any]], tokenizer: Any, *, tiny: 
     longest = max(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
     if tiny and longest + RESPONSE_TOKENS > tokenizer.model_max_length:
         raise ValueError(
-            f"DATA: the longest prompt has {longest} bytes, too many for the tiny model (512 with the answer); "
+            f"DATA: the longest prompt has {longest} bytes, too many for the tiny model (512 with the response); "
             "shorten it or name a model of your own in MODEL."
         )
     return longest

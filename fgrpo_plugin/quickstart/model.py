@@ -180,7 +180,7 @@ def warm_up(
     """Supervise until a response sampled at temperature 1 is right with probability `target_success`.
 
     Each label is wrong with probability one half, drawn anew every time, so that the model knows the task and still
-    answers wrongly half of the time: reinforcement has something to do. The result depends on `seed`, not on the speed
+    responds wrongly half of the time: reinforcement has something to do. The result depends on `seed`, not on the speed
     of the machine, unless `max_seconds` ends it.
 
     Args:

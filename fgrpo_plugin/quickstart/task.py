@@ -14,7 +14,7 @@ DATA_SOURCE = "fgrpo/addition"
 OPERANDS = range(10, 100)
 # One unordered pair in this many is held out.
 HELDOUT_ONE_IN = 12
-# Rows that validation answers greedily, before and after training.
+# Rows that validation samples greedily, before and after training.
 HELDOUT_ROWS = 256
 
 

@@ -1,6 +1,6 @@
 """The reward of the real model's run, named to verl by `reward.custom_reward_function`: right or not, and nothing else.
 
-A bonus for the form of an answer is hacked within a few steps: the form is learned and the arithmetic lost.
+A bonus for the form of a response is hacked within a few steps: the form is learned and the arithmetic lost.
 """
 
 from typing import Any

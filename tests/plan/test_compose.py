@@ -66,7 +66,7 @@ REFUSED = [
         "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=1 data.train_batch_size=64",
         "verl refuses this configuration: train_batch_size (64) must be >= actor.ppo_mini_batch_size (256)",
     ),
-    ("--recipe math_7b --n 1", "a group needs at least 2 answers a prompt"),
+    ("--recipe math_7b --n 1", "a group needs at least 2 responses a prompt"),
 ]
 
 

@@ -181,7 +181,7 @@ def test_rows_may_bring_columns_that_earlier_ones_lack(tmp_path):
     late = [*PAIRS, {**PAIRS[0], "note": "x"}, {**PAIRS[1], "system": "Be short."}]
     found = read_preferences([lines(tmp_path / "a.jsonl", late)])
     assert list(found.ignored.values()) == [["note"]] and found.rows[-1].prompt[0] == ("system", "Be short.")
-    with pytest.raises(ValueError, match=r"row 5: the column 'tools' conditions the answers"):
+    with pytest.raises(ValueError, match=r"row 5: the column 'tools' conditions the responses"):
         read_preferences([lines(tmp_path / "b.jsonl", [*PAIRS, {**PAIRS[0], "tools": ["x"]}])])
     two = [{"prompt": "p", "completion": "a", "label": True}, {"prompt": "p", "response": "b", "label": False}]
     with pytest.raises(ValueError, match="the columns completion and response could both be meant"):
@@ -211,7 +211,7 @@ def test_a_pair_of_the_canonical_format_is_two_rows(tmp_path):
 def test_a_pair_of_the_canonical_format_is_two_answers_to_one_prompt(change, tmp_path):
     row = {"prompt": [{"role": "user", "content": "q"}], "pair": "p", "source": "s"}
     rows = [{**row, "response": "a", "desirable": True}, {**row, "response": "b", "desirable": False, **change}]
-    with pytest.raises(ValueError, match="row 1: its pair is not of two different answers to one prompt, one on each"):
+    with pytest.raises(ValueError, match="row 1: its pair is not of two different responses to one prompt"):
         read_preferences([lines(tmp_path / "a.jsonl", rows)])
 
 

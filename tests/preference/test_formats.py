@@ -191,7 +191,7 @@ def test_what_conditions_the_answers_is_never_dropped(column, value):
     example = {"prompt": "p", "chosen": "a", "rejected": "b", column: value}
     if value == "p":
         value = example[column] = "another"
-    with pytest.raises(BadRow, match=f"the column '{column}' conditions the answers and is not read.*{column}: null"):
+    with pytest.raises(BadRow, match=f"the column '{column}' conditions the responses and is not read.*{column}: null"):
         read(example)
     assert read(example, {column: None})[0].prompt == (("user", "p"),)  # on purpose
     for nothing in (None, "", [], {}):

@@ -155,7 +155,7 @@ def test_template_problems_are_said_with_the_runs_arguments(file, tmp_path):
     odd.chat_template = odd.chat_template + "{% if loud %}!{% endif %}"
     assert not [line for line in load(file, tmp_path / "cache", odd).lines if line.startswith("  template:")]
     loud = load(file, tmp_path / "cache", odd, RowSettings(64, 8, {"loud": True})).lines
-    assert "  template: the template renders the prompt otherwise where an answer follows" in loud
+    assert "  template: the template renders the prompt otherwise where a response follows" in loud
     stray = copy.deepcopy(build_tokenizer())
     stray.eos_token = "<|reserved_4|>"
     assert any(

@@ -44,7 +44,7 @@ def test_what_a_message_holds_beside_role_and_content_is_noted_or_refused():
         ("thinking", "hm"),
         ("images", ["x.png"]),
     ):
-        with pytest.raises(BadRow, match=rf"'prompt\[\]' has '{key}', which conditions answers.*--column {key}=null"):
+        with pytest.raises(BadRow, match=rf"'prompt\[\]' has '{key}', which conditions responses.*--column {key}=null"):
             messages_of("prompt", [{**USER, key: value}], Notes())
         assert messages_of("prompt", [{**USER, key: value}], Notes([key])) == [USER]
         assert messages_of("prompt", [{**USER, key: None}], Notes()) == [USER]
@@ -69,7 +69,7 @@ def test_the_prompt_that_an_answer_is_to():
         of([USER], [ANSWER, {**ANSWER, "content": "b"}, ANSWER])  # two answers without a turn between them
     spaced = [{**USER, "content": " q\n"}, ANSWER]
     assert of([USER], spaced) == (spaced[:1], "a")  # the same but for spaces around it
-    with pytest.raises(BadRow, match="holds no prompt before its last answer"):
+    with pytest.raises(BadRow, match="holds no prompt before its last response"):
         of(None, [USER, ANSWER, ANSWER])
     with pytest.raises(BadRow, match="without the turns"):
         of(None, "a")

@@ -255,7 +255,7 @@ def test_what_an_answer_holds_beside_text_and_score_is_noted_or_refused():
     read(example(model="m", annotations={"x": "5"}, empty=None), notes)
     assert list(notes.unread) == ["answers[].model", "answers[].annotations"]
     for key in ("custom_system_prompt", "system", "prompt", "messages", "tools", "reasoning", "context"):
-        with pytest.raises(BadRow, match=rf"'answers\[\]' has '{key}', which conditions answers.*--column {key}=null"):
+        with pytest.raises(BadRow, match=rf"'answers\[\]' has '{key}', which conditions responses.*{key}=null"):
             read(example(**{key: "Be rude."}))
     assert read(example(custom_system_prompt="Be rude."), Notes(["custom_system_prompt"]))
     with pytest.raises(BadRow, match="has both overall_score and score"):
@@ -269,7 +269,7 @@ def test_what_an_answer_holds_beside_text_and_score_is_noted_or_refused():
 def test_tools_of_a_preferred_output_are_refused_unless_left_out_on_purpose():
     _, example = EXAMPLES["preferred output"]
     example = {**example, "input": {**example["input"], "tools": [{"name": "weather"}]}}
-    with pytest.raises(BadRow, match="'input' has 'tools', which conditions answers"):
+    with pytest.raises(BadRow, match="'input' has 'tools', which conditions responses"):
         read(example)
     notes = Notes(["tools"])
     assert len(read(example, notes)) == 2 and list(notes.unread) == ["input.tools"]
@@ -284,9 +284,9 @@ def test_tools_of_a_preferred_output_are_refused_unless_left_out_on_purpose():
         ({"prompt": [], "chosen": "a", "rejected": "b"}, "'prompt' is empty"),
         ({"prompt": "p", "chosen": "", "rejected": "b"}, "a response is empty"),
         ({"prompt": "p", "chosen": None, "rejected": "b"}, "'chosen' must be text or a list of messages"),
-        ({"prompt": [USER, GOOD], "chosen": "a", "rejected": "b"}, "the prompt ends with an answer"),
-        ({"prompt": f"{OPEN}Sure, ", "chosen": "a", "rejected": "b"}, "'prompt' ends with the beginning of an answer"),
-        ({"prompt": [USER], "chosen": [USER], "rejected": [BAD]}, "'chosen' does not end with an answer"),
+        ({"prompt": [USER, GOOD], "chosen": "a", "rejected": "b"}, "the prompt ends with a response"),
+        ({"prompt": f"{OPEN}Sure, ", "chosen": "a", "rejected": "b"}, "'prompt' ends with the beginning of a response"),
+        ({"prompt": [USER], "chosen": [USER], "rejected": [BAD]}, "'chosen' does not end with a response"),
         (
             {"prompt": [{"role": "bear", "content": "x"}], "chosen": "a", "rejected": "b"},
             "has a role other than system, user",
@@ -294,12 +294,12 @@ def test_tools_of_a_preferred_output_are_refused_unless_left_out_on_purpose():
         ({"prompt": [{"role": "user", "content": ["x"]}], "chosen": "a", "rejected": "b"}, "content is not text"),
         ({"prompt": "other", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "does not hold the prompt"),
         ({"chosen": "\n\nHuman: a", "rejected": "\n\nHuman: a"}, "'chosen' is text without the turns"),
-        ({"chosen": [USER, GOOD], "rejected": [{**USER, "content": "x"}, BAD]}, "differ before their last answers"),
+        ({"chosen": [USER, GOOD], "rejected": [{**USER, "content": "x"}, BAD]}, "differ before their last responses"),
         ({"chosen": [GOOD], "rejected": [BAD]}, "'chosen' holds no prompt"),
         ({"prompt": "p", "completion": "a", "label": "yes"}, "'label' is a label other than true, false, 1 and 0"),
         ({"prompt": "p", "completion": "a", "label": 2}, "'label' is a label other"),
         ({"prompt": "p", "completion": "a", "label": None}, "'label' is a label other"),
-        ({"prompt": "p", "completion": [USER], "label": 1}, "'completion' does not end with an answer"),
+        ({"prompt": "p", "completion": [USER], "label": 1}, "'completion' does not end with a response"),
         ({"prompt": "p", "responses": ["a"], "scores": [1.0, 2.0]}, "lists of the same length"),
         ({"prompt": "p", "responses": "ab", "scores": [1.0, 2.0]}, "lists of the same length"),
         ({"prompt": "p", "responses": ["a", "b"], "scores": [1.0, float("nan")]}, "'scores' is not a finite number"),

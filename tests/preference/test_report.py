@@ -80,7 +80,7 @@ def test_what_the_template_refuses_or_changes_is_counted(tmp_path):
     reason = "the chat template cannot render the prompt (no zero)"
     assert found.skipped == {reason: 2} and found.first_skipped[reason].endswith("a.jsonl: row 0")
     assert "rows 8" in text and f"cannot be used: 2 x {reason}" in text
-    assert "does not end an answer with the token that rows end with: 8 of 8 rows" in text
+    assert "does not end a response with the token that rows end with: 8 of 8 rows" in text
 
 
 def test_the_rows_that_are_shown_follow_from_the_seed_and_are_cut(tmp_path):
@@ -132,7 +132,7 @@ def test_the_runs_lengths_and_template_are_taken(tmp_path):
     odd.chat_template = odd.chat_template + "{% if loud %}!{% endif %}"
     assert "template:" not in report(file, tokenizer=odd)[1]
     loud = report(file, tokenizer=odd, template={"loud": True})[1]
-    assert "the template renders the prompt otherwise where an answer follows: 4 of 4 rows" in loud
+    assert "the template renders the prompt otherwise where a response follows: 4 of 4 rows" in loud
 
 
 def test_the_command_takes_the_runs_lengths_template_and_stop_tokens(tmp_path):
@@ -149,7 +149,7 @@ def test_the_command_takes_the_runs_lengths_template_and_stop_tokens(tmp_path):
     for words in (
         "10 of 10 rows have a prompt of more than 3",
         "10 of 10 rows have a response of more than 1",
-        "renders the prompt otherwise where an answer follows: 10 of 10",
+        "renders the prompt otherwise where a response follows: 10 of 10",
     ):
         assert words in result.output, words
     assert "otherwise" not in CliRunner().invoke(app, command, env={"COLUMNS": "300"}).output

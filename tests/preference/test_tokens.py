@@ -84,7 +84,7 @@ def test_a_row_ends_with_the_token_that_is_asked_for(tokenizer):
     assert found.rows[0].response_ids[-1] == end
     assert (
         template_problem(row(), tokenizer, end=end)
-        == "the template does not end an answer with the token that rows end with"
+        == "the template does not end a response with the token that rows end with"
     )
 
 
@@ -167,8 +167,8 @@ OPEN = "{% if add_generation_prompt %}assistant:{% endif %}"
     ("template", "problem"),
     [
         (None, None),
-        (TURNS.replace("BODY", " + 'X'") + OPEN, "does not end an answer"),
-        (TURNS.replace("BODY", " | trim") + OPEN, "changes the answer"),
+        (TURNS.replace("BODY", " + 'X'") + OPEN, "does not end a response"),
+        (TURNS.replace("BODY", " | trim") + OPEN, "changes the response"),
         ("{{ messages | length }}" + TURNS.replace("BODY", ""), "renders the prompt otherwise"),
     ],
 )

@@ -15,7 +15,7 @@ from fgrpo_plugin.quickstart.run import run_quickstart
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("actor_rollout_ref.rollout.n=1", "a group needs at least 2 answers"),
+        ("actor_rollout_ref.rollout.n=1", "a group needs at least 2 responses"),
         ("actor_rollout_ref.rollout.nn=4", "nn"),
     ],
 )

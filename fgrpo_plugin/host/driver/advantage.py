@@ -31,7 +31,7 @@ def f_grpo_advantage(
     if config is not None:
         require_validated(config)
     if index is None:
-        raise ValueError("the batch carries no 'uid', so answers cannot be grouped by prompt.")
+        raise ValueError("the batch carries no 'uid', so responses cannot be grouped by prompt.")
     by_std = True if config is None else bool(config.get("norm_adv_by_std_in_grpo", True))
     advantages = group_advantages(token_level_rewards.sum(dim=-1), index, normalize_by_std=by_std)
     spread = advantages.to(token_level_rewards.dtype).unsqueeze(-1) * response_mask

@@ -13,7 +13,7 @@ _BLOCK_ROWS = 256
 
 
 def refuse_several_outputs(keys: list[str]) -> None:
-    """Raise where an agent loop returned several outputs in one session: f-GRPO takes one row an answer.
+    """Raise where an agent loop returned several outputs in one session: f-GRPO takes one row a response.
 
     Args:
         keys: verl's row keys, ``{uid}_{session}_{output}``.

@@ -98,7 +98,7 @@ def _refuse_contradictions(config: DictConfig, settings: FDivergenceConfig) -> N
         (
             not offline and select("actor_rollout_ref.rollout.n", 1) < 2,
             f"actor_rollout_ref.rollout.n={select('actor_rollout_ref.rollout.n')}",
-            "a group needs at least 2 answers a prompt to have a mean to compare with; set it to 4 or more",
+            "a group needs at least 2 responses a prompt to have a mean to compare with; set it to 4 or more",
         ),
         (select(f"{actor}.shuffle"), f"{actor}.shuffle=true", "the driver must know each row's mini-batch; set false"),
         (
@@ -110,7 +110,7 @@ def _refuse_contradictions(config: DictConfig, settings: FDivergenceConfig) -> N
         (
             select("critic.enable"),
             "critic.enable=true",
-            f"{name} compares answers within a group and reads no value function; remove it",
+            f"{name} compares responses within a group and reads no value function; remove it",
         ),
         (
             select("model_engine", "dp") not in STRATEGIES,

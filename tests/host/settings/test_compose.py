@@ -40,5 +40,5 @@ def test_without_anything_near_the_command_that_prints_them_all_is_named():
 def test_an_override_that_verl_takes_and_f_grpo_refuses_is_refused(inputs):
     words = [*inputs, "algorithm.adv_estimator=f_grpo"]
     check_overrides(words)
-    with pytest.raises(ValueError, match="a group needs at least 2 answers"):
+    with pytest.raises(ValueError, match="a group needs at least 2 responses"):
         check_overrides([*words, "actor_rollout_ref.rollout.n=1"])
