@@ -1,6 +1,7 @@
 """f-divergences: the generator f, its conjugate f*, an increasing link g, and the composite f*(g).
 
-`_TABLE` is the reference; a new row also needs an entry in theory.py and docs/make. Variational form of D+ from D-:
+`_TABLE` is the one place of the formulas; a new row also needs an entry in theory.py and docs/make. The divergence of
+D+ (the positive side of a loss, which gets g) from D- (the negative side, which gets f*(g)), in variational form:
 
     D_f(D+ || D-) = sup_r  E_{D+}[ g(r) ] - E_{D-}[ f*(g(r)) ],        g: R -> dom f*, increasing
 
@@ -127,17 +128,17 @@ class Divergence:
 
     @property
     def range(self) -> tuple[float, float]:
-        """The interval (low, high) in which g(v), f*(g(v)) and their derivatives are finite in float32."""
+        """(low, high): for v in it, g(v), f*(g(v)) and their derivatives are finite in float32."""
         return self._link.range
 
     @property
     def estimate_offset(self) -> float:
-        """Added to a reported divergence estimate, so that D(P, P) = 0; 2 log 2 for `gan`, else 0."""
+        """What a reported divergence estimate adds so that D(P, P) = 0: 2 log 2 for `gan`, else 0."""
         return self._entry.estimate_offset
 
     @property
     def slopes(self) -> tuple[float, float]:
-        """(g'(0), (f*.g)'(0)), how hard the positive and negative side are pushed where the policy is the reference."""
+        """(g'(0), (f*.g)'(0)), how hard the positive and the negative side are pushed where the policy is pi_ref."""
         with torch.enable_grad():
             zero = torch.zeros((), dtype=torch.float64, requires_grad=True)
             return (

@@ -24,22 +24,22 @@ GENERATOR = {
     "alpha": "(t^a - 1 - a (t - 1)) / (a (a - 1))",
 }
 PICK = {
-    "kl": "Gentle on bad rows: what is already unlikely is left alone, what is still likely is pushed hard.",
-    "reverse_kl": "Bad rows are pushed down for ever; good rows matter less and less once they have risen. Watch the "
-    "length and the entropy.",
-    "pearson": "The default. Good rows always count the same; bad rows are pushed down only to r = -2, that is to "
-    "exp(-2/beta) of the reference, and are pulled back from below it.",
-    "pearson_restricted": "As pearson, but bad rows below r = -2 are left where they are.",
-    "neyman": "The lower a bad row lies, the harder it is pushed. Only with `implicit_reward_clip`.",
-    "squared_hellinger": "Both sides limit themselves; a good row that has become unlikely, or a bad one that has "
-    "become likely, gets an exponentially large push. Clean rewards.",
+    "kl": "Gentle on the negative side: what is already unlikely is left alone, what is still likely is pushed hard.",
+    "reverse_kl": "Rows of the negative side are pushed down for ever; those of the positive side matter less and less "
+    "once they have risen. Watch the length and the entropy.",
+    "pearson": "The default. Rows of the positive side always count the same; those of the negative side are pushed down "
+    "only to r = -2, that is to exp(-2/beta) of the reference, and are pulled back from below it.",
+    "pearson_restricted": "As pearson, but rows of the negative side below r = -2 are left where they are.",
+    "neyman": "The lower a row of the negative side lies, the harder it is pushed. Only with `implicit_reward_clip`.",
+    "squared_hellinger": "Both sides limit themselves; a row of the positive side that has become unlikely, or one of the "
+    "negative side that has become likely, gets an exponentially large push. Clean rewards.",
     "jensen_shannon": "Bounded push, fading smoothly on both sides (logistic): noisy rewards, long runs.",
     "gan": "The gradient of jensen_shannon; the value differs by 2 log 2.",
     "total_variation": "Fades on both sides whether a row moves as asked or not, so rows that resist are given up: the "
     "least sensitive to wrong labels, and the least able to turn a policy round.",
     "jeffreys": "The sum of kl and reverse_kl: strong on both sides, never fading. Clean rewards, small learning rate.",
-    "alpha": "Moves between neyman (a = -1), hellinger (a = 1/2), kl (a -> 1) and pearson (a = 2): good rows weigh "
-    "exp((a - 1) r), bad rows exp(a r).",
+    "alpha": "Moves between neyman (a = -1), hellinger (a = 1/2), kl (a -> 1) and pearson (a = 2): rows of the "
+    "positive side weigh exp((a - 1) r), those of the negative side exp(a r).",
 }
 
 # Published loss; divergence; at which reward; and what L_FDO then is. tests/test_special_cases.py proves each.
@@ -58,13 +58,14 @@ PAGE = """# Divergences
 Made by `python docs/make/divergences.py`. The formulas of f, f\\*, g and f\\*(g) stand in one place, the table of
 `fgrpo_plugin/divergences.py`; here is what they do to a row.
 
-Minimising the loss moves a good row's implicit reward r = beta log(pi/pi_ref) up with weight g'(r) and a bad row's down with
-weight (f\\*.g)'(r). A weight that goes to 0 lets go of rows that have moved far enough (**fades**), one that grows pulls harder
-the further they are (**grows**).
+A loss has two sides. The **positive side**, rows with positive advantage and desirable (D+) preference rows, gets -g(r); the **negative
+side**, rows with negative advantage and undesirable (D-) preference rows, gets f\\*(g(r)). Minimising the loss moves the implicit reward
+r = beta log(pi/pi_ref) of a row up with weight g'(r) on the positive side, and down with weight (f\\*.g)'(r) on the negative one.
+A weight that goes to 0 lets go of rows that have moved far enough (**fades**), one that grows pulls harder the further they are (**grows**).
 
 ## What each one does
 
-At r = 0, where training starts, the two **slopes at 0** say how hard either side is pushed; with (1, 1), `scale=unit` and
+At r = 0, where training starts, the two **slopes at 0** say how hard each side is pushed; with (1, 1), `scale=unit` and
 `weighting=none` the first gradient is that of GRPO under `loss_agg_mode=seq-mean-token-sum`. **Range**: outside it r is clipped, so
 that values and gradients of a row are finite in float32. A weight that grows exponentially can still be large enough there for the
 norm of the whole gradient to overflow, and verl then skips the update: with such an entry set `implicit_reward_clip`, to 20 for
@@ -89,7 +90,7 @@ link. It counts for the process that calls it, so call it in a module that every
 ## Known losses that are special cases
 
 L_FDO equals the right column when it is given these rewards. KTO's z_0 and BCO's delta are constants that those methods estimate
-from the batch, without gradient; KTO and HDO take one mean over all rows, FDO one over each side. For pairs the reward is that of the ordered pair, z = r_w - r_l, as
+from the batch, without gradient; KTO and HDO take one mean over all rows, FDO one over each side. For pairs the reward is that of the ordered pair, z = r(chosen) - r(rejected), as
 D+, and of the pair read backwards, -z, as D-. What else is near (REAL, f-DPG, DPH-RL, AMIR-GRPO), and how far it is the same:
 [related.md](related.md).
 
@@ -111,7 +112,7 @@ With sigma the logistic function:
 
 ## Pictures
 
-Weight against implicit reward: good rows blue, bad rows red; solid variational, dashed density ratio.
+Weight against implicit reward: positive side blue, negative side red; solid variational, dashed density ratio.
 
 {figures}
 """
@@ -134,12 +135,12 @@ def entries() -> list[tuple[str, Divergence]]:
 def weights(d: Divergence, r: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """g'(r) and (f*.g)'(r)."""
     r = r.double().requires_grad_()
-    good, bad = (torch.autograd.grad(function(r).sum(), r)[0] for function in (d.link, d.conjugate_of_link))
-    return good, bad
+    positive, negative = (torch.autograd.grad(function(r).sum(), r)[0] for function in (d.link, d.conjugate_of_link))
+    return positive, negative
 
 
 def tendency(near: float, far: float) -> str:
-    """What a weight does on the way to its side: from r = 8 to r = 16 in that direction."""
+    """Say what a weight does as r goes far in one direction: from 8 to 16 away from 0."""
     if abs(far) < 0.6 * abs(near) or far == 0:
         return "fades"
     if abs(far) > 1.4 * abs(near):
@@ -150,17 +151,17 @@ def tendency(near: float, far: float) -> str:
 def slopes_table() -> str:
     """One row for every divergence and link."""
     lines = [
-        "| divergence | f(t) | link | slopes at 0 | good row, r rising | falling | bad row, r falling | rising | range |",
+        "| divergence | f(t) | link | slopes at 0 | positive side, r rising | falling | negative side, r falling | rising | range |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, d in entries():
-        good, bad = weights(d, torch.tensor([-16.0, -8.0, 8.0, 16.0]))
+        positive, negative = weights(d, torch.tensor([-16.0, -8.0, 8.0, 16.0]))
         slopes = ", ".join(f"{slope:.3g}" for slope in d.slopes)
         parameter = "" if d.alpha is None else f", a = {d.alpha:g}"
         low, high = (f"{bound:g}" for bound in d.range)
         moves = [
             tendency(*map(float, (values[near], values[far])))
-            for values, near, far in ((good, 2, 3), (good, 1, 0), (bad, 1, 0), (bad, 2, 3))
+            for values, near, far in ((positive, 2, 3), (positive, 1, 0), (negative, 1, 0), (negative, 2, 3))
         ]
         cells = (name + parameter, GENERATOR[name], d.link_name, f"({slopes})", *moves, f"[{low}, {high}]")
         lines.append("| " + " | ".join(cells) + " |")
@@ -187,12 +188,12 @@ def draw(folder: Path) -> None:
     for name in GENERATOR:
         figure, axes = plt.subplots(figsize=(5, 3), dpi=90)
         for _, d in (entry for entry in entries() if entry[0] == name):
-            good, bad = weights(d, r)
+            positive, negative = weights(d, r)
             style = "-" if d.link_name == "variational" or name == "alpha" else "--"
             shade = 1.0 if d.alpha is None else 0.35 + 0.3 * ALPHAS.index(d.alpha)
             suffix = d.link_name.replace("_", " ") if d.alpha is None else f"a = {d.alpha:g}"
-            axes.plot(r, good, style, color="tab:blue", alpha=shade, label=f"good, {suffix}")
-            axes.plot(r, bad, style, color="tab:red", alpha=shade, label=f"bad, {suffix}")
+            axes.plot(r, positive, style, color="tab:blue", alpha=shade, label=f"positive, {suffix}")
+            axes.plot(r, negative, style, color="tab:red", alpha=shade, label=f"negative, {suffix}")
         axes.axhline(0, color="0.8", linewidth=0.8)
         axes.axvline(0, color="0.8", linewidth=0.8)
         axes.set(ylim=(-1.2, 4), xlabel="implicit reward r", ylabel="weight of a row", title=name)

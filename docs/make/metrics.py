@@ -10,12 +10,12 @@ PAGE = """# What a run logs
 
 Made by `python docs/make/metrics.py` from `fgrpo_plugin/host/metrics.yaml`. verl's own metrics are not repeated here. Workers report sums
 and counts of each micro-batch, which the driver divides once, so that within a mini-batch no number depends on micro-batches or ranks;
-`tests/host/test_metrics.py` has each definition as a loop over raw responses. A number that cannot be had (a side without
-responses) is left out of that step.
+`tests/host/test_metrics.py` has each definition as a loop over raw responses. A number that cannot be had (a mean over
+no responses) is left out of that step.
 
 With several mini-batches in a step each of them has its own denominators; what is logged is the ratio of the step's totals where they
 have equally many micro-batches. r is the implicit reward after clipping, beta nats means that r is in units of
-beta times nats, f's unit that of the divergence. Log-probs are natural.
+beta times nats, f's unit that of the divergence. Log-probs are natural. D+ rows are the desirable preference rows, D- rows the undesirable ones.
 
 ## f-GRPO and f-HAL
 

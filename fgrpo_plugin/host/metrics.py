@@ -66,7 +66,7 @@ ON_POLICY_SUMS = {
     "unaligned_": ("rows", "reward", "weight", "weighted_term"),
     "compared_": ("tokens", *COMPARED),
 }
-"""Side -> which values the workers add up over its rows: a sum's name is one after the other."""
+"""Side -> which values the workers add up over its rows; a sum is called by side and value, as `aligned_reward`."""
 
 
 def on_policy_sides(counted: torch.Tensor, advantage: torch.Tensor, fresh: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -86,9 +86,9 @@ def on_policy_sides(counted: torch.Tensor, advantage: torch.Tensor, fresh: torch
 
 
 def _rewards(mean: Means, offset: float) -> dict[str, float]:
-    """Implicit rewards of each side, and the divergence that they estimate.
+    """Return the mean implicit rewards of each side, and the divergence that they estimate.
 
-    The term of an aligned reward is -g(r), that of another f*(g(r)).
+    The term of a row is -g(r) where its advantage is positive, f*(g(r)) where it is negative.
     """
     aligned, unaligned = mean("aligned_reward", "aligned_rows"), mean("unaligned_reward", "unaligned_rows")
     estimate = -sum(mean(f"{side}_weighted_term", f"{side}_weight") for side in ("aligned", "unaligned"))
@@ -128,7 +128,7 @@ def _slopes(mean: Means, settings: FDivergenceConfig, lam: float) -> dict[str, f
 def compared_with_rollout(log_prob: torch.Tensor, rollout: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Compare the actor's probabilities with the rollout engine's: each row's sums of `COMPARED` over its tokens.
 
-    A block of rows at a time, so that what lies between stays in the cache and is soon freed.
+    A chunk of rows at a time, so that what lies between stays in the cache and is soon freed.
 
     Args:
         log_prob: (n, T) of the actor, nats.

@@ -34,7 +34,7 @@ class Means:
 
 
 def preference_values(reward: torch.Tensor, distance: torch.Tensor, side: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return what preference rows alone report, (n,) each: whether r has its side's sign; the distance, its bin.
+    """Return what preference rows alone report, (n,) each: whether r has the right sign; the distance, its bin.
 
     Args:
         reward: (n,) r of each row.
@@ -54,7 +54,7 @@ def _edges(device: torch.device) -> torch.Tensor:
 
 
 def preference_quotients(mean: Means, offset: float) -> dict[str, float]:
-    """Return what the preference rows say about the policy, and how far it is from those who wrote them."""
+    """Turn the workers' sums over preference rows into the metrics that are logged."""
     sides = ("desirable", "undesirable")
     above, below = (mean(f"{side}_reward", f"{side}_rows") for side in sides)
     rows, right, clipped = (sum(mean.sums[f"{side}_{name}"] for side in sides) for name in ("rows", "right", "clipped"))
@@ -99,7 +99,7 @@ def quantile_of_bins(counts: Sequence[float], edges: Sequence[float], share: flo
 
 
 def held_out_metrics(rows: Sequence[TokenRow], rewards: torch.Tensor, settings: FDivergenceConfig) -> dict[str, float]:
-    """Measure how well the implicit reward tells the sides of held-out data apart.
+    """Measure how well the implicit reward tells desirable from undesirable held-out rows.
 
     Args:
         rows: n rows.
@@ -108,7 +108,7 @@ def held_out_metrics(rows: Sequence[TokenRow], rewards: torch.Tensor, settings: 
 
     Returns:
         Accuracy: the share of pairs whose desirable row has the larger reward (a tie counts half); without pairs, of
-        all couples of a D+ and a D- row. And the margin between the sides' mean rewards, and the divergence estimate.
+        every D+ row with every D- row. And the margin between their mean rewards, and the divergence estimate.
     """
     divergence = settings.build_divergence()
     desirable = torch.tensor([row.desirable for row in rows])
@@ -117,7 +117,7 @@ def held_out_metrics(rows: Sequence[TokenRow], rewards: torch.Tensor, settings: 
     differences = rewards[better] - rewards[worse]
     if len(differences):
         won = float((differences > 0).double().mean() + 0.5 * (differences == 0).double().mean())
-    else:  # Mann and Whitney's U, by ranks: the couples themselves may be too many to hold
+    else:  # Mann and Whitney's U, by ranks: the pairs themselves may be too many to hold
         ordered = below.sort().values
         wins = torch.searchsorted(ordered, above) + torch.searchsorted(ordered, above, right=True)
         won = float(wins.double().mean() / 2 / len(below))
@@ -137,7 +137,7 @@ def _share(right: torch.Tensor, lead: torch.Tensor) -> float:
 
 
 def ranking_metrics(rows: Sequence[TokenRow], log_prob: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:
-    """Return whether the policy, without its reference, finds the better response of held-out pairs the likelier one.
+    """Return how often the policy, without its reference, gives the D+ row of a held-out pair the larger probability.
 
     Args:
         rows: n rows.

@@ -16,7 +16,7 @@ def f_grpo_loss(
     response_mask: torch.Tensor | None = None,
     denominator: Denominator | None = None,
 ) -> torch.Tensor:
-    """On-policy loss: rows above their group's mean stand for D+, rows below it for D-.
+    """Compute the on-policy loss: rows with positive advantage stand for D+, those with negative advantage for D-.
 
         L_fGRPO = 1/N sum_i |a_i| ( -w_i g(r_i) if a_i > 0 ;  +w_i f*(g(r_i)) if a_i < 0 )
 
@@ -29,8 +29,8 @@ def f_grpo_loss(
         divergence: supplies g and f*(g).
         weights: w, (n,); constant; None means 1.
         response_mask: (n, T) in {0, 1}; required at level token, else it only says which rows have a token.
-        denominator: N. None: this batch's own count of rows (tokens at level token), at least 1. Given, the losses of
-            micro-batches add up to the loss of the whole.
+        denominator: N. None: the number of rows in this batch (tokens at level token), at least 1. Given, the losses
+            of micro-batches add up to the loss of the whole.
 
     Returns:
         Scalar.

@@ -17,7 +17,7 @@ def fdo_loss(
     response_mask: torch.Tensor | None = None,
     denominator: Sequence[Denominator] | None = None,
 ) -> torch.Tensor:
-    """Off-policy loss: the negative variational estimate of D_f(D+ || D-); paired and unpaired data both work.
+    """Compute the off-policy loss, -1 times the variational estimate of D_f(D+ || D-), of paired or unpaired data.
 
         L_FDO = - mean_{D+ rows} g(r) + mean_{D- rows} f*(g(r))
 
@@ -29,7 +29,8 @@ def fdo_loss(
         desirable: (n,) bool; True for D+ (chosen, desirable), False for D- (rejected, undesirable).
         divergence: supplies g and f*(g).
         response_mask: (n, T) in {0, 1}; required at level token, else it only says which rows have a token.
-        denominator: (D+, D-) counts that replace this batch's own; given, the losses of micro-batches add up.
+        denominator: one for D+ and one for D-, in place of this batch's numbers of rows (tokens at level token);
+            given, the losses of micro-batches add up.
 
     Returns:
         Scalar.

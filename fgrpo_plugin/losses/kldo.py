@@ -31,7 +31,7 @@ def kldo_loss(
         implicit_reward: r, (n,) or, at level token, (n, T): means over tokens then.
         desirable: (n,) bool; True for D+, False for D-.
         response_mask: (n, T) in {0, 1}; required at level token, else it only says which rows have a token.
-        denominator: (D+, D-) counts of the whole step, for micro-batches that add up; requires log_mean_exp.
+        denominator: one for D+ and one for D-, of the whole step, for micro-batches that add up; requires log_mean_exp.
         log_mean_exp: c over all D- rows of the step, computed without gradient beforehand. None: this batch's own.
 
     Returns:
@@ -53,10 +53,10 @@ def kldo_loss(
     r = torch.where(counted, implicit_reward.to(compute_dtype(implicit_reward)), 0.0)
     require_finite("implicit_reward", r)
     side = desirable if r.dim() == 1 else desirable.unsqueeze(-1)
-    unaligned = counted & ~side
+    undesirable = counted & ~side
     if log_mean_exp is None:
-        rows = unaligned.sum(dtype=r.dtype)
-        c = torch.where(unaligned, r.detach(), -torch.inf).flatten().logsumexp(0) - rows.log()
+        rows = undesirable.sum(dtype=r.dtype)
+        c = torch.where(undesirable, r.detach(), -torch.inf).flatten().logsumexp(0) - rows.log()
         c = torch.where(rows > 0, c, 0.0)
     else:
         c = torch.as_tensor(log_mean_exp, dtype=r.dtype, device=r.device).detach()

@@ -1,4 +1,7 @@
-"""From a divergence and rows on two sides to row losses, and from row losses to means."""
+"""The loss of each row by its side, and the means of row losses.
+
+The positive side (positive advantage, or desirable) gets -g(r), the negative side f*(g(r)).
+"""
 
 from collections.abc import Sequence
 
@@ -9,45 +12,45 @@ from fgrpo_plugin.losses.checks import require_shape
 from fgrpo_plugin.losses.reward import clip_implicit_reward
 
 Denominator = float | torch.Tensor
-"""A count of rows (of tokens at level token) that replaces a batch's own."""
+"""What a loss is divided by, in place of the batch's own number of rows (of tokens at level token)."""
 
 
 def side_losses(
-    reward: torch.Tensor, aligned: torch.Tensor, divergence: Divergence, counted: torch.Tensor
+    reward: torch.Tensor, positive: torch.Tensor, divergence: Divergence, counted: torch.Tensor
 ) -> torch.Tensor:
-    """-g(r) for aligned rows, f*(g(r)) for the others, (n,); what does not count is 0, whatever it holds."""
+    """Return -g(r) for positive rows and f*(g(r)) for the others, (n,); what is not counted is 0, whatever it holds."""
     r, _ = clip_implicit_reward(torch.where(counted, reward, 0.0), divergence)
-    return side_losses_inside(r, aligned, divergence, counted)
+    return side_losses_inside(r, positive, divergence, counted)
 
 
 def side_losses_inside(
-    r: torch.Tensor, aligned: torch.Tensor, divergence: Divergence, counted: torch.Tensor
+    r: torch.Tensor, positive: torch.Tensor, divergence: Divergence, counted: torch.Tensor
 ) -> torch.Tensor:
-    """`side_losses` of r that lies inside the divergence's range, also where it does not count."""
+    """Return `side_losses` of an r that lies inside the divergence's range everywhere, also where it is not counted."""
     # Inside the range both branches and their slopes are finite, so the one not taken sends back an exact 0.
     link, conjugate = divergence.inside_range(r)
     if r.dim() == 1:
-        return torch.where(counted, torch.where(aligned, -link, conjugate), 0.0)
-    loss = torch.where(counted, torch.where(aligned.unsqueeze(-1), link, conjugate), 0.0).sum(dim=-1)
-    return torch.where(aligned, -loss, loss)  # the sign is the row's, so it is not given to every token
+        return torch.where(counted, torch.where(positive, -link, conjugate), 0.0)
+    loss = torch.where(counted, torch.where(positive.unsqueeze(-1), link, conjugate), 0.0).sum(dim=-1)
+    return torch.where(positive, -loss, loss)  # the sign is the row's, so it is not given to every token
 
 
 def side_means(
     rows: torch.Tensor, desirable: torch.Tensor, counted: torch.Tensor, denominator: Sequence[Denominator] | None
 ) -> torch.Tensor:
-    """Sum of the row losses of each side over its own count, or over the given one."""
+    """Add up both sides' row losses, each over its own denominator: its number of rows, or the given one."""
     if denominator is None:
         denominators: Sequence[Denominator | None] = (None, None)
     elif isinstance(denominator, Sequence | torch.Tensor) and len(denominator) == 2:
         denominators = denominator
     else:
-        raise ValueError(f"denominator={denominator} must be a pair (D+ count, D- count), or None")
+        raise ValueError(f"denominator={denominator} must be a pair, one for D+ and one for D-, or None")
     counts = counted.sum(dim=-1) if counted.dim() == 2 else counted
-    aligned, unaligned = (
+    of_desirable, of_undesirable = (
         side_mean(torch.where(side, rows, 0.0), torch.where(side, counts, 0).sum(), given)
         for side, given in zip((desirable, ~desirable), denominators, strict=True)
     )
-    return aligned + unaligned
+    return of_desirable + of_undesirable
 
 
 def side_mean(rows: torch.Tensor, count: torch.Tensor, denominator: Denominator | None) -> torch.Tensor:

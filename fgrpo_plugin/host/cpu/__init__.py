@@ -10,7 +10,7 @@ import wrapt
 
 from fgrpo_plugin.host.cpu import package_metadata
 
-# host module -> what to call with it once it is imported
+# module of verl -> what to call with it once it is imported
 _HOOKS = {
     "verl.plugin.platform.platform_manager": "fgrpo_plugin.host.cpu.platform:register",
     "verl.utils.distributed": "fgrpo_plugin.host.cpu.gloo:register",
@@ -23,7 +23,7 @@ _HOOKS = {
 
 @cache
 def install() -> None:
-    """Prepare this process; host modules that are not imported yet are met when they are."""
+    """Prepare this process; modules of verl that are not imported yet are met when they are."""
     package_metadata.offer()
     for module, hook in _HOOKS.items():
         wrapt.register_post_import_hook(hook, module)

@@ -72,28 +72,28 @@ class JoiningGroup(wrapt.ObjectProxy):
 
 
 def deal(rows: Sequence[TokenRow], ranks: int) -> list[list[TokenRow]]:
-    """Spread drawn rows over ranks: as many of each side everywhere, about as many tokens, a couple on one rank.
+    """Assign drawn rows to ranks: as many D+ as D- rows and about as many tokens on each, a pair on one rank.
 
     Args:
         rows: D+ and D- in turn, as drawn; a multiple of 2 * ranks.
         ranks: > 0.
     """
-    couples = sorted(zip(rows[::2], rows[1::2], strict=True), key=_tokens, reverse=True)
-    dealt: list[list[TokenRow]] = [[] for _ in range(ranks)]
+    pairs = sorted(zip(rows[::2], rows[1::2], strict=True), key=_tokens, reverse=True)
+    assigned: list[list[TokenRow]] = [[] for _ in range(ranks)]
     tokens = [0] * ranks
-    for first in range(0, len(couples), ranks):
-        hand = couples[first : first + ranks]
-        # The longest couple goes to the rank that has the fewest tokens so far.
-        for couple, rank in zip(hand, sorted(range(ranks), key=tokens.__getitem__), strict=True):
-            dealt[rank] += couple
-            tokens[rank] += _tokens(couple)
-    return dealt
+    for first in range(0, len(pairs), ranks):
+        hand = pairs[first : first + ranks]
+        # The longest pair goes to the rank that has the fewest tokens so far.
+        for pair, rank in zip(hand, sorted(range(ranks), key=tokens.__getitem__), strict=True):
+            assigned[rank] += pair
+            tokens[rank] += _tokens(pair)
+    return assigned
 
 
 def joined_order(on_policy: int, minibatches: int, ranks: int, per_rank: int) -> list[tuple[str, int]]:
     """Return which row stands where in the actor's batch: ("on", i) or ("off", i).
 
-    verl gives each rank a contiguous share and walks through it in mini-batches, so the preference rows of rank k
+    verl assigns each rank a contiguous chunk and walks through it in mini-batches, so the preference rows of rank k
     and mini-batch j are mixed evenly into rank k's j-th part.
 
     Args:
@@ -147,7 +147,7 @@ def as_queue_rows(rows: Sequence[TokenRow], reference: Sequence[torch.Tensor] | 
 def queue_blocks(
     rows: Sequence[TokenRow], reference: Sequence[torch.Tensor], numbers: Mapping[str, torch.Tensor]
 ) -> Iterator[tuple[slice, dict[str, Any]]]:
-    """Rows in the form of verl's queue, a block at a time: a whole large batch would fill the driver's memory.
+    """Rows in the form of verl's queue, a chunk at a time: a whole large batch would fill the driver's memory.
 
     Args:
         rows: n rows.
@@ -176,7 +176,7 @@ def _nested(values: np.ndarray | torch.Tensor, lengths: Sequence[int]) -> torch.
 def preference_numbers(rows: Sequence[TokenRow], settings: FDivergenceConfig, lam: float) -> dict[str, torch.Tensor]:
     """One number a row for the rows of one mini-batch: ``ROW_FIELDS`` and ``PREFERENCE_FIELDS``, (n,) float32 each.
 
-    The count is the row's own side's: rows, or response tokens at level token.
+    The denominator of a D+ row is the number of D+ rows (response tokens at level token), that of a D- row likewise.
     """
     tokens = torch.tensor([row.response_length for row in rows])
     desirable = torch.tensor([row.desirable for row in rows])

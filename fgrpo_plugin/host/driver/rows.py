@@ -29,11 +29,11 @@ def refuse_several_outputs(keys: list[str]) -> None:
 def minibatch_of_row(rows: int, rows_per_minibatch: int, dp_size: int) -> torch.Tensor:
     """(rows,) index of the mini-batch in which verl trains each row.
 
-    verl gives every rank a contiguous share and walks through it in order (``actor.shuffle`` is refused), so row p
-    of rank p // share belongs to mini-batch (p mod share) // (rows_per_minibatch / dp_size).
+    verl assigns every rank a contiguous chunk and walks through it in order (``actor.shuffle`` is refused), so row p
+    of rank p // chunk belongs to mini-batch (p mod chunk) // (rows_per_minibatch / dp_size).
     """
-    share = rows // dp_size
-    return (torch.arange(rows) % share) // (rows_per_minibatch // dp_size)
+    chunk = rows // dp_size
+    return (torch.arange(rows) % chunk) // (rows_per_minibatch // dp_size)
 
 
 def row_sums(values: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -46,7 +46,7 @@ def row_sums(values: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Te
     """
     (flat, offsets), kept = _flat(values), None if mask is None else _flat(mask)[0]
     sums = []
-    # A block of rows at a time, so that what lies between stays in the cache, and fresh memory is not asked for.
+    # A chunk of rows at a time, so that what lies between stays in the cache, and fresh memory is not asked for.
     for start in range(0, len(offsets) - 1, _BLOCK_ROWS):
         ends = offsets[start : start + _BLOCK_ROWS + 1]
         block = flat[ends[0] : ends[-1]]

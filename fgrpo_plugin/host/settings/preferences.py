@@ -52,7 +52,7 @@ def load_preference_rows(config: Any, tokenizer: Any, *, held_out: bool = False)
 
 
 def check_preference_batch(config: Any, settings: FDivergenceConfig) -> None:
-    """Refuse preference rows of a mini-batch that cannot be spread over ranks and micro-batches; no file is read.
+    """Refuse preference rows of a mini-batch that cannot be assigned to ranks and micro-batches; no file is read.
 
     Raises:
         ValueError: names the setting and the remedy.

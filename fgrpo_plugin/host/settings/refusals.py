@@ -29,7 +29,7 @@ FILES = ("files", "val_files")
 
 ACTOR_SETTINGS = {
     "clip_ratio, clip_ratio_low, clip_ratio_high, clip_ratio_c": "ignored: f-GRPO has no importance ratio to clip",
-    "loss_agg_mode, loss_scale_factor": "ignored by f-GRPO's loss (own row counts); used by KL and entropy terms",
+    "loss_agg_mode, loss_scale_factor": "ignored by f-GRPO's loss (own denominators); used by KL and entropy terms",
     "entropy_coeff": "honoured: added to the loss; sees on-policy rows only",
     "use_kl_loss, kl_loss_coef": "honoured: added to the loss, beside our own reference term; sees on-policy rows only",
     "ppo_epochs": "honoured: rows are repeated; above 1 the rollout's log-probs are not compared with the actor's",

@@ -1,4 +1,4 @@
-"""What the shims share: a check that a host function is the one that a shim was written for."""
+"""What the shims share: a check that a function of verl is the one that a shim was written for."""
 
 import hashlib
 import inspect
@@ -20,7 +20,7 @@ def source_hash(obj: Callable[..., Any]) -> str:
 def known_source(
     obj: Callable[..., Any], *, hashes: Collection[str], what: str, remedy: str, distribution: str = "verl"
 ) -> None:
-    """Refuse a host function that no shim was written for.
+    """Refuse a function of verl that no shim was written for.
 
     Args:
         obj: verl's function or class.
@@ -73,12 +73,12 @@ def apply_checked(name: str, apply: Callable[[Any], bool], module: Any) -> None:
     """
     try:
         APPLIED[name] = "applied" if apply(module) else "not needed"
-    except Exception as error:  # whatever a host that we do not know throws: its other algorithms must go on
+    except Exception as error:  # whatever a verl that we do not know throws: its other algorithms must go on
         refuse(name, error)
 
 
 def refuse(name: str, error: Exception) -> None:
-    """Note why f-GRPO cannot run on this host, and say so: verl hides a plugin's errors at DEBUG level."""
+    """Note why f-GRPO cannot run on this verl, and say so: verl hides a plugin's errors at DEBUG level."""
     known = isinstance(error, RuntimeError)
-    REFUSED[name] = str(error) if known else f"{name} does not fit this host ({type(error).__name__}: {error})."
+    REFUSED[name] = str(error) if known else f"{name} does not fit this verl ({type(error).__name__}: {error})."
     print(f"fgrpo-plugin: this verl does not fit f_grpo: {REFUSED[name]}", file=sys.stderr, flush=True)

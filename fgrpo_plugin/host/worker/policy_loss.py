@@ -1,8 +1,8 @@
 """The policy losses ``f_grpo`` and ``f_hal`` in verl's registry: what runs in a worker for one micro-batch.
 
 Everything that concerns a group or a whole mini-batch (advantage, weight, denominator, lambda) was computed on the
-driver (driver/rows.py, driver/joining.py) and comes with the rows, so the result does not depend on how rows are spread
-over ranks and micro-batches.
+driver (driver/rows.py, driver/joining.py) and comes with the rows, so the result does not depend on how rows are
+assigned to ranks and micro-batches.
 """
 
 import itertools
@@ -64,7 +64,7 @@ def f_grpo_policy_loss(
         log_prob: (n, T) log-probs of pi_theta, nats; gradient flows.
         advantages: (n, T); not read, ``f_divergence_advantage`` is the same number once a row.
         response_mask: (n, T) in {0, 1}.
-        loss_agg_mode: not read; each half is divided by its own count.
+        loss_agg_mode: not read; each half is divided by its own denominator.
         config: verl's actor section; ``policy_loss.f_divergence`` and ``global_batch_info`` are read.
         rollout_is_weights: not read; the validation refuses the setting that makes them.
         ref_log_prob: (n, T) log-probs of pi_ref, nats.
@@ -193,17 +193,17 @@ def _policy_loss(rows: _Rows, config: Any) -> tuple[torch.Tensor, dict[str, floa
     unclipped = reward_of_ratios(ratio, old_ratio, tokens, settings.beta, gamma, settings.level)
 
     magnitude = row_magnitudes(rows.advantage, rows.weight, unclipped.dtype)
-    aligned, counted = rows.advantage > 0, tokens > 0
+    positive, counted = rows.advantage > 0, tokens > 0
     if preferences is not None:  # a row of L_FDO is one of L_fGRPO of magnitude 1
         magnitude = torch.where(preferences.rows, 1.0, magnitude)
-        aligned = torch.where(preferences.rows, preferences.side > 0, aligned)
+        positive = torch.where(preferences.rows, preferences.side > 0, positive)
     extremes = finite_extremes(LOG_PROBS, unclipped, {"advantages or weights": magnitude})
 
     # With gradient also where verl evaluates the loss without, so that its slopes are there as well.
     with torch.enable_grad():
         leaf = unclipped.detach().requires_grad_()
         reward, clipped = clip_between(leaf, clip_range(divergence, settings.implicit_reward_clip), extremes)
-        terms = side_losses_inside(reward, aligned, divergence, rows.mask if per_token else counted)
+        terms = side_losses_inside(reward, positive, divergence, rows.mask if per_token else counted)
         losses = magnitude * terms
         # Divided first: near the edge of a range two rows can be more than float32 holds.
         shares = losses / rows.denominator.clamp(min=1)
@@ -218,7 +218,7 @@ def _policy_loss(rows: _Rows, config: Any) -> tuple[torch.Tensor, dict[str, floa
     with torch.no_grad():
         reward, clipped, slopes = _of_rows(reward, clipped, slopes, tokens)
         if per_token:  # the terms of the rows' own rewards, not the sums of their tokens'
-            terms = side_losses_inside(reward, aligned, divergence, counted)
+            terms = side_losses_inside(reward, positive, divergence, counted)
         values = {
             "rows": counted,
             "clipped": clipped,
