@@ -2,11 +2,17 @@
 
 import importlib.util
 import json
+import os
 import re
+import shlex
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 DOCS = Path(__file__).parents[1] / "docs"
 WRITTEN = ("*.md", "docs/*.md", "recipes/*/*.md", "experiments/*/*.md", "patches/**/*.md")
@@ -145,3 +151,175 @@ def test_paths_that_sources_name_exist():
         and not (DOCS.parent / name).exists()
     }
     assert not missing, sorted(missing)
+
+
+def blocks(page: str, name: str) -> list[str]:
+    """The Python between two marks of a page, which its test runs."""
+    (part,) = re.findall(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", (DOCS / page).read_text(), flags=re.DOTALL)
+    return re.findall(r"```python\n(.*?)```", part, flags=re.DOTALL)
+
+
+def test_the_page_of_trackers_names_every_one_of_verl_s():
+    from verl.utils.tracking import Tracking
+
+    named = re.findall(r"^\| `(\w+)` \|", (DOCS / "trackers.md").read_text(), flags=re.MULTILINE)
+    assert sorted(named) == sorted(Tracking.supported_backend)
+
+
+def test_files_and_tensorboard_are_where_the_page_of_trackers_says(tmp_path, monkeypatch):
+    from verl.utils.tracking import Tracking
+
+    for name in ("TENSORBOARD_DIR", "VERL_FILE_LOGGER_PATH", "VERL_FILE_LOGGER_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+    def log(step: int) -> None:
+        tracking = Tracking("trial", "first", ["console", "file", "tensorboard"])
+        tracking.log({"actor/f_divergence/clipped_share": 0.25, "val-core/openai/gsm8k/acc/mean@1": 0.5}, step=step)
+        tracking.finish()
+
+    log(1)
+    log(2)  # as a resumed run does
+    (line,) = Path("trial/first.jsonl").read_text().splitlines()  # the first line is gone
+    assert json.loads(line) == {
+        "step": 2,
+        "data": {"actor/f_divergence/clipped_share": 0.25, "val-core/openai/gsm8k/acc/mean@1": 0.5},
+    }
+    assert any(Path("tensorboard_log/trial/first").iterdir())
+    monkeypatch.setenv("TENSORBOARD_DIR", "elsewhere")
+    log(3)
+    assert any(path.is_file() for path in Path("elsewhere").iterdir())
+
+
+def test_the_dashboard_s_curves_of_ours_are_metrics_that_we_log():
+    from fgrpo_plugin.host.metric_table import METRICS
+
+    page = (DOCS / "trackers.md").read_text()
+    named = re.findall(r"`((?:actor/f_divergence|training|val-preference)/\w+)`", page)
+    assert len(named) >= 6 and set(named) <= {metric.name for metric in METRICS}
+
+
+def test_the_example_on_the_page_of_samples_reads_what_verl_writes(tmp_path, monkeypatch, capsys):
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+
+    monkeypatch.chdir(tmp_path)
+    keys = [f"{prompt}_{number}_0" for prompt in ("1f-0a", "2e-0b") for number in (0, 1)] + ["pad0c_0_0"]
+    outputs, scores = ["short", "a longer one", "the longest of them", "x", ""], [1.0, 1.0, 1.0, 0.0, 0.0]
+    PPOTrainer._write_generations(
+        ["1+1="] * 5, outputs, ["2"] * 5, scores, {"uid": keys}, "samples/train", global_steps=1
+    )
+    fields = set(json.loads(Path("samples/train/1.jsonl").read_text().splitlines()[0]))
+    assert fields == {"input", "output", "gts", "score", "step", "uid"}
+    (example,) = blocks("samples.md", "read a dump")
+    names: dict = {}
+    exec(example, names)
+    assert len(names["rows"]) == 4 and sorted(names["groups"].groups) == ["1f-0a", "2e-0b"]
+    printed = capsys.readouterr().out
+    assert "groups with equal rewards: 0.5" in printed and "the longest of them" in printed
+
+
+def test_verl_s_viewer_wants_what_the_page_of_samples_says():
+    source = Path(importlib.util.find_spec("scripts.rollout_viewer").origin).read_text()
+    assert 'Version("0.52.1")' in source and "import aiofiles" in source
+
+
+def test_the_reward_and_the_prompts_of_their_page_work(tmp_path, monkeypatch, stock_config, inputs):
+    """By verl's own reward manager, and by the checks before Ray."""
+    import asyncio
+
+    from verl import DataProto
+    from verl.trainer.ppo.reward import load_reward_manager
+
+    from fgrpo_plugin.host.settings.prompts import check_prompts
+    from fgrpo_plugin.quickstart.model import build_tokenizer
+
+    monkeypatch.chdir(tmp_path)
+    (reward,), (prompts,) = blocks("own_data.md", "reward"), blocks("own_data.md", "prompts")
+    Path("my_reward.py").write_text(reward)
+    names: dict = {}
+    exec(prompts, names)
+    data = [f"data.{name}_files=train.parquet" for name in ("train", "val")]
+    config = stock_config(
+        *inputs[2:], *data, "data.train_batch_size=2", "reward.custom_reward_function.path=my_reward.py"
+    )
+    tokenizer = build_tokenizer()
+    check_prompts(config, tokenizer)
+
+    async def score(row: dict, response: str) -> dict:
+        ids = torch.tensor([tokenizer.encode(response, add_special_tokens=False)])
+        single = DataProto.from_dict(
+            tensors={"prompts": torch.ones(1, 3, dtype=torch.long), "responses": ids, "attention_mask": ids * 0 + 1},
+            non_tensors={name: np.array([row[name]], dtype=object) for name in row},
+        )
+        return await load_reward_manager(config, tokenizer).run_single(single)
+
+    for row, response, expected in zip(
+        names["rows"] * 2, ["2+2 is 4", "-2", "3", "none"], [1.0, 1.0, 0.1, 0.0], strict=True
+    ):
+        found = asyncio.run(score(row, response))
+        assert found["reward_score"] == expected
+        assert found["reward_extra_info"].keys() == {"score", "acc", "characters"}
+
+
+def test_the_page_of_rewards_names_verl_s_reward_managers(stock_config):
+    import verl.experimental.reward_loop.reward_manager  # noqa: F401
+    from verl.experimental.reward_loop.reward_manager.registry import REWARD_MANAGER
+
+    page = (DOCS / "own_data.md").read_text()
+    assert all(f"`{name}`" in page for name in REWARD_MANAGER)
+    reward = stock_config().reward
+    assert (reward.num_workers, reward.reward_manager.name) == (8, "naive")
+    assert reward.custom_reward_function.name == "compute_score"
+
+
+def test_the_slurm_script_is_bash_and_starts_as_many_nodes_as_the_run_wants(tmp_path):
+    (script,) = re.findall(r"<!-- slurm -->\n```bash\n(.*?)```", (DOCS / "clusters.md").read_text(), flags=re.DOTALL)
+    file = tmp_path / "run.sbatch"
+    file.write_text(script)
+    subprocess.run(["bash", "-n", file], check=True)
+    nodes, gpus = re.search(r"--nodes=(\d+)", script)[1], re.search(r"--gpus-per-node=(\d+)", script)[1]
+    assert f"trainer.nnodes={nodes} trainer.n_gpus_per_node={gpus}" in script
+
+
+def test_the_variable_of_the_page_of_clusters_registers_everything_without_the_entry_point():
+    code = (
+        "import verl; from verl.trainer.ppo import core_algos; assert {'f_grpo', 'f_hal'} <= "
+        "core_algos.POLICY_LOSS_REGISTRY.keys(); import verl.trainer.main_ppo; "
+        "from hydra import compose, initialize_config_module; "
+        "initialize_config_module('verl.trainer.config', version_base=None).__enter__(); "
+        "assert compose('ppo_trainer', ['+fgrpo=math_7b']).algorithm.adv_estimator == 'f_grpo'"
+    )
+    (name,) = set(re.findall(r"VERL_USE_EXTERNAL_MODULES[=:] ?([\w.]+)", (DOCS / "clusters.md").read_text()))
+    environment = os.environ | {"VERL_USE_EXTERNAL_PLUGINS": "none", "VERL_USE_EXTERNAL_MODULES": name}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    environment["VERL_USE_EXTERNAL_MODULES"] = ""
+    assert subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True).returncode
+
+
+def _documented_commands() -> list[tuple[str, list[str]]]:
+    """Every `fgrpo ...` in a fenced block of a page."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"```(?:bash|sh)\n(.*?)```", page.read_text(), flags=re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if match := re.match(r"(?:srun )?fgrpo (.*)", line):
+                    found.append((str(page.relative_to(DOCS.parent)), shlex.split(match[1], comments=True)))
+    return found
+
+
+def test_the_options_of_documented_commands_exist():
+    from typer.main import get_command
+
+    from fgrpo_plugin.cli import app
+
+    commands = _documented_commands()
+    assert len(commands) >= 10
+    for page, words in commands:
+        command = get_command(app)
+        while hasattr(command, "commands"):
+            assert words and words[0] in command.commands, f"{page}: fgrpo {' '.join(words)}"
+            command, words = command.commands[words[0]], words[1:]
+        known = {name for one in command.params for name in (*one.opts, *one.secondary_opts)} | {"--help"}
+        for word in words:
+            if re.match(r"--?[a-z]", word):
+                assert word.split("=")[0] in known, f"{page}: {word}"

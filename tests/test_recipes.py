@@ -343,12 +343,17 @@ def test_every_documented_command_line_composes_and_is_valid(stock_config, input
     for name in ("files", "val_files"):
         pairs = [f'{{"prompt": "{name} {i}", "chosen": "a", "rejected": "b"}}\n' for i in range(1024)]
         (tmp_path / f"preference.{name}.jsonl").write_text("".join(pairs))
+    reward, *_ = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own_data.md").read_text(), flags=re.DOTALL)
+    (tmp_path / "my_reward.py").write_text(reward)
     commands = _documented_overrides()
     assert len(commands) >= 3
     for page, overrides in commands:
         paths = re.compile(r"(data\.(train|val)_files|actor_rollout_ref\.model\.path)=")
         documented = [
             re.sub(r"(preference\.(val_)?files)=.*", rf"\1=[{tmp_path}/\1.jsonl]", word) for word in overrides
+        ]
+        documented = [
+            re.sub(r"(reward_function\.path)=.*", rf"\1={tmp_path}/my_reward.py", word) for word in documented
         ]
         documented = [word for word in documented if not paths.match(word)]
         names_a_model = any(re.match(r"\+fgrpo=\[?(math|safety|scale|async)_?", word) for word in overrides)
