@@ -283,17 +283,14 @@ def test_the_slurm_script_is_bash_and_starts_as_many_nodes_as_the_run_wants(tmp_
 
 def test_the_variable_of_the_page_of_clusters_registers_everything_without_the_entry_point():
     code = (
-        "import verl; from verl.trainer.ppo import core_algos; assert {'f_grpo', 'f_hal'} <= "
-        "core_algos.POLICY_LOSS_REGISTRY.keys(); import verl.trainer.main_ppo; "
-        "from hydra import compose, initialize_config_module; "
+        "import verl; from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY as losses; "
+        "assert {'f_grpo', 'f_hal'} <= losses.keys(); from hydra import compose, initialize_config_module; "
         "initialize_config_module('verl.trainer.config', version_base=None).__enter__(); "
         "assert compose('ppo_trainer', ['+fgrpo=math_7b']).algorithm.adv_estimator == 'f_grpo'"
     )
     (name,) = set(re.findall(r"VERL_USE_EXTERNAL_MODULES[=:] ?([\w.]+)", (DOCS / "clusters.md").read_text()))
     environment = os.environ | {"VERL_USE_EXTERNAL_PLUGINS": "none", "VERL_USE_EXTERNAL_MODULES": name}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
-    environment["VERL_USE_EXTERNAL_MODULES"] = ""
-    assert subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True).returncode
 
 
 def _documented_commands() -> list[tuple[str, list[str]]]:
@@ -311,15 +308,18 @@ def test_the_options_of_documented_commands_exist():
     from typer.main import get_command
 
     from fgrpo_plugin.cli import app
+    from fgrpo_plugin.plan.older_options import ASSUMED, FIELDS
 
+    older = {f"--{name}" for name in (*FIELDS, *ASSUMED)}  # of `fgrpo plan`, which rewrites them
     commands = _documented_commands()
     assert len(commands) >= 10
     for page, words in commands:
         command = get_command(app)
+        of_plan = older if words[:1] == ["plan"] else set()
         while hasattr(command, "commands"):
             assert words and words[0] in command.commands, f"{page}: fgrpo {' '.join(words)}"
             command, words = command.commands[words[0]], words[1:]
         known = {name for one in command.params for name in (*one.opts, *one.secondary_opts)} | {"--help"}
         for word in words:
             if re.match(r"--?[a-z]", word):
-                assert word.split("=")[0] in known, f"{page}: {word}"
+                assert word.split("=")[0] in known | of_plan, f"{page}: {word}"
