@@ -120,10 +120,10 @@ def preference_parts(
             pass  # the trainer puts each into the queue
 
     return [
-        ("draw and deal", draw),
+        ("draw and assign to ranks", draw),
         ("reference cache", lambda: held.update(reference=preferences.reference(held["rows"], never)[0])),
         ("numbers", lambda: held.update(numbers=preference_numbers(held["rows"], settings, 0.5))),
-        ("host's form", host_form),
+        ("verl's form", host_form),
         ("keys and places", place),
     ]
 

@@ -26,7 +26,7 @@ GroupIds = torch.Tensor | np.ndarray | Sequence[Hashable]
 def group_advantages(
     rewards: torch.Tensor, group_ids: GroupIds, normalize_by_std: bool = True, eps: float = 1e-6
 ) -> torch.Tensor:
-    """Advantage of each rollout over its group.
+    """Compute the advantage of each rollout within its group.
 
         a_i = (R_i - mean_group R) / (std_group R + eps),        std unbiased (n - 1)
 
@@ -69,7 +69,7 @@ def group_weights(
     old_log_prob_level: str = "token_mean",
     weight_scale: str = "side",
 ) -> torch.Tensor:
-    """Self-normalised importance weights from pi_old, truncated to the row's side of its group.
+    """Compute the weight of each rollout within its group, from its reward and pi_old (importance sampling).
 
         w+_i = c softmax_i( +R_i / temperature - log pi_old(y_i) )      kept where a_i > 0
         w-_i = c softmax_i( -R_i / temperature - log pi_old(y_i) )      kept where a_i < 0

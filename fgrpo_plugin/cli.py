@@ -1,4 +1,4 @@
-"""The command line, ``fgrpo``: each command is a function here, or in the room that it is of."""
+"""The command line, ``fgrpo``: each command is a function here, or in the module of its subject."""
 
 import contextlib
 import functools
@@ -223,9 +223,9 @@ def check(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the rows that are shown, and of the pairs that are ranked.")] = 0,
 ) -> None:
-    """Say what is in preference data: format, sides, lengths, duplicates; exit code 1 if a run would refuse them.
+    """Say what is in preference data: format, counts, lengths, duplicates; exit code 1 if a run would refuse them.
 
-    With --model also in how many pairs that model, as a reference, finds the chosen response the likelier one.
+    With --model also in how many pairs that model, as a reference, gives the chosen response the larger probability.
     """
     from rich.console import Console
 

@@ -92,7 +92,7 @@ class Divergence:
         return self._link.conjugate_of_g(self._inside(v))
 
     def inside_range(self, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(g(v), f*(g(v))) for v that lies inside `range`: without the passes over v that clipping takes."""
+        """Return (g(v), f*(g(v))) of a v that lies inside `range`: not clipping it first saves passes over v."""
         v = _real(v)
         return self._link.g(v), self._link.conjugate_of_g(v)
 

@@ -48,7 +48,7 @@ def expected_reward(policy: Table, rewards: Table) -> Table:
 
 
 def alignment_sides(policy: Table, rewards: Table, eps: float = 0.0, mode: str = "softmax_is") -> tuple[Table, Table]:
-    """D+_t and D-_t of a policy pi_t: what its above-average and its below-average responses are samples of.
+    """Return D+ and D- of a policy: what its above-average and its below-average responses are samples of.
 
         D+_t(y) ~ (R(y) - mu_t)_+ exp(R(y)),    D-_t(y) ~ (mu_t - R(y))_+ exp(-R(y)),    mu_t = E_{pi_t} R
 
@@ -84,7 +84,7 @@ def alignment_sides(policy: Table, rewards: Table, eps: float = 0.0, mode: str =
 
 
 def _side_weights(policy: Table, rewards: Table, mode: str) -> list[Table]:
-    """The normalised weights of the rows above and below the mean, with what sampling from the policy brings.
+    """Return the normalised weights of both sides' responses, with what sampling from the policy brings.
 
     exp(+-R) for "softmax_is", pi exp(+-R) for "softmax", pi for "none", over its sum on the side; 0 off the side, and
     everywhere where the side is empty.
@@ -171,7 +171,7 @@ def iterate(reference: Table, aligned: Table, unaligned: Table, divergence: Dive
 def grpo_iterate(
     reference: Table, policy: Table, rewards: Table, beta: float, *, normalize_by_std: bool = True
 ) -> Table:
-    """Return what unclipped GRPO with a KL penalty moves to from pi_t.
+    """Return the policy to which unclipped GRPO with a KL penalty moves from pi_t.
 
         pi ~ pi_ref exp((R - mu_t) / (beta sigma_t)),    the maximiser of E_pi a - beta KL(pi || pi_ref)
 

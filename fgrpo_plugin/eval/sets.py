@@ -101,7 +101,7 @@ def read_set(
 
 
 def unlike_names(sets: Sequence[AskedSet[Item]]) -> list[AskedSet[Item]]:
-    """The sets as they are.
+    """Refuse sets of the same name; return them as they are.
 
     Raises:
         ValueError: two have one name.

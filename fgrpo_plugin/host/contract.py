@@ -1,4 +1,4 @@
-"""What every process of a run agrees on: names, row fields, prefixes of metrics, and the ledger of shims.
+"""What every process of a run agrees on: names, row fields, prefixes of metrics, and what became of each shim.
 
 The settings name them before Ray starts, the driver attaches the fields, the workers read them.
 """

@@ -49,7 +49,7 @@ def preference_values(reward: torch.Tensor, distance: torch.Tensor, side: torch.
 
 @lru_cache
 def _edges(device: torch.device) -> torch.Tensor:
-    """Made once a process: while a tensor is made of Python numbers, the host waits for the device."""
+    """Return the bins' edges, made once a process: making a tensor of Python numbers waits for the device."""
     return torch.tensor(DISTANCE_EDGES, device=device)
 
 
@@ -132,7 +132,7 @@ def held_out_metrics(rows: Sequence[TokenRow], rewards: torch.Tensor, settings: 
 
 
 def _share(right: torch.Tensor, lead: torch.Tensor) -> float:
-    """NaN where a lead is: a policy that gives no numbers has not ranked a pair wrongly."""
+    """Return the share of pairs that are right; NaN where a log-prob is: such a policy has ranked no pair wrongly."""
     return float(right.double().mean()) if not bool(lead.isnan().any()) else math.nan
 
 

@@ -18,7 +18,7 @@ def implicit_reward(
     gamma: float = 0.0,
     level: str = "sequence",
 ) -> torch.Tensor:
-    """Measure how far the policy has moved towards a response.
+    """Compute the implicit reward: how much likelier the policy makes each response than the reference does.
 
         r_theta(x, y) = beta sum_t log(pi_theta / pi_ref)_t + gamma sum_t log(pi_theta / pi_old)_t
 
@@ -71,7 +71,7 @@ def masked_log_ratio(log_prob: torch.Tensor, other: torch.Tensor, mask: torch.Te
 
 
 def at_level(ratio: torch.Tensor, level: str) -> torch.Tensor:
-    """Summed over tokens, (n,); at level token (n, T) as it is."""
+    """Sum log-ratios over tokens, (n,); at level token return them as they are, (n, T)."""
     return ratio if level == "token" else ratio.sum(dim=-1)
 
 
@@ -83,7 +83,7 @@ def reward_of_ratios(
     gamma: float | torch.Tensor,
     level: str,
 ) -> torch.Tensor:
-    """`implicit_reward`, which may not be finite: to see that, the host waits for the device.
+    """Compute `implicit_reward` from log-ratios, without the check that it is finite, which waits for the device.
 
     Args:
         ratio: log(pi_theta / pi_ref), `at_level`.
@@ -103,7 +103,7 @@ def reward_of_ratios(
 def clip_implicit_reward(
     r: torch.Tensor, divergence: Divergence, limit: float | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The implicit reward inside the divergence's float32 range, and where it was not.
+    """Clip the implicit reward to the divergence's float32 range, and return where it was outside.
 
     Args:
         r: (n,) or (n, T), finite; gradient flows where it is inside, and is 0 where it is not.

@@ -27,7 +27,7 @@ def row_slopes(loss: torch.Tensor, implicit_reward: torch.Tensor) -> torch.Tenso
 def differentiated_once(
     loss: torch.Tensor, leaf: torch.Tensor, implicit_reward: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A loss whose slope is wanted and that is minimised too, for one walk through its graph in place of two.
+    """Differentiate a loss once, both for its slopes and for the backward pass to come.
 
     Args:
         loss: scalar that was computed from `leaf`; its graph is freed.

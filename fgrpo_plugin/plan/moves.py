@@ -24,7 +24,7 @@ NODE = 8
 
 @dataclass(frozen=True)
 class Setting:
-    """Where a search takes place."""
+    """What a search for advice starts from: the run as asked for, and what is assumed."""
 
     asked: PlannedRun
     assumed: Assumptions
@@ -80,7 +80,7 @@ def _back_to_the_gpu(run: PlannedRun, at: Setting) -> Iterator[Changes]:
 
 
 def _smaller_reference(run: PlannedRun, at: Setting) -> Iterator[Changes]:
-    """In the type that it computes in anyway: host memory alone."""
+    """Keep the reference's weights in the type in which it computes: that saves host memory alone."""
     computes_narrower = DTYPES[run.compute_dtype] < DTYPES[run.ref_dtype]
     if host_excess(run, at.assumed) and not run.megatron and run.reference and computes_narrower:
         yield {"ref_dtype": run.compute_dtype}
@@ -102,7 +102,7 @@ def _step_offload(run: PlannedRun, at: Setting) -> Iterator[Changes]:
 
 
 def _split_rows(run: PlannedRun, at: Setting) -> Iterator[Changes]:
-    """FSDP: a row over several GPUs, and micro-batches as long as before in all."""
+    """Split each row over more GPUs (FSDP); micro-batches stay as long in all."""
     size = run.sp * 2
     while not run.megatron and size <= run.gpus_per_node:
         tokens = max(ceil(run.longest / size), min(run.tokens_per_gpu, run.longest * run.sp // size))

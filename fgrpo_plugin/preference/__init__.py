@@ -1,1 +1,1 @@
-"""Off-policy preference data: files of any usual format -> rows on two sides. Knows nothing of verl."""
+"""Preference data: from files of any usual format to desirable and undesirable rows. Knows nothing of verl."""

@@ -1,4 +1,4 @@
-"""Which format the columns of preference data are in, and what an example becomes: rows on two sides.
+"""Detects the format of preference data by its columns, and makes desirable and undesirable rows of an example.
 
 readers.py has the formats. A format reads exactly its own columns. Two columns that could both be meant are refused by
 name; so is a column whose text conditions the responses and stands nowhere in what is read.

@@ -75,7 +75,7 @@ def load_rows(
         say: gets a line now and then while rows are tokenised.
 
     Raises:
-        ValueError: as `read_preferences` and `encode`; or one side alone is left.
+        ValueError: as `read_preferences` and `encode`; or desirable or undesirable rows alone are left.
     """
     files, split = (wanted.val_files, wanted.val_split) if held_out else (wanted.files, wanted.split)
     reading: dict[str, Any] = {"split": split, "config": wanted.config, "columns": wanted.columns}
@@ -112,8 +112,8 @@ def load_rows(
     if desirable in (0, len(loaded.rows)):
         name = "val_files" if held_out else "files"
         raise ValueError(
-            f"data.preference.{name} ({', '.join(files)}): rows of one side alone are left; both D+ and D- are needed."
-            + "".join(f"\n{line}" for line in loaded.lines)
+            f"data.preference.{name} ({', '.join(files)}): desirable or undesirable rows alone are left; both are "
+            "needed." + "".join(f"\n{line}" for line in loaded.lines)
         )
     return loaded
 

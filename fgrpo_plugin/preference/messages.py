@@ -147,7 +147,7 @@ def prompt_of(column: str, value: Any, notes: Notes) -> list[Message]:
 
 
 def answered(prompt: list[Message] | None, column: str, value: Any, notes: Notes) -> tuple[list[Message], str]:
-    """The whole prompt that a response is to, and the response's text.
+    """Split what a row holds into the whole prompt and the text of the response to it.
 
     Args:
         prompt: of the row, or None where the conversation holds it.
@@ -249,7 +249,7 @@ def transcript(column: str, text: str) -> list[Message]:
 
 
 def checked_text(column: str, text: str) -> str:
-    """The text itself.
+    """Refuse text that cannot be used; return it as it is.
 
     Raises:
         BadRow: it is a list of messages written as JSON, or holds half a character.
@@ -260,7 +260,7 @@ def checked_text(column: str, text: str) -> str:
 
 
 def whole_characters(column: str, text: str) -> str:
-    """The text itself.
+    """Refuse text with half a character; return it as it is.
 
     Raises:
         BadRow: it holds half a character, as JSON may write it, which no tokenizer and no file takes.

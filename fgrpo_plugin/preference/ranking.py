@@ -1,4 +1,4 @@
-"""Ranking accuracy: in how many pairs a model finds the better response at least as likely as the worse one.
+"""Ranking accuracy: in how many pairs a model gives the chosen response at least the rejected one's probability.
 
 Of the model's own log-probs, without a reference: Chen et al. 2024, arXiv 2405.19534, with its length-normalised form.
 """
@@ -16,9 +16,9 @@ class Ranked:
     """How a model ranks p pairs.
 
     Attributes:
-        lead: (p,) float64 nats, log pi(better) - log pi(worse), each summed over its response's tokens.
+        lead: (p,) float64 nats, log pi(chosen) - log pi(rejected), each summed over its response's tokens.
         lead_per_token: (p,) float64 nats a token, the same of the means over the tokens.
-        longer: (p,) whether the better response has more tokens.
+        longer: (p,) whether the chosen response has more tokens.
     """
 
     lead: torch.Tensor
@@ -27,7 +27,7 @@ class Ranked:
 
     @property
     def right(self) -> torch.Tensor:
-        """(p,) bool, log pi(better) >= log pi(worse): a tie is right."""
+        """(p,) bool, log pi(chosen) >= log pi(rejected): a tie is right."""
         return self.lead >= 0
 
     @property

@@ -1,4 +1,4 @@
-"""`fgrpo prefs check --model`: in how many pairs the reference finds the chosen response the likelier one."""
+"""`fgrpo prefs check --model`: in how many pairs the reference gives the chosen response the larger probability."""
 
 import statistics
 from collections.abc import Sequence

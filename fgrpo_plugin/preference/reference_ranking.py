@@ -141,8 +141,8 @@ def fitting(pairs: Sequence[Pair], settings: RowSettings, on_too_long: str) -> l
     Args:
         pairs: desirable and undesirable row of each.
         settings: most tokens of a prompt and of a response.
-        on_too_long: "truncate" cuts rows, and leaves out a pair whose sides are then the same; else a pair with a row
-            that is too long is left out.
+        on_too_long: "truncate" cuts rows, and leaves out a pair whose responses are then the same; else a pair
+            with a row that is too long is left out.
     """
     lengths = settings.max_prompt_length, settings.max_response_length
     found = []

@@ -65,7 +65,7 @@ def print_report(
     seed: int = 0,
     said: Callable[[int, Callable[[], float]], None] = lambda rows, share: None,
 ) -> Reported:
-    """Counts, sides, lengths, duplicates, template problems, and ten random rows.
+    """Print counts of desirable and undesirable rows, lengths, duplicates, template problems, and ten random rows.
 
     Args:
         found: from `read_preferences`, with bad rows skipped, so that all of them are counted; rows that the template
@@ -93,7 +93,7 @@ def print_report(
         console.print(Text(text, style="red"))
     sides = {row.desirable for row in found.rows}
     if len(sides) == 1:
-        console.print(Text("one side alone: training needs D+ and D- rows", style="red"))
+        console.print(Text("desirable or undesirable rows alone: training needs both", style="red"))
     console.print(_examples(found, seed))
     return Reported(not templated and not found.skipped and len(sides) == 2, encoded)
 
@@ -179,7 +179,7 @@ def _counts(found: PreferenceData) -> Table:
         ("pairs", len({row.pair for row in rows if row.pair is not None})),
         ("different prompts", len(prompts)),
         ("duplicate rows", sum(count - 1 for count in both.values())),
-        ("responses on both sides", sum(len(both_sides) == 2 for both_sides in sides.values())),
+        ("responses both desirable and undesirable", sum(len(both_sides) == 2 for both_sides in sides.values())),
     ):
         table.add_row(name, str(count))
     return table

@@ -10,17 +10,17 @@ from fgrpo_plugin.preference.token_rows import TokenRow, TokenRows
 
 
 class PreferenceSampler:
-    """Draws as many rows of D+ as of D-, each side without repetition until all of it has been drawn.
+    """Draws as many D+ as D- rows, neither repeated before all of its kind have been drawn.
 
     An epoch of a side is a permutation that follows from seed, side and epoch: the state is how many have been drawn.
 
     Args:
         rows: all rows.
         seed: of the permutations.
-        keep_pairs: draw whole pairs in place of each side by itself.
+        keep_pairs: draw whole pairs in place of desirable and undesirable rows by themselves.
 
     Raises:
-        ValueError: a side without rows, or ``keep_pairs`` with rows that are not in pairs of one row of each side.
+        ValueError: no desirable or no undesirable rows, or ``keep_pairs`` with rows that are not in such pairs.
     """
 
     def __init__(self, rows: Sequence[TokenRow], *, seed: int, keep_pairs: bool = False):
@@ -34,7 +34,7 @@ class PreferenceSampler:
         self._history = ""
 
     def __len__(self) -> int:
-        """Rows of the scarcer side, twice: after so many rows that side has been drawn once."""
+        """Return twice the number of the scarcer kind of rows: after so many rows that kind has been drawn once."""
         return 2 * min(len(units) for units in self._units)
 
     def draw(self, count: int) -> list[int]:
@@ -48,7 +48,7 @@ class PreferenceSampler:
         if count > len(self):
             raise ValueError(
                 f"data.preference.batch_size={count} is more than the preference data hold without repetition "
-                f"({len(self) // 2} on the scarcer side); lower it to {len(self)} or less, or add data."
+                f"({len(self) // 2} of the scarcer kind); lower it to {len(self)} or less, or add data."
             )
         drawn = [self._next(side, count // 2) for side in range(len(self._units))]
         indices = [index for units in zip(*drawn, strict=True) for unit in units for index in unit]
@@ -56,7 +56,7 @@ class PreferenceSampler:
         return indices
 
     def epochs(self) -> float:
-        """Return how often the scarcer side has been drawn whole."""
+        """Return how often the scarcer kind of rows has been drawn whole."""
         return max(drawn / len(units) for drawn, units in zip(self._drawn, self._units, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def _sides(rows: TokenRows) -> list[np.ndarray]:
     sides = [np.flatnonzero(rows.desirable == side)[:, None] for side in (True, False)]
     for units, name in zip(sides, ("desirable (D+)", "undesirable (D-)"), strict=True):
         if not len(units):
-            raise ValueError(f"data.preference.files: no {name} rows; both sides are needed, add data of that side.")
+            raise ValueError(f"data.preference.files: no {name} rows; both kinds are needed, add data of that kind.")
     return sides
 
 

@@ -36,7 +36,7 @@ class Encoded:
     Attributes:
         rows: those that can be used.
         too_long: how many were "dropped", "partner dropped" (of a dropped row), "truncated", and "dropped, since both
-            sides are the same once cut".
+            responses are the same once cut".
         skipped: reason -> how many rows could not be rendered, or are in a chat template already.
         first_skipped: reason -> the first of them.
     """
@@ -200,7 +200,7 @@ def encode(
         max_prompt_length: tokens; verl's `data.max_prompt_length`.
         max_response_length: tokens, the end of the response among them; verl's `data.max_response_length`.
         on_too_long: "error"; "drop" leaves the row out, and its partner; "truncate" cuts a response's end off, its last
-            token with it, and a prompt's beginning; a pair whose sides are then the same is dropped.
+            token with it, and a prompt's beginning; a pair whose responses are then the same is dropped.
         on_bad_row: "error", or "skip": what to do with a row that the template cannot render.
         on_templated: "error", "skip" or "keep": what to do with text that holds marks of a chat template.
         said: is told how many rows are done, now and then.
@@ -285,7 +285,7 @@ def _drop_equal_sides(found: Encoded) -> None:
     equal = [pair for (pair, _), both in sides.items() if len(both) == 2]
     kept = rows.select(~np.isin(rows.pairs, equal))
     if same := len(rows) - len(kept):
-        found.too_long["dropped, since both sides are the same once cut"] = same
+        found.too_long["dropped, since both responses are the same once cut"] = same
     found.rows = kept
 
 

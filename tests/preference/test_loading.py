@@ -174,11 +174,12 @@ def test_one_side_alone_is_refused_with_what_was_left_out(tmp_path):
     rows = [{"prompt": "p", "completion": "9" * (20 if i % 2 else 1), "label": i % 2} for i in range(4)]
     file = lines(tmp_path / "a.jsonl", rows)
     with pytest.raises(
-        ValueError, match=r"(?s)data\.preference\.files .*rows of one side alone are left.*too long: 2 dropped"
+        ValueError,
+        match=r"(?s)data\.preference\.files .*desirable or undesirable rows alone are left.*too long: 2 dropped",
     ):
         load(file, tmp_path / "cache", on_too_long="drop")
     alone = lines(tmp_path / "alone.jsonl", [{"prompt": "p", "completion": "9", "label": True}])
-    with pytest.raises(ValueError, match="rows of one side alone are left"):
+    with pytest.raises(ValueError, match="desirable or undesirable rows alone are left"):
         load(alone, tmp_path / "cache")
     with pytest.raises(ValueError, match=r"data\.preference\.val_files"):
         wanted = PreferenceConfig(files=["x"], val_files=[file], on_too_long="drop")

@@ -39,7 +39,7 @@ def test_report_counts_by_hand(tmp_path):
         "pairs 7",
         "different prompts 5",
         "duplicate rows 2",
-        "responses on both sides 2",
+        "responses both desirable and undesirable 2",
         "lengths in tokens",
         "cannot be used: 1 x chosen and rejected are the same",
     ):
@@ -106,7 +106,10 @@ def test_one_side_alone_and_turns_in_a_prompt_are_said(tmp_path):
     rows = [{"prompt": prompt, "completion": "ho", "label": True}]
     result = CliRunner().invoke(app, ["prefs", "check", lines(tmp_path / "a.jsonl", rows)], env={"COLUMNS": "200"})
     assert result.exit_code == 1
-    assert "one side alone" in result.output and "one message of the user to the template: 1 rows" in result.output
+    assert (
+        "desirable or undesirable rows alone" in result.output
+        and "one message of the user to the template: 1 rows" in result.output
+    )
 
 
 def test_text_in_a_chat_template_is_named_without_and_with_a_model(tmp_path):

@@ -205,4 +205,4 @@ def test_a_pair_that_is_the_same_once_cut_is_dropped(tokenizer):
     limits = dict(max_prompt_length=100, max_response_length=4)
     found = encode(rows, tokenizer, on_too_long="truncate", **limits)
     assert [r.pair for r in found.rows] == ["b", "b"]
-    assert found.too_long == {"truncated": 4, "dropped, since both sides are the same once cut": 2}
+    assert found.too_long == {"truncated": 4, "dropped, since both responses are the same once cut": 2}

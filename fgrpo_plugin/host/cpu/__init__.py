@@ -23,7 +23,7 @@ _HOOKS = {
 
 @cache
 def install() -> None:
-    """Prepare this process; modules of verl that are not imported yet are met when they are."""
+    """Adapt this process to the CPU; modules of verl that are not imported yet are adapted when they are."""
     package_metadata.offer()
     for module, hook in _HOOKS.items():
         wrapt.register_post_import_hook(hook, module)

@@ -1,4 +1,4 @@
-"""The CPU as a verl platform: the device interface, answered without an accelerator."""
+"""The CPU as a verl platform: the device interface, implemented without an accelerator."""
 
 import types
 from collections.abc import Iterator

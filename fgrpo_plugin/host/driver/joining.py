@@ -1,4 +1,4 @@
-"""Where the preference rows of f-HAL stand in the batch on which the actor is updated, and what they carry there."""
+"""Joins f-HAL's preference rows to the batch on which verl updates the actor."""
 
 import itertools
 import uuid
@@ -174,7 +174,7 @@ def _nested(values: np.ndarray | torch.Tensor, lengths: Sequence[int]) -> torch.
 
 
 def preference_numbers(rows: Sequence[TokenRow], settings: FDivergenceConfig, lam: float) -> dict[str, torch.Tensor]:
-    """One number a row for the rows of one mini-batch: ``ROW_FIELDS`` and ``PREFERENCE_FIELDS``, (n,) float32 each.
+    """Return what each row of a mini-batch carries: ``ROW_FIELDS`` and ``PREFERENCE_FIELDS``, (n,) float32 each.
 
     The denominator of a D+ row is the number of D+ rows (response tokens at level token), that of a D- row likewise.
     """

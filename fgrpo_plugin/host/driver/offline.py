@@ -26,7 +26,7 @@ class OfflineTrainer(FDivergenceTrainer):
 
     def _count_steps(self) -> None:
         assert self.preferences is not None
-        # An epoch is one pass over the scarcer side; verl counted the steps of its prompts.
+        # An epoch is one pass over the scarcer kind of rows; verl counted the steps of its prompts.
         self.steps_per_epoch = max(1, len(self.preferences.sampler) // self._rows_per_step())
         trainer = self.config.trainer
         self.total_training_steps = trainer.total_training_steps or self.steps_per_epoch * trainer.total_epochs

@@ -1,4 +1,4 @@
-"""What a run will not reach because it ends first."""
+"""Warns of steps and schedules that a run ends too early to reach."""
 
 import math
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from fgrpo_plugin.config import FDivergenceConfig
 
 
 def unreached(steps_per_epoch: int, epochs: int, total_steps: int, settings: FDivergenceConfig) -> list[str]:
-    """Sentences for a user, none where everything is reached.
+    """Return a sentence for each end that the run does not reach.
 
     Args:
         steps_per_epoch: training steps of one pass over the data.

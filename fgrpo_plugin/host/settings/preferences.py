@@ -89,11 +89,11 @@ def check_preferences(config: Any, tokenizer: Any) -> None:
             continue
         scarcer = _scarcer_side(config, wanted, tokenizer, held_out=name == "val_files")
         if not scarcer:
-            raise ValueError(f"data.preference.{name} hold one side alone; both D+ and D- rows are needed.")
+            raise ValueError(f"data.preference.{name} hold desirable or undesirable rows alone; both are needed.")
         if name == "files" and rows > 2 * scarcer:
             raise ValueError(
                 f"data.preference.batch_size={rows} is more than the preference data hold without repetition "
-                f"({scarcer} on the scarcer side); set it to {2 * scarcer} or less, or add data."
+                f"({scarcer} of the scarcer kind); set it to {2 * scarcer} or less, or add data."
             )
 
 
@@ -112,7 +112,7 @@ def _check_not_the_same(wanted: PreferenceConfig) -> None:
 
 
 def _scarcer_side(config: Any, wanted: PreferenceConfig, tokenizer: Any, *, held_out: bool) -> int:
-    """Rows of the side that has fewer: in tokens, or as text where the tokenizer is elsewhere.
+    """Count the desirable or the undesirable rows, whichever are fewer: in tokens, or as text without a tokenizer here.
 
     Raises:
         ValueError: pairs are to be kept, and a row has no partner.

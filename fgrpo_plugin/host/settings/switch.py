@@ -52,7 +52,7 @@ def complete(config: DictConfig) -> None:
 
 
 def check_and_fill_in(config: DictConfig) -> tuple[FDivergenceConfig, list[tuple[str, Any, str]]]:
-    """Everything that the configuration alone tells, ours and verl's own, in milliseconds; no file is read.
+    """Check and fill in what the configuration alone decides, by our rules and verl's own; no file is read.
 
     Returns:
         The hyper-parameters, and what was set: each key, its value and why.

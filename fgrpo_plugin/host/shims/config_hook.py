@@ -34,7 +34,7 @@ def use_host_hooks(config_module: ModuleType) -> None:
 
 
 def _host_has_hooks() -> bool:
-    """By its source: ``verl.utils.config`` imports ``verl.utils.device``, so it cannot be imported from there."""
+    """Tell by verl's source whether it has the hooks: ``verl.utils.config`` cannot be imported from here."""
     spec = importlib.util.find_spec("verl.utils.config")
     return spec is not None and spec.origin is not None and f"def {HOOK}(" in Path(spec.origin).read_text()
 

@@ -24,7 +24,7 @@ from fgrpo_plugin.losses.slopes import differentiated_once
 
 
 def _outside_inference_mode(loss: Callable[..., Any]) -> Callable[..., Any]:
-    """In inference mode, and of tensors that were made in it, autograd gives no slopes: the loss gets copies."""
+    """Run a loss outside inference mode, on copies of its tensors: inside it autograd gives no slopes."""
 
     @wraps(loss)
     def outside(*args: Any, **kwargs: Any) -> Any:
@@ -168,7 +168,7 @@ class _Rows(NamedTuple):
 
 
 class _Preferences(NamedTuple):
-    """Of f-HAL: which rows are preference rows, on which side each of them is (both (n,)), and lambda, a scalar."""
+    """f-HAL's rows: which are preference rows, +1 for D+ and -1 for D- (both (n,)), and lambda, a scalar."""
 
     rows: torch.Tensor
     side: torch.Tensor
@@ -176,7 +176,7 @@ class _Preferences(NamedTuple):
 
 
 def _policy_loss(rows: _Rows, config: Any) -> tuple[torch.Tensor, dict[str, float]]:
-    """The loss of both halves in one go, each row on its own side, and the sums.
+    """Compute the loss of both halves at once, and the sums that the logged metrics are made of.
 
     The host waits for the device twice: to see that all is finite, and for the sums.
     """
@@ -281,7 +281,7 @@ def _of_rows(
 def _totals(
     wanted: Mapping[str, Sequence[str]], sides: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]
 ) -> dict[str, float]:
-    """The wanted values added up over the rows of their side; one transfer from the device for all of them.
+    """Add up the wanted values over the rows of their side; one transfer from the device for all of them.
 
     Args:
         wanted: side -> names of values.

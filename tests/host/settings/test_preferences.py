@@ -55,7 +55,7 @@ def test_the_same_content_under_two_names_is_not_held_out(stock_config, inputs, 
         (
             [{"prompt": "p", "completion": "2" * (1 + 3000 * i), "label": i == 0} for i in range(2)],
             ["+data.preference.on_too_long=drop"],
-            "rows of one side alone are left",
+            "desirable or undesirable rows alone are left",
         ),
         ([{**PAIR, "tools": ["t"]}], [], "row 0: the column 'tools' conditions the answers"),
     ],

@@ -149,8 +149,8 @@ LAM_ONE = f"{F}.lam=1"
         ([LAM_ONE, "data.train_batch_size=300"], "make it a multiple of 256"),
         (["algorithm.use_kl_in_reward=true"], "contradicts algorithm.adv_estimator=f_hal"),
         (["algorithm.adv_estimator=f_grpo"], "which algorithm.adv_estimator=f_grpo does not read"),
-        (["+data.preference.batch_size=2048"], "(512 on the scarcer side); set it to 1024 or less"),
-        (["+data.preference.val_files=[ONE_SIDE]"], "rows of one side alone are left"),
+        (["+data.preference.batch_size=2048"], "(512 of the scarcer kind); set it to 1024 or less"),
+        (["+data.preference.val_files=[ONE_SIDE]"], "desirable or undesirable rows alone are left"),
         (["+data.preference.keep_pairs=true", "+data.preference.files=[UNPAIRED]"], "is not half of a pair"),
     ],
 )
