@@ -1,7 +1,6 @@
 """f-divergences: the generator f, its conjugate f*, an increasing link g, and the composite f*(g).
 
-`_TABLE` is the one place of the formulas; a new row also needs an entry in theory.py and docs/make. The divergence of
-D+ (the positive side of a loss, which gets g) from D- (the negative side, which gets f*(g)), in variational form:
+The divergence of D+ (the positive side of a loss, which gets g) from D- (the negative side, which gets f*(g)):
 
     D_f(D+ || D-) = sup_r  E_{D+}[ g(r) ] - E_{D-}[ f*(g(r)) ],        g: R -> dom f*, increasing
 
@@ -128,12 +127,12 @@ class Divergence:
 
     @property
     def range(self) -> tuple[float, float]:
-        """(low, high): for v in it, g(v), f*(g(v)) and their derivatives are finite in float32."""
+        """The interval (low, high) in which g(v), f*(g(v)) and their derivatives are finite in float32."""
         return self._link.range
 
     @property
     def estimate_offset(self) -> float:
-        """What a reported divergence estimate adds so that D(P, P) = 0: 2 log 2 for `gan`, else 0."""
+        """Added to a reported divergence estimate, so that D(P, P) = 0; 2 log 2 for `gan`, else 0."""
         return self._entry.estimate_offset
 
     @property
@@ -264,7 +263,7 @@ _SQUARE_LIMIT = 1e19  # v^2 / 4 overflows float32 at 3.7e19
 
 # Name: f and f*; f'(inf); the variational link (arXiv 1606.00709) and the density-ratio link, each g, f*(g), range.
 # fmt: off
-_TABLE: dict[str, _Entry] = {
+_TABLE: dict[str, _Entry] = {  # the one place of the formulas; a new row also needs an entry in theory.py and docs/make
     "kl": _Entry(
         lambda t: torch.xlogy(t, t), lambda s: torch.exp(s - 1), _INF,
         _Link(lambda v: v, lambda v: torch.exp(v - 1), (-_INF, _E)),

@@ -323,3 +323,12 @@ def test_the_options_of_documented_commands_exist():
         for word in words:
             if re.match(r"--?[a-z]", word):
                 assert word.split("=")[0] in known | of_plan, f"{page}: {word}"
+
+
+def test_the_metric_that_contributors_are_shown_is_the_one_that_is_logged():
+    import yaml
+
+    text = (DOCS.parent / "CONTRIBUTING.md").read_text()
+    (shown,) = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, flags=re.DOTALL)[1])
+    logged = yaml.safe_load((DOCS.parent / "fgrpo_plugin" / "host" / "metrics.yaml").read_text())
+    assert shown in (logged if isinstance(logged, list) else [one for part in logged.values() for one in part])

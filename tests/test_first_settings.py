@@ -63,7 +63,7 @@ def test_defaults_and_groups_have_the_values_that_are_named():
 
 def test_what_is_reported_of_other_runs_is_what_assumptions_have():
     assumptions = (ROOT / "docs" / "assumptions.md").read_text()
-    assert "beta 0.1, 4 answers a prompt, learning rate 5e-6, LoRA" in assumptions
+    assert "beta 0.1, 4 responses a prompt, learning rate 5e-6, LoRA" in assumptions
     assert "learning rate 5e-5, beta 0.1, 5 epochs, batches of 32" in assumptions
     assert "jensen_shannon, lambda in {0, 0.5, 1}" in assumptions
 

@@ -34,7 +34,7 @@ from fgrpo_plugin.host.metrics import divide_sums
 from fgrpo_plugin.host.preference_metrics import held_out_metrics, ranking_metrics
 from fgrpo_plugin.host.settings.batches import minibatches_of_update
 from fgrpo_plugin.host.settings.reading import joins_preferences, may_be_stale, read_settings
-from fgrpo_plugin.host.settings.record import RECORD_FILE, run_record
+from fgrpo_plugin.host.settings.record import RECORD_FILE, changed_settings, run_record
 from fgrpo_plugin.losses import implicit_reward
 from fgrpo_plugin.preference.reference_cache import write_whole
 from fgrpo_plugin.preference.tokens import TokenRow
@@ -108,11 +108,14 @@ class FDivergenceTrainer(RefillNews):
 
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()  # type: ignore[misc]
-        if self.preferences is None or self.global_steps == 0:
+        if self.global_steps == 0:
             return
-        trainer = self.config.trainer
-        by_path = trainer.resume_mode == "resume_path"
-        self.preferences.load(Path(trainer.resume_from_path) if by_path else self._checkpoint_folder())
+        given = self.config.trainer
+        folder = Path(given.resume_from_path) if given.resume_mode == "resume_path" else self._checkpoint_folder()
+        if changed := changed_settings(folder, run_record(self.config, self.global_steps, self.total_training_steps)):
+            print(f"fgrpo-plugin: the checkpoint had other settings; from here on: {'; '.join(changed)}", flush=True)
+        if self.preferences is not None:
+            self.preferences.load(folder)
 
     def _save_checkpoint(self) -> None:
         # Before verl's own: its tracker file, written last, then never names a checkpoint without this state.

@@ -1,7 +1,7 @@
 """What a checkpoint keeps of its run's settings: enough to say later how a model was made, and nothing private."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
@@ -30,6 +30,8 @@ _ACTOR = (
 _DATA = ("train_batch_size", "max_prompt_length", "max_response_length", "seed")
 _ROLLOUT = ("n", "temperature", "top_p", "top_k")
 _ADAPTER = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "bias", "modules_to_save")
+_OF_THE_MOMENT = ("step", "lam", "model_is_local")
+"""Of a record, what is no setting."""
 _HOMES = ("home", "Users", "users")
 
 
@@ -74,6 +76,33 @@ def run_record(config: Any, step: int, total_steps: int) -> dict[str, Any]:
     if lora := _lora(config, model):
         found["lora"] = lora
     return found
+
+
+def changed_settings(folder: Path, now: Mapping[str, Any]) -> list[str]:
+    """Compare the settings of a resumed run with its checkpoint's.
+
+    Args:
+        folder: the checkpoint's ``global_step_N``.
+        now: `run_record` of the run.
+
+    Returns:
+        "name: then -> now" of each that differs; none where the checkpoint has no record that can be read.
+    """
+    try:
+        then = _flat(json.loads((folder / RECORD_FILE).read_text()))
+    except (OSError, ValueError):
+        return []
+    mine = _flat(json.loads(json.dumps(now)))
+    names = [name for name in then | mine if name.split(".")[0] not in _OF_THE_MOMENT]
+    return [f"{name}: {then.get(name)} -> {mine.get(name)}" for name in names if then.get(name) != mine.get(name)]
+
+
+def _flat(record: Any, name: str = "") -> dict[str, Any]:
+    """Nested names with dots between them."""
+    if not isinstance(record, dict):
+        return {name: record}
+    parts = [_flat(value, f"{name}.{key}" if name else key) for key, value in record.items()]
+    return {key: value for part in parts for key, value in part.items()}
 
 
 def _lora(config: Any, model: str) -> dict[str, Any]:

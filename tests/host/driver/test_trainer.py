@@ -13,6 +13,7 @@ import torch
 
 from tests.support.queued_updates import ANSWERS, MINIBATCH, PREFERENCES, PROMPTS, check_update, log_probs, names, step
 
+BETA = "++actor_rollout_ref.actor.policy_loss.f_divergence.beta"
 MODES = ("sync", "colocate_async", "separate_async")
 
 
@@ -202,6 +203,29 @@ def test_a_checkpoint_keeps_the_runs_settings_beside_verls_files(make, tmp_path,
     record = json.loads((folder / "f_divergence_run.json").read_text())
     assert record["algorithm"] == estimator and record["step"] == 1 and record["total_steps"] == 3
     assert ("lam" in record) == (estimator == "f_hal") == (folder / "f_divergence.json").is_file()
+
+
+@pytest.mark.parametrize("mode", ["auto", "resume_path"])
+@pytest.mark.parametrize("estimator", ["f_grpo", "f_hal"])
+def test_a_resumed_run_says_which_settings_its_checkpoint_had_otherwise(make, tmp_path, capsys, estimator, mode):
+    where = [f"trainer.default_local_dir={tmp_path / 'run'}"]
+    if mode == "resume_path":
+        where = [f"trainer.resume_mode={mode}", f"trainer.resume_from_path={tmp_path / 'run' / 'global_step_1'}"]
+    trainer, workers = make("sync", 1, estimator, f"trainer.default_local_dir={tmp_path / 'run'}")
+    workers.save_checkpoint = workers.load_checkpoint = lambda *given, **more: None
+    loader = SimpleNamespace(state_dict=dict, load_state_dict=lambda state: None)
+    trainer.use_critic, trainer.train_dataloader = False, loader
+    trainer._save_checkpoint()
+    for words, said in (([], False), ([f"{BETA}=0.2"], True)):
+        resumed, workers = make("sync", 1, estimator, *where, *words)
+        workers.load_checkpoint = lambda *given, **more: None
+        resumed.use_critic, resumed.train_dataloader = False, loader
+        capsys.readouterr()
+        resumed._load_checkpoint()
+        printed = capsys.readouterr().out
+        assert resumed.global_steps == 1
+        assert ("the checkpoint had other settings; from here on: f_divergence.beta: 0.1 -> 0.2\n" in printed) is said
+        assert ("other settings" in printed) is said
 
 
 @pytest.mark.parametrize("level", ["sequence", "sequence_mean", "token"])

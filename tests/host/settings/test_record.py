@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fgrpo_plugin.host.settings.record import public_name, run_record
+from fgrpo_plugin.host.settings.record import RECORD_FILE, changed_settings, public_name, run_record
 from fgrpo_plugin.host.settings.switch import complete
 from fgrpo_plugin.pinned import VERL
 from tests.support.overrides import HAL, F
@@ -39,6 +39,27 @@ def test_a_secret_and_a_users_folder_stay_out(stock_config, inputs, monkeypatch,
     complete(config)
     found = json.dumps(run_record(config, 1, 1))
     assert "secret" not in found and str(tmp_path) not in found and tmp_path.name not in found
+
+
+def test_a_resumed_run_says_what_its_checkpoint_had_otherwise(stock_config, inputs, preferences, tmp_path):
+    def record(*words: str, step: int = 3) -> dict:
+        config = stock_config(*inputs, HAL, preferences, *words)
+        complete(config)
+        return run_record(config, step, 5)
+
+    schedule = f"{F}.lam={{schedule: linear, start: 0.8, end: 0.2}}"
+    (tmp_path / RECORD_FILE).write_text(json.dumps(record(schedule, f"{ACTOR}.optim.lr=3e-6")))
+    assert changed_settings(tmp_path, record(schedule, f"{ACTOR}.optim.lr=3e-6", step=4)) == []
+    changed = changed_settings(tmp_path, record(f"{F}.beta=0.2", f"{F}.lam=0.3", f"{ACTOR}.optim.lr=1e-6"))
+    assert "f_divergence.beta: 0.1 -> 0.2" in changed and "actor.optim.lr: 3e-06 -> 1e-06" in changed
+    assert {line.split(":")[0] for line in changed} == {
+        "f_divergence.beta",
+        "f_divergence.lam",
+        *(f"f_divergence.lam.{name}" for name in ("schedule", "start", "end", "steps")),
+        "actor.optim.lr",
+    } - {"f_divergence.lam.steps"}
+    (tmp_path / RECORD_FILE).write_text("{")
+    assert changed_settings(tmp_path, {}) == [] == changed_settings(tmp_path / "of_another_algorithm", {})
 
 
 @pytest.mark.parametrize(
