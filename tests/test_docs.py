@@ -159,46 +159,6 @@ def blocks(page: str, name: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", part, flags=re.DOTALL)
 
 
-def test_the_page_of_trackers_names_every_one_of_verl_s():
-    from verl.utils.tracking import Tracking
-
-    named = re.findall(r"^\| `(\w+)` \|", (DOCS / "trackers.md").read_text(), flags=re.MULTILINE)
-    assert sorted(named) == sorted(Tracking.supported_backend)
-
-
-def test_files_and_tensorboard_are_where_the_page_of_trackers_says(tmp_path, monkeypatch):
-    from verl.utils.tracking import Tracking
-
-    for name in ("TENSORBOARD_DIR", "VERL_FILE_LOGGER_PATH", "VERL_FILE_LOGGER_ROOT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-
-    def log(step: int) -> None:
-        tracking = Tracking("trial", "first", ["console", "file", "tensorboard"])
-        tracking.log({"actor/f_divergence/clipped_share": 0.25, "val-core/openai/gsm8k/acc/mean@1": 0.5}, step=step)
-        tracking.finish()
-
-    log(1)
-    log(2)  # as a resumed run does
-    (line,) = Path("trial/first.jsonl").read_text().splitlines()  # the first line is gone
-    assert json.loads(line) == {
-        "step": 2,
-        "data": {"actor/f_divergence/clipped_share": 0.25, "val-core/openai/gsm8k/acc/mean@1": 0.5},
-    }
-    assert any(Path("tensorboard_log/trial/first").iterdir())
-    monkeypatch.setenv("TENSORBOARD_DIR", "elsewhere")
-    log(3)
-    assert any(path.is_file() for path in Path("elsewhere").iterdir())
-
-
-def test_the_dashboard_s_curves_of_ours_are_metrics_that_we_log():
-    from fgrpo_plugin.host.metric_table import METRICS
-
-    page = (DOCS / "trackers.md").read_text()
-    named = re.findall(r"`((?:actor/f_divergence|training|val-preference)/\w+)`", page)
-    assert len(named) >= 6 and set(named) <= {metric.name for metric in METRICS}
-
-
 def test_the_example_on_the_page_of_samples_reads_what_verl_writes(tmp_path, monkeypatch, capsys):
     from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
