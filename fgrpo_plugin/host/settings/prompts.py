@@ -18,6 +18,7 @@ from fgrpo_plugin.host.settings.rewards import (
     reward_problem,
     uses_custom_reward,
 )
+from fgrpo_plugin.host.settings.workers import object_of
 
 ROWS_LOOKED_AT = 512
 ROLLOUT_N = "__rollout_n__"
@@ -41,7 +42,8 @@ def check_prompts(config: DictConfig, tokenizer: Any) -> None:
     check_reward_function(config)
     loops = check_agent_loops(config, tokenizer)
     if OmegaConf.select(config, "data.custom_cls.path") is not None:
-        return  # the user's own data set class reads what it likes
+        _check_dataset_class(config)
+        return  # it reads what it likes
     _say_what_is_not_held_out(config)
     render = _renderer(config, tokenizer)
     for key in ("data.train_files", "data.val_files"):
@@ -68,6 +70,20 @@ def _columns(file: str) -> list[str]:
         return [] if is_elsewhere(file) else tables.columns(Path(file).expanduser())
     except (OSError, ValueError):  # it is refused where it is looked at
         return []
+
+
+def _check_dataset_class(config: DictConfig) -> None:
+    """Load the user's own data set class, as verl does in its task runner.
+
+    Raises:
+        ValueError: it is not there, or is no class that verl takes.
+    """
+    from torch.utils.data import Dataset
+
+    found = object_of(config, "data.custom_cls.path", "data.custom_cls.name")
+    if found is not None and not (isinstance(found, type) and issubclass(found, Dataset)):
+        name = OmegaConf.select(config, "data.custom_cls.name")
+        raise ValueError(f"data.custom_cls.name={name} is no torch.utils.data.Dataset, which verl wants; inherit it.")
 
 
 def _say_what_is_not_held_out(config: DictConfig) -> None:

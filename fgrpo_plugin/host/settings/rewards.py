@@ -6,8 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fgrpo_plugin.host.settings.reading import workers_environment
-from fgrpo_plugin.host.settings.workers import one_line, refuse_or_say
+from fgrpo_plugin.host.settings.workers import module_of, object_of
 
 CUSTOM = "reward.custom_reward_function"
 NAMES = ("data_source", "solution_str", "ground_truth", "extra_info")
@@ -92,12 +91,15 @@ def reads_rows(config: DictConfig) -> bool:
 
 
 def check_reward_manager(config: DictConfig) -> None:
-    """Refuse a name of no reward manager of verl's, which fails once the models are loaded.
+    """Refuse a reward manager that verl does not have or cannot load, which fails once the models are loaded.
 
     Raises:
         ValueError: names the setting and those that are known.
     """
-    if OmegaConf.select(config, "reward.reward_manager.source", default="register") != "register":
+    manager = "reward.reward_manager"
+    if OmegaConf.select(config, f"{manager}.source", default="register") != "register":
+        if OmegaConf.select(config, f"{manager}.module.path"):  # without one verl refuses by itself
+            object_of(config, f"{manager}.module.path", f"{manager}.name")
         return
     import verl.experimental.reward_loop.reward_manager  # noqa: F401  (registers verl's)
     from verl.experimental.reward_loop.reward_manager.registry import REWARD_MANAGER
@@ -120,14 +122,9 @@ def check_reward_function(config: DictConfig) -> None:
     path = OmegaConf.select(config, f"{CUSTOM}.path")
     if not path:
         return
-    from verl.utils.import_utils import load_module
-
     name = str(OmegaConf.select(config, f"{CUSTOM}.name", default="compute_score"))
-    try:
-        with workers_environment(config):
-            module = load_module(path)
-    except (Exception, SystemExit) as error:
-        refuse_or_say(config, f"{CUSTOM}.path={path}: cannot be imported ({one_line(error)})", error)
+    module = module_of(config, f"{CUSTOM}.path")
+    if module is None:
         return
     function = getattr(module, name, None)
     if not callable(function):

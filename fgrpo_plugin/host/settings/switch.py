@@ -18,7 +18,7 @@ from fgrpo_plugin.host.settings.preferences import check_preference_batch, check
 from fgrpo_plugin.host.settings.prompts import check_prompts
 from fgrpo_plugin.host.settings.reading import generates, recomputes_old_log_prob
 from fgrpo_plugin.host.settings.refusals import check_settings
-from fgrpo_plugin.host.settings.tracking import missing_account
+from fgrpo_plugin.host.settings.tracking import check_trackers, missing_account
 from fgrpo_plugin.host.settings.trainer_mode import check_trainer_mode
 from fgrpo_plugin.host.settings.verls_own import check_by_verl
 
@@ -40,6 +40,7 @@ def complete(config: DictConfig) -> None:
         raise ValueError(" ".join(REFUSED.values()))
     check_trainer_mode(config)
     settings, changes = check_and_fill_in(config)
+    check_trackers(config)
     check_model_input(config)
     tokenizer = run_tokenizer(config)
     if generates(config, settings):

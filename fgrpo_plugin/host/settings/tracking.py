@@ -1,6 +1,7 @@
-"""Whether verl's logger has the account that it will ask for, minutes later."""
+"""Whether verl's trackers are there, and have the account that they will ask for minutes later."""
 
 import os
+from importlib.util import find_spec
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,51 @@ from urllib.parse import urlparse
 
 from omegaconf import OmegaConf
 
+from fgrpo_plugin.host.settings.workers import say_unknown, workers_own_code
+
 CREDENTIALS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 WITHOUT_ACCOUNT = ("offline", "disabled", "dryrun")
+
+
+PACKAGES = {
+    "wandb": "wandb",
+    "tracking": "wandb",  # its former name
+    "mlflow": "mlflow",
+    "swanlab": "swanlab",
+    "vemlp_wandb": "volcengine_ml_platform",
+    "tensorboard": "tensorboard",
+    "clearml": "clearml",
+    "trackio": "trackio",
+    "rl_insight": "rl_insight",
+}
+"""Which package verl imports for a tracker."""
+
+
+def trackers(config: Any) -> list[str]:
+    """The names in ``trainer.logger``, a name or a list of them."""
+    given = OmegaConf.select(config, "trainer.logger")
+    return [given] if isinstance(given, str) else list(given or [])
+
+
+def check_trackers(config: Any) -> None:
+    """Refuse trackers that verl does not know or that are not installed, on which it stops with the models loaded.
+
+    Raises:
+        ValueError: names the setting, the tracker and those that are known.
+    """
+    from verl.utils.tracking import Tracking
+
+    for name in trackers(config):
+        if name not in (*Tracking.supported_backend, "tracking"):
+            known = ", ".join(Tracking.supported_backend)
+            raise ValueError(f"trainer.logger: {name} is not a tracker of verl; choose among {known}.")
+        package = PACKAGES.get(name)
+        if package is None or find_spec(package) is not None:
+            continue
+        problem = f"trainer.logger: {name} needs the package {package}, which is not installed"
+        if (why := workers_own_code(config)) is None:
+            raise ValueError(f"{problem}; install it, or leave {name} out.")
+        say_unknown(problem, why)
 
 
 def missing_account(config: Any) -> str | None:
@@ -18,8 +62,7 @@ def missing_account(config: Any) -> str | None:
     Args:
         config: verl's whole configuration.
     """
-    given = OmegaConf.select(config, "trainer.logger")
-    if "wandb" not in ([given] if isinstance(given, str) else given or []):
+    if not {"wandb", "tracking"} & set(trackers(config)):
         return None
     of_ray = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
     variables: dict[str, Any] = {**os.environ, **(OmegaConf.to_container(of_ray) if of_ray else {})}  # type: ignore[dict-item]

@@ -82,6 +82,35 @@ def imported(config: DictConfig, name: str, find: Callable[[str], Any]) -> tuple
     return None, problem
 
 
+def module_of(config: DictConfig, setting: str) -> Any:
+    """Import the file or ``pkg://`` module that a setting names, as verl does; None where only the workers can tell.
+
+    Raises:
+        ValueError: it cannot be imported.
+    """
+    from verl.utils.import_utils import load_module
+
+    path = OmegaConf.select(config, setting)
+    try:
+        with workers_environment(config):
+            return load_module(path)
+    except (Exception, SystemExit) as error:
+        refuse_or_say(config, f"{setting}={path}: cannot be imported ({one_line(error)})", error)
+        return None
+
+
+def object_of(config: DictConfig, setting: str, name: str) -> Any:
+    """Return what one setting names in the module that another one does; None where only the workers can tell.
+
+    Raises:
+        ValueError: the module cannot be imported, or has no such name.
+    """
+    module, wanted = module_of(config, setting), str(OmegaConf.select(config, name))
+    if module is not None and not hasattr(module, wanted):
+        raise ValueError(f"{setting}={OmegaConf.select(config, setting)}: there is no {wanted!r} in it; set {name}.")
+    return getattr(module, wanted, None)
+
+
 def attribute(name: str) -> Any:
     """`module.name`, as verl looks up tools and managers: a class inside of another one is not found."""
     module, _, last = name.rpartition(".")

@@ -57,7 +57,7 @@ def test_the_same_content_under_two_names_is_not_held_out(stock_config, inputs, 
             ["+data.preference.on_too_long=drop"],
             "desirable or undesirable rows alone are left",
         ),
-        ([{**PAIR, "tools": ["t"]}], [], "row 0: the column 'tools' conditions the answers"),
+        ([{**PAIR, "tools": ["t"]}], [], "row 0: the column 'tools' conditions the responses"),
     ],
 )
 def test_what_the_trainer_would_find_is_found_before_ray(stock_config, inputs, tmp_path, rows, more, reason):

@@ -187,7 +187,8 @@ def test_a_model_without_a_chat_template_is_refused(stock_config, inputs, tmp_pa
 
 
 def test_a_data_set_class_of_the_users_own_reads_what_it_likes(stock_config, inputs, tmp_path):
-    own = ["data.custom_cls.path=pkg://mine", "data.custom_cls.name=Mine"]
+    (tmp_path / "set.py").write_text("import torch\nclass Mine(torch.utils.data.Dataset): pass")
+    own = [f"data.custom_cls.path={tmp_path / 'set.py'}", "data.custom_cls.name=Mine"]
     run(stock_config, inputs, tmp_path, [{"anything": 1}], *own)
 
 
@@ -210,3 +211,25 @@ def test_prompts_that_ask_for_more_responses_than_are_counted_with(stock_config,
         return
     with pytest.raises(ValueError, match=r"row 1000: __rollout_n__=5 must be a whole number from 2 to .*rollout.n=4"):
         check_prompts(config, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (None, r"data\.custom_cls\.path=.*mine\.py: cannot be imported \(FileNotFoundError"),
+        ("import no_such_package", r"cannot be imported \(ModuleNotFoundError: No module named 'no_such_package'"),
+        ("class Other: pass", r"mine\.py: there is no 'Mine' in it; set data\.custom_cls\.name"),
+        ("class Mine: pass", r"data\.custom_cls\.name=Mine is no torch\.utils\.data\.Dataset"),
+        ("Mine = 1", r"data\.custom_cls\.name=Mine is no torch\.utils\.data\.Dataset"),
+        ("import torch\nclass Mine(torch.utils.data.Dataset): pass", None),
+    ],
+)
+def test_a_data_set_class_of_the_users_own_is_loaded_as_verl_loads_it(stock_config, inputs, tmp_path, text, reason):
+    if text is not None:
+        (tmp_path / "mine.py").write_text(text)
+    config = stock_config(*inputs, SWITCH, f"data.custom_cls.path={tmp_path / 'mine.py'}", "data.custom_cls.name=Mine")
+    if reason is None:
+        check_prompts(config, None)
+    else:
+        with pytest.raises(ValueError, match=reason):
+            check_prompts(config, None)

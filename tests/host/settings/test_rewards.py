@@ -6,6 +6,7 @@ import pytest
 
 from fgrpo_plugin.host.settings.rewards import (
     check_reward_function,
+    check_reward_manager,
     default_reward_problem,
     earns_full_reward,
     reads_rows,
@@ -147,6 +148,19 @@ def test_a_reward_model_and_a_manager_of_the_users_own_read_what_they_like(stock
     assert not reads_rows(stock_config("reward.reward_manager.source=importlib"))
     own = "reward.custom_reward_function.path=mine.py"
     assert reads_rows(stock_config("reward.reward_model.enable=true", own))
+
+
+def test_a_reward_manager_of_the_users_own_is_loaded_as_verl_loads_it(stock_config, tmp_path):
+    file = tmp_path / "manager.py"
+    manager = ["reward.reward_manager.source=importlib", f"reward.reward_manager.module.path={file}"]
+    named = stock_config(*manager, "reward.reward_manager.name=Mine")
+    with pytest.raises(ValueError, match=r"module\.path=.*manager\.py: cannot be imported \(FileNotFoundError"):
+        check_reward_manager(named)
+    file.write_text("class Other: pass")
+    with pytest.raises(ValueError, match=r"there is no 'Mine' in it; set reward\.reward_manager\.name\."):
+        check_reward_manager(named)
+    file.write_text("class Mine: pass")
+    check_reward_manager(named)
 
 
 def test_a_reward_function_that_the_workers_alone_may_have_is_not_refused(stock_config, capsys):

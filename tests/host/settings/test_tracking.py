@@ -1,9 +1,12 @@
 """A run that will ask for an account at wandb is told so before Ray starts."""
 
+import inspect
+from pathlib import Path
+
 import pytest
 
 from fgrpo_plugin.host.settings.switch import complete
-from fgrpo_plugin.host.settings.tracking import missing_account
+from fgrpo_plugin.host.settings.tracking import PACKAGES, check_trackers, missing_account
 from tests.support.overrides import SWITCH
 
 
@@ -76,3 +79,39 @@ def test_the_key_is_that_of_the_users_own_server(stock_config, monkeypatch, nobo
     assert missing_account(stock_config()) is not None
     (nobody / ".netrc").write_text("machine wandb.example.com login user password a\n")
     assert missing_account(stock_config()) is None
+
+
+def test_every_tracker_of_verls_has_its_package_here_and_no_other_has():
+    from verl.utils.tracking import Tracking
+
+    assert {*Tracking.supported_backend} - {"console", "file"} == PACKAGES.keys() - {"tracking"}
+    text = Path(inspect.getfile(Tracking)).read_text()
+    for package in PACKAGES.values():
+        assert f"import {package}" in text or (package == "tensorboard" and "torch.utils.tensorboard" in text)
+
+
+@pytest.mark.parametrize(
+    ("logger", "reason"),
+    [
+        ("[console,wandbb]", "wandbb is not a tracker of verl; choose among wandb, mlflow,"),
+        ("tensorbord", "tensorbord is not a tracker of verl"),
+        (
+            "[console,swanlab]",
+            "swanlab needs the package swanlab, which is not installed; install it, or leave swanlab",
+        ),
+    ],
+)
+def test_a_tracker_that_is_not_there_is_refused_before_ray(stock_config, inputs, monkeypatch, logger, reason):
+    monkeypatch.setitem(PACKAGES, "swanlab", "no_such_swanlab")
+    reason = reason.replace("package swanlab", "package no_such_swanlab")
+    with pytest.raises(ValueError, match=f"^trainer.logger: {reason}"):
+        complete(stock_config(*inputs, SWITCH, f"trainer.logger={logger}"))
+
+
+def test_a_tracker_that_the_workers_may_have_is_said(stock_config, monkeypatch, capsys):
+    monkeypatch.setitem(PACKAGES, "swanlab", "no_such_swanlab")
+    check_trackers(stock_config("trainer.logger=[swanlab]", "++ray_kwargs.ray_init.runtime_env.pip=[swanlab]"))
+    assert "swanlab needs the package no_such_swanlab" in capsys.readouterr().out
+    check_trackers(stock_config("trainer.logger=[console,file,tensorboard,wandb,tracking]"))
+    check_trackers(stock_config("trainer.logger=null"))
+    assert not capsys.readouterr().out
