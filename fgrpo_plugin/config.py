@@ -55,8 +55,8 @@ class FDivergenceConfig:
 
     preset: Literal["stable", "paper", "released"] = "stable"
     """What gamma, scale, weight_scale and weight_level are where they are null. ``stable``: ours.
-    ``paper``: Algorithm 1 to the letter. ``released``: what the authors' scripts are reported to run; wherever pi_old
-    is the policy itself (one optimiser step on fresh rollouts) its gradient is that of ``paper``."""
+    ``paper``: Algorithm 1 as others read it. ``released``: what the authors' scripts are reported to run; wherever
+    pi_old is the policy itself (one optimiser step on fresh rollouts) its gradient is that of ``paper``."""
     divergence: Name = "pearson"
     """Name of f, built in or given to ``register_divergence``; docs/divergences.md has what each one does."""
     link: Literal["variational", "density_ratio"] | None = None
@@ -64,7 +64,8 @@ class FDivergenceConfig:
     alpha: Finite | None = None
     """Order of ``divergence=alpha``; no other divergence takes it."""
     beta: Positive = 0.1
-    """Scale of log(pi/pi_ref) in the implicit reward; smaller allows the policy to go further from the reference."""
+    """Scale of log(pi/pi_ref) in the implicit reward, DPO's beta: slopes change after 1/beta nats; a smaller one lets
+    the policy go further where they do, and does nothing where a slope is constant (docs/divergences.md)."""
     gamma: NotNegative | None = None
     """Scale of log(pi/pi_old) in the implicit reward; null takes the preset's."""
     level: Literal["sequence", "sequence_mean", "token"] = "sequence"

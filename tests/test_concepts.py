@@ -61,7 +61,7 @@ def test_loss_and_estimate_are_what_the_formulas_give(group):
     loss = sum(-row["a"] * row["w"] * row["term"] for row in group) / 4  # |a| (-w g) above, |a| (+w f*(g)) below
     above, below = ([row for row in group if sign * row["a"] > 0] for sign in (1, -1))
     means = [sum(row["w"] * row["term"] for row in side) / sum(row["w"] for row in side) for side in (above, below)]
-    assert sentence("The loss of the group is #, and the divergence estimate #:") == pytest.approx(
+    assert sentence("the loss of the group is #, and the divergence estimate #:") == pytest.approx(
         [loss, means[0] - means[1]], abs=6e-4
     )
 

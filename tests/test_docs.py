@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import re
 import shlex
@@ -292,3 +293,20 @@ def test_the_metric_that_contributors_are_shown_is_the_one_that_is_logged():
     (shown,) = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, flags=re.DOTALL)[1])
     logged = yaml.safe_load((DOCS.parent / "fgrpo_plugin" / "host" / "metrics.yaml").read_text())
     assert shown in (logged if isinstance(logged, list) else [one for part in logged.values() for one in part])
+
+
+def test_the_links_that_are_written_out_are_the_codes():
+    import torch
+
+    divergences = maker("divergences")
+    r = torch.linspace(-4, 4, 81, dtype=torch.float64)
+    known = {"exp": torch.exp, "tanh": torch.tanh, "softplus": torch.nn.functional.softplus, "log": math.log, "r": r}
+    seen = set()
+    for name, d in divergences.entries():
+        seen.add((name, d.link_name))
+        for text, function in zip(divergences.LINKS[name, d.link_name], (d.link, d.conjugate_of_link), strict=True):
+            above, _, below = text.partition(" above r = -2, else ")
+            value = eval(above.replace("^", "**"), known | {"a": d.alpha})
+            value = torch.where(r > -2, value, float(below)) if below else value
+            torch.testing.assert_close(function(r), value.expand_as(r))
+    assert seen == divergences.LINKS.keys()

@@ -15,7 +15,8 @@ no responses) is left out of that step.
 
 With several mini-batches in a step each of them has its own denominators; what is logged is the ratio of the step's totals where they
 have equally many micro-batches. r is the implicit reward after clipping, beta nats means that r is in units of
-beta times nats, f's unit that of the divergence. Log-probs are natural. D+ rows are the desirable preference rows, D- rows the undesirable ones.
+beta times nats, f's unit that of the divergence. Log-probs are natural. "aligned" in a name is the side of positive advantages,
+"unaligned" that of negative ones; D+ rows are desirable, D- rows undesirable preference rows. D+ rows are the desirable preference rows, D- rows the undesirable ones.
 
 ## f-GRPO and f-HAL
 

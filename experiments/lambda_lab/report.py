@@ -142,7 +142,7 @@ def verdict(runs: Sequence[Run]) -> str:
         return f"{mean(None, key)} to {mean(lam, key)}"
 
     rows = [
-        ["expected from the paper", "measured"],
+        ["expected", "measured"],
         ["lambda = 0 exploits the proxy", f"proxy {change(0.0, 'proxy')}, true reward {change(0.0, 'true')}"],
         [
             "lambda = 1 is safe but learns little",

@@ -23,7 +23,7 @@ def kldo_loss(
 
     The logarithm couples all D- rows of an optimiser step, so no micro-batch or rank can compute it alone. Computed as
 
-        - mean_{D+ rows} r + mean_{D- rows} ( exp(r - c) - 1 + c )         with c constant,
+        L = - mean_{D+ rows} r + mean_{D- rows} ( exp(r - c) - 1 + c )         with c constant,
 
     which has the same value and the same gradient and is a sum over rows: `fdo_loss` with variational kl at r + 1 - c.
 
