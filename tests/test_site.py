@@ -1,5 +1,6 @@
 """The site is built without a warning, leads nowhere that is not there, and describes every public name."""
 
+import math
 import re
 import shutil
 import subprocess
@@ -79,3 +80,52 @@ def test_what_leads_nowhere_ends_it(tmp_path, planted, said):
     (tmp_path / "docs" / "index.md").write_text(f"# A page\n\n{planted}\n")
     done = build(tmp_path, tmp_path / "made")
     assert done.returncode != 0 and said in done.stderr
+
+
+def test_the_loop_on_the_page_of_the_api_is_f_hal_and_its_pairs_are_dpo():
+    import torch
+    from torch.nn.functional import logsigmoid
+
+    text = (ROOT / "docs" / "api.md").read_text()
+    (example,) = re.findall(r"<!-- own loop -->\n```python\n(.*?)```", text, flags=re.DOTALL)
+    names: dict = {}
+    exec(example, names)
+    torch.manual_seed(0)
+    policy, reference = torch.nn.Embedding(7, 7), torch.nn.Embedding(7, 7)
+    sampled, pairs = torch.randint(7, (8, 6)), torch.randint(7, (4, 6))
+    rewards, prompts = torch.tensor([0.0, 1, 1, 0, 0, 0, 0, 0]), ["a"] * 4 + ["b"] * 4
+    loss, r = names["step"](policy, reference, sampled, rewards, prompts, pairs, 3)
+    loss.backward()
+    assert policy.weight.grad.abs().sum() > 0 and reference.weight.grad is None
+
+    def log_prob(model, row):
+        table = model.weight.log_softmax(-1)
+        return sum(table[row[i], row[i + 1]] for i in range(2, 5))  # three tokens of response
+
+    by_hand = [0.1 * (log_prob(policy, row) - log_prob(reference, row)) for row in pairs]
+    torch.testing.assert_close(r, torch.stack(by_hand))
+    d = names["divergence"]
+    fdo = (d.conjugate_of_link(r[1::2]) - d.link(r[0::2])).mean()
+    assert loss.item() == pytest.approx(
+        5 * fdo.item() + 5 * on_policy(policy, reference, sampled, log_prob, d), rel=1e-5
+    )
+    z = r[0::2] - r[1::2]
+    dpo = names["fdo_loss"](torch.cat([z, -z]), torch.tensor([True] * len(z) + [False] * len(z)), d)
+    assert dpo.item() == pytest.approx((-2 * logsigmoid(z).mean() - 2 * math.log(2)).item(), rel=1e-5)
+
+
+def on_policy(policy, reference, sampled, log_prob, d) -> float:
+    """The first group by the definition; the second has equal rewards and no advantage."""
+    import torch
+
+    rewards = [0.0, 1.0, 1.0, 0.0]
+    mean, spread = 0.5, torch.tensor(rewards).std().item() + 1e-6
+    a = [(reward - mean) / spread for reward in rewards]
+    r = [0.1 * (log_prob(policy, row) - log_prob(reference, row)) for row in sampled[:4]]
+    total = 0.0
+    for side in ([1, 2], [0, 3]):
+        sign = 1 if a[side[0]] > 0 else -1
+        scores = torch.stack([sign * rewards[i] - log_prob(policy, sampled[i]) / 3 for i in side])
+        for i, w in zip(side, len(side) * scores.softmax(0), strict=True):
+            total += abs(a[i]) * w.item() * (-d.link(r[i]) if sign > 0 else d.conjugate_of_link(r[i])).item()
+    return total / 8
