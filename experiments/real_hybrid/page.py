@@ -42,6 +42,17 @@ def row(title: str, runs: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def exploited(arm: Any, results: Results) -> str:
+    """Count the runs of an arm, those of tuning among them, that end with the form in most responses."""
+    runs = [run for run in results.values() if run["lam"] == arm.lam]
+    bare = [run for run in runs if run["after"]["bare"] > 0.5]
+    rights = [run["after"]["right"] for run in bare], [run["after"]["right"] for run in runs if run not in bare]
+    of = [f"right {min(given):.3f} to {max(given):.3f}" if given else "" for given in rights]
+    more = f" ({of[0]}; the others {of[1]})" if all(of) else f" ({of[0] or of[1]})" if runs else ""
+    told = "runs end with only a number in more than half of the responses"
+    return f"* {arm.title}: {len(bare)} of {len(runs)} {told}{more}."
+
+
 def draw(arms: Mapping[str, Sequence[Mapping[str, Any]]], target: Path) -> None:
     """Sampled accuracy, form and distance against the step: a line an arm, its seeds thin behind it."""
     import matplotlib
@@ -124,6 +135,11 @@ def write_page(results: Results, folder: Path) -> None:
             tuning="\n".join(tuning),
             each="\n".join(each),
             picture=picture,
+            exploited="\n".join(
+                exploited(arm, results)
+                for arm in (*arms.NEEDED, *arms.LATER)
+                if any(run["lam"] == arm.lam for run in results.values())
+            ),
         )
     )
 
@@ -150,6 +166,10 @@ preferences pull towards right sums that are written out, and hold the form back
 {table}
 
 {picture}
+Over all runs, those of tuning among them:
+
+{exploited}
+
 "Right": the last number anywhere in the response is the answer; {problems} held-out sums, greedy, at most {tokens}
 tokens, before and after scored alike. The interval is a paired bootstrap over problems (95 %, 10,000 resamples) of the
 mean over seeds. The distance is verl's `actor/kl_loss` of the sampled responses, with coefficient 0. The share of the

@@ -133,6 +133,7 @@ def result(rewards, before="1000", after="1100", seed=0, rate=3e-4, share=(0.4, 
         "slope_share": list(share),
         "seconds_a_step": 61.6,
         "learning_rate": rate,
+        "lam": 0.0,
         "seed": seed,
         "commit": "abc1234",
         "date": "2026-01-02",
@@ -183,6 +184,21 @@ def test_the_page_has_every_run_and_says_what_was_not_run(tmp_path):
     for arm in (*arms.NEEDED[1:], *arms.LATER):
         assert f"| {arm.title} | not run |" in text and f"| {arm.title} | 0.001 | not run |" in text
     assert (tmp_path / "curves.png").stat().st_size > 10_000 and "(curves.png)" in text
+
+
+def test_runs_that_end_with_the_form_are_counted():
+    arm = arms.NEEDED[0]
+
+    def runs(*bare: float) -> dict:
+        return {str(i): {"lam": arm.lam, "after": {"bare": share, "right": i / 8}} for i, share in enumerate(bare)}
+
+    others = {"other": {"lam": 0.5, "after": {"bare": 1.0, "right": 0.9}}}
+    said = f"* {arm.title}: 2 of 4 runs end with only a number in more than half of the responses"
+    found = page.exploited(arm, runs(0.2, 0.6, 0.5, 1.0) | others)
+    assert found == f"{said} (right 0.125 to 0.375; the others right 0.000 to 0.250)."
+    assert page.exploited(arm, runs(0.6) | others).endswith(
+        "1 of 1 runs end with only a number in more than half of the responses (right 0.000 to 0.000)."
+    )
 
 
 def test_the_page_that_is_there_is_that_of_the_results(tmp_path):
