@@ -57,7 +57,7 @@ def _inline(writer: Any, node: Any) -> None:
 
 
 def _block(writer: Any, node: Any) -> None:
-    writer.body.append(f"<div>{convert(node.astext(), display='block')}</div>")
+    writer.body.append(f"<div class='formula'>{convert(node.astext(), display='block')}</div>")
     raise SkipNode
 
 
