@@ -139,7 +139,14 @@ def _data_files(folder: Path) -> list[Path]:
 
 
 def write_whole(file: Path, content: bytes) -> None:
-    """Write under another name and rename, so that no reader sees a part, whoever else writes."""
+    """Write under another name, to the disk, and rename: no reader sees a part, whoever else writes or dies."""
     part = file.with_name(f".{uuid.uuid4().hex}")
-    part.write_bytes(content)
-    os.replace(part, file)
+    try:
+        with part.open("wb") as target:
+            target.write(content)
+            target.flush()
+            os.fsync(target.fileno())
+        os.replace(part, file)
+    except BaseException:
+        part.unlink(missing_ok=True)  # a full disk needs the room
+        raise

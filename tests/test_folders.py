@@ -2,6 +2,7 @@
 
 import pytest
 
+from fgrpo_plugin import folders
 from fgrpo_plugin.folders import files_of, identity, kind_ending, split_of
 
 
@@ -147,3 +148,22 @@ def test_the_ending_tells_the_kind_of_compressed_files_too(tmp_path):
         ("a.csv.gz", ".gz"),
     ):
         assert kind_ending(tmp_path / name) == kind
+
+
+def test_what_could_not_be_written_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    file = tmp_path / "state"
+    folders.write_whole(file, b"old")
+    order = []
+    monkeypatch.setattr(folders.os, "fsync", lambda number: order.append("synced"))
+    replace = folders.os.replace
+    monkeypatch.setattr(folders.os, "replace", lambda *names: (order.append("renamed"), replace(*names)))
+    folders.write_whole(file, b"new")
+    assert order == ["synced", "renamed"] and file.read_bytes() == b"new"
+
+    def full(number):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folders.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        folders.write_whole(file, b"newer")
+    assert [path.name for path in tmp_path.iterdir()] == ["state"] and file.read_bytes() == b"new"

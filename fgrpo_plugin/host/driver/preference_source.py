@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fgrpo_plugin.folders import write_whole
 from fgrpo_plugin.host.driver.joining import deal
 from fgrpo_plugin.host.driver.reference_identity import reference_dtype, reference_identity
 from fgrpo_plugin.host.settings.preferences import (
@@ -94,17 +95,29 @@ class PreferenceSource:
     def save(self, folder: Path) -> None:
         """Write the sampler's state into a checkpoint folder of verl."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / STATE_FILE).write_text(json.dumps({"preference_sampler": self.sampler.state_dict()}, indent=1))
+        state = {"preference_sampler": self.sampler.state_dict()}
+        write_whole(folder / STATE_FILE, json.dumps(state, indent=1).encode())
 
     def load(self, folder: Path) -> None:
-        """Go on from a checkpoint folder; one of another algorithm has no state, which is said."""
+        """Go on from a checkpoint folder; one of another algorithm has no state, which is said.
+
+        Raises:
+            ValueError: the state is damaged, or of other data or settings.
+        """
         file = folder / STATE_FILE
         if not file.is_file():
             print(
                 f"fgrpo-plugin: {folder} holds no {STATE_FILE}: preference rows start from the beginning.", flush=True
             )
             return
-        self.sampler.load_state_dict(json.loads(file.read_text())["preference_sampler"])
+        try:
+            state = json.loads(file.read_text())["preference_sampler"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{file} is damaged, so the place in the preference data is lost; go on from an earlier checkpoint by "
+                "trainer.resume_mode=resume_path and trainer.resume_from_path, or start a new run."
+            ) from error
+        self.sampler.load_state_dict(state)
 
     def _load(self, *, held_out: bool) -> TokenRows:
         loaded = load_preference_rows(self._config, self._tokenizer, held_out=held_out)

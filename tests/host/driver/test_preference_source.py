@@ -104,6 +104,18 @@ def test_the_samplers_state_travels_in_the_hosts_checkpoint_folder(stream, tmp_p
     assert "preference rows start from the beginning" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"another": 1}', "null", "\x00" * 9])
+def test_a_damaged_state_is_named_with_the_way_out(stream, tmp_path, text):
+    source = stream()
+    source.save(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["f_divergence.json"]
+    (tmp_path / "f_divergence.json").write_text(text)
+    with pytest.raises(
+        ValueError, match=r"f_divergence\.json is damaged, .*trainer\.resume_from_path, or start a new run"
+    ):
+        source.load(tmp_path)
+
+
 def refused(source, reference, noise):
     """Whether a second run's recheck refuses log-probs that differ from the first's by `noise`, row by row."""
     [[drawn]] = source().draw(1, 1)
