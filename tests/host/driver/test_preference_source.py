@@ -106,14 +106,12 @@ def test_the_samplers_state_travels_in_the_hosts_checkpoint_folder(stream, tmp_p
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"another": 1}', "null", "\x00" * 9])
 def test_a_damaged_state_is_named_with_the_way_out(stream, tmp_path, text):
-    source = stream()
-    source.save(tmp_path)
-    assert [file.name for file in tmp_path.iterdir()] == ["f_divergence.json"]
-    (tmp_path / "f_divergence.json").write_text(text)
-    with pytest.raises(
-        ValueError, match=r"f_divergence\.json is damaged, .*trainer\.resume_from_path, or start a new run"
-    ):
-        source.load(tmp_path)
+    source, folder = stream(), tmp_path / "global_step_2"
+    source.save(folder)
+    assert [file.name for file in folder.iterdir()] == ["f_divergence.json"]
+    (folder / "f_divergence.json").write_text(text)
+    with pytest.raises(ValueError, match=r"f_divergence\.json is damaged, .*resume_from_path, or start a new run"):
+        source.load(folder)
 
 
 def refused(source, reference, noise):
