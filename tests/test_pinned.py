@@ -33,7 +33,7 @@ def test_a_page_names_no_other_release(page):
 
 
 def test_the_pages_that_say_what_is_needed_name_it():
-    for name in ("README.md", "docs/support.md", "docs/model.md", "recipes/scale_32b_megatron/README.md"):
+    for name in ("README.md", "docs/support.md", "docs/upgrading.md", "recipes/scale_32b_megatron/README.md"):
         assert VERL in RELEASE.findall((ROOT / name).read_text()), name
 
 
