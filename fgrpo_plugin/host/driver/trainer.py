@@ -34,7 +34,7 @@ from fgrpo_plugin.host.metrics import divide_sums
 from fgrpo_plugin.host.preference_metrics import held_out_metrics, ranking_metrics
 from fgrpo_plugin.host.settings.batches import minibatches_of_update
 from fgrpo_plugin.host.settings.reading import joins_preferences, may_be_stale, read_settings
-from fgrpo_plugin.host.settings.record import RECORD_FILE, changed_settings, run_record
+from fgrpo_plugin.host.settings.record import RECORD_FILE, report_changes, run_record
 from fgrpo_plugin.losses import implicit_reward
 from fgrpo_plugin.preference.reference_cache import write_whole
 from fgrpo_plugin.preference.tokens import TokenRow
@@ -112,8 +112,7 @@ class FDivergenceTrainer(RefillNews):
             return
         given = self.config.trainer
         folder = Path(given.resume_from_path) if given.resume_mode == "resume_path" else self._checkpoint_folder()
-        if changed := changed_settings(folder, run_record(self.config, self.global_steps, self.total_training_steps)):
-            print(f"fgrpo-plugin: the checkpoint had other settings; from here on: {'; '.join(changed)}", flush=True)
+        report_changes(folder, run_record(self.config, self.global_steps, self.total_training_steps))
         if self.preferences is not None:
             self.preferences.load(folder)
 

@@ -30,8 +30,8 @@ _ACTOR = (
 _DATA = ("train_batch_size", "max_prompt_length", "max_response_length", "seed")
 _ROLLOUT = ("n", "temperature", "top_p", "top_k")
 _ADAPTER = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "bias", "modules_to_save")
-_OF_THE_MOMENT = ("step", "lam", "model_is_local")
-"""Of a record, what is no setting."""
+_NO_SETTINGS = ("versions", "step", "lam", "model_is_local")
+"""Of a record, what is of the moment or of the machine."""
 _HOMES = ("home", "Users", "users")
 
 
@@ -86,15 +86,32 @@ def changed_settings(folder: Path, now: Mapping[str, Any]) -> list[str]:
         now: `run_record` of the run.
 
     Returns:
-        "name: then -> now" of each that differs; none where the checkpoint has no record that can be read.
+        "name: then -> now" of each that differs, as JSON; none where the checkpoint has no record that can be read.
+        What an older record does not have is not compared.
     """
     try:
         then = _flat(json.loads((folder / RECORD_FILE).read_text()))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return []
     mine = _flat(json.loads(json.dumps(now)))
-    names = [name for name in then | mine if name.split(".")[0] not in _OF_THE_MOMENT]
-    return [f"{name}: {then.get(name)} -> {mine.get(name)}" for name in names if then.get(name) != mine.get(name)]
+    names = [name for name in then if name and name.split(".")[0] not in _NO_SETTINGS]
+    return [
+        f"{name}: {_shown(then[name])} -> {_shown(mine.get(name))}" for name in names if then[name] != mine.get(name)
+    ]
+
+
+def report_changes(folder: Path, now: Mapping[str, Any]) -> None:
+    """Print what `changed_settings` finds; what a restored optimiser brings back from its checkpoint stands apart."""
+    changed = changed_settings(folder, now)
+    kept = [line for line in changed if line.startswith("actor.optim.")]
+    if others := [line for line in changed if line not in kept]:
+        print(f"fgrpo-plugin: the checkpoint had other settings; from here on: {'; '.join(others)}", flush=True)
+    if kept:
+        print(
+            "fgrpo-plugin: the checkpoint's optimiser had other settings, which FSDP restores with it, so that the new "
+            f"ones have no effect there: {'; '.join(kept)}",
+            flush=True,
+        )
 
 
 def _flat(record: Any, name: str = "") -> dict[str, Any]:
@@ -103,6 +120,11 @@ def _flat(record: Any, name: str = "") -> dict[str, Any]:
         return {name: record}
     parts = [_flat(value, f"{name}.{key}" if name else key) for key, value in record.items()]
     return {key: value for part in parts for key, value in part.items()}
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _lora(config: Any, model: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fgrpo_plugin.host.settings.record import RECORD_FILE, changed_settings, public_name, run_record
+from fgrpo_plugin.host.settings.record import RECORD_FILE, changed_settings, public_name, report_changes, run_record
 from fgrpo_plugin.host.settings.switch import complete
 from fgrpo_plugin.pinned import VERL
 from tests.support.overrides import HAL, F
@@ -51,15 +51,58 @@ def test_a_resumed_run_says_what_its_checkpoint_had_otherwise(stock_config, inpu
     (tmp_path / RECORD_FILE).write_text(json.dumps(record(schedule, f"{ACTOR}.optim.lr=3e-6")))
     assert changed_settings(tmp_path, record(schedule, f"{ACTOR}.optim.lr=3e-6", step=4)) == []
     changed = changed_settings(tmp_path, record(f"{F}.beta=0.2", f"{F}.lam=0.3", f"{ACTOR}.optim.lr=1e-6"))
-    assert "f_divergence.beta: 0.1 -> 0.2" in changed and "actor.optim.lr: 3e-06 -> 1e-06" in changed
-    assert {line.split(":")[0] for line in changed} == {
-        "f_divergence.beta",
-        "f_divergence.lam",
-        *(f"f_divergence.lam.{name}" for name in ("schedule", "start", "end", "steps")),
-        "actor.optim.lr",
-    } - {"f_divergence.lam.steps"}
-    (tmp_path / RECORD_FILE).write_text("{")
-    assert changed_settings(tmp_path, {}) == [] == changed_settings(tmp_path / "of_another_algorithm", {})
+    assert set(changed) == {
+        "f_divergence.beta: 0.1 -> 0.2",
+        'f_divergence.lam.schedule: "linear" -> null',
+        "f_divergence.lam.start: 0.8 -> null",
+        "f_divergence.lam.end: 0.2 -> null",
+        "actor.optim.lr: 3e-06 -> 1e-06",
+    }
+
+
+@pytest.mark.parametrize("text", ["{", "null", "3", '"x"', "[]", "{}", "\x00", "[" * 3000 + "]" * 3000])
+def test_a_record_that_says_nothing_is_as_none(tmp_path, text):
+    (tmp_path / RECORD_FILE).write_text(text)
+    assert changed_settings(tmp_path, {"f_divergence": {"beta": 0.1}}) == []
+    assert changed_settings(tmp_path / "of_another_algorithm", {}) == []
+
+
+def test_an_older_record_is_compared_in_what_it_has_and_on_one_line(tmp_path, capsys):
+    old = {
+        "versions": {"verl": "0.8"},
+        "algorithm": "f\nhal",
+        "data": {"train_files": ["a" * 99]},
+        "actor": {"optim.lr": 1},
+    }
+    (tmp_path / RECORD_FILE).write_text(json.dumps(old))
+    now = {
+        "versions": {"verl": VERL},
+        "algorithm": "f_hal",
+        "data": {"train_files": []},
+        "actor": {"optim.lr": 2, "new": 3},
+    }
+    report_changes(tmp_path, now)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith(
+        'from here on: algorithm: "f\\nhal" -> "f_hal"; data.train_files: ["' + "a" * 75 + "... -> []"
+    )
+    assert "which FSDP restores with it" in second and second.endswith("no effect there: actor.optim.lr: 1 -> 2")
+    report_changes(tmp_path / "none", now)
+    assert not capsys.readouterr().out
+
+
+def test_an_optimiser_that_is_restored_has_its_checkpoints_learning_rate():
+    """Why those settings stand apart: what torch restores, which is what verl's FSDP checkpoint hands it."""
+    import torch
+
+    weight = torch.nn.Parameter(torch.zeros(1))
+    then, now = (torch.optim.AdamW([weight], lr=lr) for lr in (3e-6, 1e-6))
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1.0) for optimiser in (then, now)]
+    now.load_state_dict(then.state_dict())
+    schedules[1].load_state_dict(schedules[0].state_dict())
+    now.step()
+    schedules[1].step()
+    assert now.param_groups[0]["lr"] == 3e-6
 
 
 @pytest.mark.parametrize(
