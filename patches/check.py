@@ -1,7 +1,7 @@
 """Apply a series of patches to a checkout of verl and run the tests that it brings.
 
     python patches/check.py --repo ~/verl                                 # patches/main on the checkout's HEAD
-    python patches/check.py --repo ~/verl --series v0.9.1 --rev v0.9.1    # another series, another commit
+    python patches/check.py --repo ~/verl --series v0.9.1 --rev v0.9.1    # another series, on another commit
     python patches/check.py --repo ~/verl tests/trainer/ppo/test_core_algos_on_cpu.py    # tests of verl's own as well
 
 The checkout stays as it is: a temporary clone of it is patched. The interpreter that runs this needs verl's own

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fgrpo_plugin.divergences import available_divergences
-from fgrpo_plugin.pinned import VERL
+from fgrpo_plugin.pinned import VERL, VERL_MAIN_COMMIT
 from patches import check, make_series
 
 ROOT = Path(__file__).parents[1]
@@ -134,6 +134,15 @@ def test_a_patch_is_what_verl_asks_of_a_pull_request(patch):
     )
     shims = [name for name in ("f-GRPO", "f_grpo", "f-HAL", "f_hal", "fgrpo") if name in message.get_content()]
     assert bool(shims) == (patch.name >= "0006"), "a patch of a shim is general"
+    # verl's AGENTS.md: the commands, their results, and what is said of requests with the same aim.
+    assert re.search(rf"`python -m pytest [^`]+`: \d+ passed on `main` at {VERL_MAIN_COMMIT[:9]}\.", text)
+    assert "Search for similar PRs: [" in text and "AI assistance" in text
+
+
+def test_the_patches_and_their_texts_call_verl_verl():
+    found = [path for path in (ROOT / "patches").rglob("*") if path.suffix in (".md", ".patch", ".diff")]
+    assert len(found) > 20
+    assert not [path.name for path in found if re.search(r"\bhosts?\b(?!/)", path.read_text())]
 
 
 def test_the_tests_that_the_series_brings_pass(ran):
