@@ -1,10 +1,13 @@
 """The entry point: found by verl in a fresh process, in both import orders, and lazy."""
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
+
+from fgrpo_plugin.pinned import VERL
 
 
 def _fresh(code: str, **environment: str) -> str:
@@ -99,5 +102,5 @@ def test_an_unknown_host_function_stops_f_grpo_alone(monkeypatch, stock_config, 
     unknown = types.SimpleNamespace(ppo_loss=ppo_loss, get_policy_loss_fn=None)
     apply_checked("policy_loss_fields", policy_loss_fields.apply, unknown)
     assert unknown.ppo_loss is ppo_loss
-    with pytest.raises(ValueError, match=r"ppo_loss of the installed verl .* install verl==0\.9\.1"):
+    with pytest.raises(ValueError, match=rf"ppo_loss of the installed verl .* install verl=={re.escape(VERL)}"):
         complete(stock_config(*inputs, "algorithm.adv_estimator=f_grpo"))
