@@ -183,7 +183,7 @@ def test_our_bounds_hold_what_verl_pins(name):
                 assert OWN[name].specifier.contains(specifier.version), (name, specifier)
 
 
-OUTSIDE = re.compile(r"\.\./shared|\b(?:SPEC|DESIGN|HOST|SEAMS|STYLE)(?:\.md\b)|(?<![\w.])/work/")
+OUTSIDE = re.compile(r"\.\./shared|\b(?:SPEC|DESIGN|HOST|SEAMS|STYLE)(?:\.md\b)|(?<![\w.])/(?:work|workspace)/")
 LIVING = ("*.md", "*.py", "*.yaml", "*.toml", "*.txt", "*.sh", "Makefile")
 
 

@@ -40,23 +40,20 @@ def _option(parameter: Any) -> list[str]:
         name = f"`{parameter.name.upper()}`"
     else:
         name = ", ".join(f"`{word}`" for word in [*parameter.opts, *parameter.secondary_opts])
-    default = parameter.default
-    none = default is None or default == () or default == [] or "UNSET" in repr(default).upper()
-    shown = (
-        "required"
-        if parameter.required
-        else ""
-        if none
-        else f"`{default}`".lower()
-        if default in (True, False)
-        else f"`{default}`"
-    )
     more = " Repeatable." if parameter.multiple and "epeatable" not in (parameter.help or "") else ""
-    return [name, shown, _text(parameter.help) + more]
+    return [name, _default(parameter), _text(parameter.help) + more]
+
+
+def _default(parameter: Any) -> str:
+    if parameter.required:
+        return "required"
+    if isinstance(parameter.default, bool):
+        return f"`{parameter.default}`".lower()
+    return f"`{parameter.default}`" if isinstance(parameter.default, str | int | float | Path) else ""
 
 
 def _section(name: str, command: Any) -> str:
-    parameters = [one for one in command.params if one.name != "help" and not getattr(one, "hidden", False)]
+    parameters = [one for one in command.params if one.name != "help"]
     lines = [f"## {name}", "", _text(command.help)]
     if parameters:
         lines += ["", "| option | default | meaning |", "| --- | --- | --- |"]

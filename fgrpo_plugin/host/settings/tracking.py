@@ -9,7 +9,7 @@ from urllib.parse import urlparse
 
 from omegaconf import OmegaConf
 
-from fgrpo_plugin.host.settings.workers import say_unknown, workers_own_code
+from fgrpo_plugin.host.settings.workers import refuse_or_say
 
 CREDENTIALS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 WITHOUT_ACCOUNT = ("offline", "disabled", "dryrun")
@@ -48,12 +48,9 @@ def check_trackers(config: Any) -> None:
             known = ", ".join(Tracking.supported_backend)
             raise ValueError(f"trainer.logger: {name} is not a tracker of verl; choose among {known}.")
         package = PACKAGES.get(name)
-        if package is None or find_spec(package) is not None:
-            continue
-        problem = f"trainer.logger: {name} needs the package {package}, which is not installed"
-        if (why := workers_own_code(config)) is None:
-            raise ValueError(f"{problem}; install it, or leave {name} out.")
-        say_unknown(problem, why)
+        if package is not None and find_spec(package) is None:
+            missing = f"trainer.logger: {name} needs the package {package}, which is not installed"
+            refuse_or_say(config, f"{missing}; install it, or leave {name} out")
 
 
 def missing_account(config: Any) -> str | None:

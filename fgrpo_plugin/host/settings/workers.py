@@ -46,7 +46,7 @@ def say_unknown(what: str, why: str) -> None:
     )
 
 
-def refuse_or_say(config: DictConfig, problem: str, error: BaseException) -> None:
+def refuse_or_say(config: DictConfig, problem: str, error: BaseException | None = None) -> None:
     """Refuse what could not be loaded here, or say so where only the workers can tell.
 
     Raises:
