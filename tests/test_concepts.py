@@ -82,6 +82,6 @@ def test_the_slope_share_is_what_the_formulas_give(group):
     assert (1 - lam) * on / (1 - LAM) == pytest.approx(lam * off / LAM, abs=2e-3)
 
 
-def test_the_tests_reader_notices_another_number():
+def test_a_sentence_that_is_not_there_is_noticed():
     with pytest.raises(AssertionError):
         sentence("The loss of the batch is #.")

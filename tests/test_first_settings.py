@@ -61,7 +61,20 @@ def test_defaults_and_groups_have_the_values_that_are_named():
     assert (loss["divergence"], loss["beta"]) == ("kl", float(both["beta"][0]))
 
 
+def said(*texts: str) -> None:
+    """The page says each of these, wherever its lines break."""
+    page = " ".join(PAGE.split())
+    for text in texts:
+        assert text in page, text
+
+
 def test_what_is_reported_of_other_runs_is_what_assumptions_have():
+    said(
+        "| `beta` | 0.1 | the value of the paper's runs",
+        "| 5e-6 with LoRA; 1e-6 for all weights | the paper's math runs",
+    )
+    said("a group of 4, as the paper has", "| 5e-5 with LoRA;", "| `data.preference.batch_size` | 32 | KLDO's runs")
+    said("KLDO's runs have 5", "| `divergence` | `jensen_shannon` | of the paper's safety runs")
     assumptions = (ROOT / "docs" / "assumptions.md").read_text()
     assert "beta 0.1, 4 responses a prompt, learning rate 5e-6, LoRA" in assumptions
     assert "learning rate 5e-5, beta 0.1, 5 epochs, batches of 32" in assumptions
@@ -69,12 +82,14 @@ def test_what_is_reported_of_other_runs_is_what_assumptions_have():
 
 
 def test_the_quick_start_shows_no_difference():
+    said("on the quick start's task three divergences and GRPO end alike")
     rows = re.findall(r"^\| (?:f-GRPO|GRPO).*seeds\) \|.*\| ([\d.]+) \|$", results("matrix"), flags=re.MULTILINE)
     after = [float(row) for row in rows]
     assert len(after) == 4 and max(after) - min(after) < 0.02
 
 
 def test_the_real_model_shows_a_gain_of_grpo_and_none_of_pearson():
+    said("GRPO gains and f-GRPO with pearson shows no gain")
     page = results("real_model").split("## Tuning")[0]
 
     def interval(arm: str) -> tuple[float, float]:
@@ -88,6 +103,8 @@ def test_the_real_model_shows_a_gain_of_grpo_and_none_of_pearson():
 
 @pytest.mark.parametrize(("preset", "won"), [("stable", [0, 5, 5]), ("paper", [0, 0, 5]), ("released", [0, 0, 5])])
 def test_the_lab_has_the_seeds_that_the_page_speaks_of(preset, won):
+    said("0.5 and 0.75 were above both ends on all seeds, 0.25 on none, with `preset=stable`")
+    said("with `paper` and `released` 0.5 is another balance: there 0.75 alone won")
     line = next(
         line for line in results("lambda_lab").splitlines() if line.startswith(f"| {preset} | ") and "±" not in line
     )
@@ -95,6 +112,8 @@ def test_the_lab_has_the_seeds_that_the_page_speaks_of(preset, won):
 
 
 def test_lambda_zero_is_exploited_and_lambda_one_is_better_sampled_than_greedy():
+    said("exploited with lambda 0 on all of its seeds (measured)")
+    said("Measured with lambda 1 on the lab's task: sampled responses became better and greedy ones worse.")
     page = results("lambda_lab")
     found = {}
     for name in ("before training", "lambda 0", "lambda 1"):
@@ -104,3 +123,18 @@ def test_lambda_zero_is_exploited_and_lambda_one_is_better_sampled_than_greedy()
     before = found["before training"]
     assert found["lambda 0"][proxy] > before[proxy] and found["lambda 0"][true] < before[true]
     assert found["lambda 1"][true] > before[true] and found["lambda 1"][greedy] < before[greedy]
+
+
+def test_on_a_real_model_a_half_is_above_the_reward_alone():
+    said("[on a real model](../experiments/real_hybrid/README.md) 0.5 was above lambda 0")
+    page = results("real_hybrid").split("## Tuning")[0]
+    gains = {
+        lam: [
+            float(number)
+            for number in re.search(
+                rf"^\| f-HAL, lambda {lam}\b[^|]*\(seeds 0, 1, 2\).*?\[(.*?), (.*?)\]", page, flags=re.MULTILINE
+            ).groups()
+        ]
+        for lam in ("0", "0.5")
+    }
+    assert gains["0.5"][0] > gains["0"][1]  # the intervals do not meet

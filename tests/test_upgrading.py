@@ -44,12 +44,14 @@ def test_the_note_at_a_start_is_the_one_that_is_shown():
 def test_a_sampler_refuses_what_the_table_says():
     rows = [TokenRow([1, 2], [3 + i], desirable, "pair", "file") for i, desirable in enumerate((True, False))]
     state = PreferenceSampler(rows, seed=0).state_dict()
-    others = [
-        PreferenceSampler(rows, seed=1),
-        PreferenceSampler(rows, seed=0, keep_pairs=True),
-        PreferenceSampler([*rows, TokenRow([1], [9], True, None, "file")], seed=0),
-    ]
-    for other in others:
-        with pytest.raises(ValueError, match=r"made with another data.preference\.(seed|keep_pairs|data)"):
+    others = {
+        "seed": PreferenceSampler(rows, seed=1),
+        "keep_pairs": PreferenceSampler(rows, seed=0, keep_pairs=True),
+        "data": PreferenceSampler([*rows, TokenRow([1], [9], True, None, "file")], seed=0),
+    }
+    refused = "(files, template, lengths, end of a response), `data.preference.seed` or `keep_pairs` | refused:"
+    assert f"| preference rows {refused}" in PAGE
+    for name, other in others.items():
+        with pytest.raises(ValueError, match=rf"made with another data.preference\.{name} "):
             other.load_state_dict(state)
     PreferenceSampler(rows, seed=0).load_state_dict(state)
