@@ -123,7 +123,9 @@ def _write(series: str, texts: dict[str, bytes]) -> None:
     old = {path.name: path.read_bytes() for path in folder.glob("*.patch")}
     for name, text in texts.items():
         (folder / name).write_bytes(text)
-    changed = [name for name, text in texts.items() if old.get(name) != text]
+    for name in old.keys() - texts.keys():  # of a patch that has another name now
+        (folder / name).unlink()
+    changed = sorted(name for name in old.keys() | texts.keys() if old.get(name) != texts.get(name))
     print(f"{series}/: {len(texts)} patches, changed: {', '.join(changed) or 'none'}")
 
 
@@ -136,6 +138,8 @@ def main(
 ) -> None:
     """Write the pinned release's series anew from main/; with --repo, main/ before it."""
     try:
+        if repo is None and (edited or rev != "HEAD"):
+            raise ValueError("--edited and --rev say what is in a checkout of verl; name it with --repo")
         with tempfile.TemporaryDirectory() as folder:
             if repo is not None and edited:
                 _write("main", from_commits(check.patches_of("main"), repo, rev, Path(folder) / "verl"))

@@ -155,3 +155,19 @@ def test_the_command_writes_the_series_and_says_what_has_changed(tmp_path):
     )
     assert wrong.returncode == 1 and len(wrong.stderr.strip().splitlines()) == 1
     assert wrong.stderr.startswith("patches/make_series.py: name a git checkout and a commit (git rev-parse")
+
+
+def test_a_patch_that_is_renamed_leaves_no_old_file_and_both_names_are_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(check, "PATCHES", tmp_path)
+    make_series._write("main", {"0001-a.patch": b"a", "0002-b.patch": b"b"})
+    make_series._write("main", {"0001-a.patch": b"a", "0002-c.patch": b"b"})
+    assert sorted(path.name for path in (tmp_path / "main").iterdir()) == ["0001-a.patch", "0002-c.patch"]
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "main/: 2 patches, changed: 0001-a.patch, 0002-b.patch"
+    assert second == "main/: 2 patches, changed: 0002-b.patch, 0002-c.patch"
+
+
+@pytest.mark.parametrize("words", [{"edited": True}, {"rev": "mine"}])
+def test_what_is_said_of_a_checkout_without_one_is_refused(words):
+    with pytest.raises(SystemExit, match="name it with --repo"):
+        make_series.main(**{"repo": None, "rev": "HEAD", "edited": False} | words)
