@@ -1,7 +1,8 @@
 """The paper's theorems made executable: one prompt, a finite set of Y responses, everything exact. Give it float64.
 
 A policy, and each of D+ and D-, is a vector of probabilities over the responses, shape (Y,) or (..., Y): leading
-dimensions are independent prompts. `docs/theory.md` shows what comes out; tests/test_theory.py proves it.
+dimensions are independent prompts. `docs/theory.md` shows what comes out; tests/test_theory.py and
+tests/test_theory_improvement.py prove it.
 
 Reference: Haldar et al., arXiv 2602.05946, Definition 4.1 and Theorems 4.2 to 4.4, as third parties read them in its
 source (docs/assumptions.md).
