@@ -10,7 +10,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
+
 from fgrpo_plugin.host.driver.preference_source import STATE_FILE
+from fgrpo_plugin.host.settings.determinism import SWITCH
 from fgrpo_plugin.quickstart.command import host_command, host_environment
 from fgrpo_plugin.quickstart.inputs import hybrid_inputs
 from fgrpo_plugin.quickstart.model import build_model, build_tokenizer, save_model
@@ -50,6 +53,7 @@ class Host:
         groups: str = "laptop_hybrid",
         verl: Path | None = None,
         modules: Sequence[str] = (),
+        deterministic: bool = True,
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> tuple[subprocess.Popen, str, Path]:
         """Start a run.
@@ -60,6 +64,7 @@ class Host:
             groups: value of +fgrpo.
             verl: the folder that holds another copy of verl/ than the installed one.
             modules: loaded into every process of verl.
+            deterministic: a seed for each response, so that runs of any engine sample the same.
             environment: variables beside the run's.
         """
         run = self.folder / name
@@ -74,6 +79,7 @@ class Host:
             "trainer.test_freq=-1",
             f"trainer.save_freq={SAVED}",
             "trainer.resume_mode=auto",
+            f"{SWITCH}={str(deterministic).lower()}",
             "actor_rollout_ref.actor.optim.lr_warmup_steps=0",
             *overrides,
         )
@@ -84,7 +90,7 @@ class Host:
         env = host_environment(run, run_id)
         places = [*([verl] if verl else []), Path(__file__).parents[2], env.get("PYTHONPATH", "")]
         env["PYTHONPATH"] = os.pathsep.join(map(str, places))
-        env["VERL_USE_EXTERNAL_MODULES"] = ",".join(["tests.e2e.seeded", *modules])
+        env["VERL_USE_EXTERNAL_MODULES"] = ",".join(modules)
         env |= environment
         with (run / "train.log").open("a") as log:
             process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
@@ -152,8 +158,30 @@ def state(run: Path, step: int) -> dict:
     return json.loads((run / "checkpoints" / f"global_step_{step}" / STATE_FILE).read_text())["preference_sampler"]
 
 
+def unequal(one: Path, two: Path) -> dict[str, tuple]:
+    """Step and metric -> both values, where the same steps of two runs are not equal to the last bit.
+
+    Times, memory, and how many reference log-probs an earlier run had left are no numbers of the training.
+    """
+    expected = dict(steps(one))
+    return {
+        f"step {step}, {name}": (expected[step].get(name), data.get(name))
+        for step, data in steps(two)
+        for name in expected[step].keys() | data.keys()
+        if expected[step].get(name) != data.get(name)
+        if not name.startswith(("timing", "perf/", "actor/perf/")) and name != F + "preference_cache_hits"
+    }
+
+
+def parameters(run: Path, step: int) -> dict[str, torch.Tensor]:
+    """The actor's weights of a run on one rank."""
+    file = run / "checkpoints" / f"global_step_{step}" / "actor" / "model_world_size_1_rank_0.pt"
+    found = torch.load(file, weights_only=False)
+    return {name: value.to_local() if hasattr(value, "to_local") else value for name, value in found.items()}
+
+
 def differences(one: Path, two: Path) -> dict[str, float]:
-    """The largest difference between the same steps of two seeded runs, by metric.
+    """The largest difference between the same steps of two runs of a seed, by metric.
 
     Relative to the first run's value, or to 0.01 where that is larger.
     """

@@ -26,6 +26,7 @@ def _filtered(host: Host, name: str, *overrides: str) -> Path:
         f"{LOSS}.divergence=kl",
         f"{LOSS}.weighting=none",
         *overrides,
+        deterministic=False,
     )
 
 

@@ -1,6 +1,6 @@
 """f-HAL through Ray, vLLM and each engine: step for step the run of FSDP2 on one rank (CPU, gloo, float32).
 
-Answers are seeded one by one: runs draw the same ones as long as their weights are the same, in the actor and in vLLM.
+In deterministic mode runs draw the same responses as long as their weights are the same, in the actor and in vLLM.
 """
 
 from collections.abc import Callable

@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fgrpo_plugin.host.driver.parts import engine_failure, has_engine
+
 EVERY = 5.0
 """Seconds between two calls to a part that answers."""
 GRACE = 20.0
@@ -116,7 +118,7 @@ def _first_death(
         exceptions.RuntimeEnvSetupError,
     )
     began = time.monotonic()
-    waiting = {actor.__ray_ready__.remote(): name for name, actor in parts.items()}
+    waiting = {_ask(name, actor): name for name, actor in parts.items()}
     while waiting and not done.is_set() and time.monotonic() - began < patience:
         # All that have answered: by itself Ray names one of them, any one, and parts that live can hide a dead one.
         answered, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=min(1.0, every or 1.0))
@@ -124,7 +126,9 @@ def _first_death(
             name = waiting.pop(call)
             again = patience == float("inf")
             try:
-                ray.get(call)
+                answer = ray.get(call)
+                if isinstance(answer, str) and not done.is_set():
+                    return f"the engine of {name} has died, and the run ends here ({' '.join(answer.split())})."
             except exceptions.ActorUnavailableError:  # its connection broke, or Ray starts it again: it may yet answer
                 again = True
             except never as error:
@@ -134,7 +138,11 @@ def _first_death(
             except Exception:  # whatever else Ray says of the call, it is no death
                 pass
             if again:
-                waiting[parts[name].__ray_ready__.remote()] = name
+                waiting[_ask(name, parts[name])] = name
         if answered and waiting:
             done.wait(every or 0.1)
     return None
+
+
+def _ask(name: str, part: Any) -> Any:
+    return part.__ray_call__.remote(engine_failure) if has_engine(name) else part.__ray_ready__.remote()

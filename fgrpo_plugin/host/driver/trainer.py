@@ -20,6 +20,7 @@ from fgrpo_plugin.host.contract import ESTIMATORS, PREFIX
 from fgrpo_plugin.host.driver.joining import JoiningGroup, join_batch
 from fgrpo_plugin.host.driver.liveness import watching
 from fgrpo_plugin.host.driver.log_probs import log_prob_multiple, stage_log_probs
+from fgrpo_plugin.host.driver.parts import parts_of
 from fgrpo_plugin.host.driver.preference_source import PreferenceSource
 from fgrpo_plugin.host.driver.refills import RefillNews
 from fgrpo_plugin.host.driver.rows import (
@@ -30,6 +31,8 @@ from fgrpo_plugin.host.driver.rows import (
     row_sums,
 )
 from fgrpo_plugin.host.driver.run_length import unreached
+from fgrpo_plugin.host.driver.stable_order import StableOrder
+from fgrpo_plugin.host.driver.step_times import SlowStepNews
 from fgrpo_plugin.host.metrics import divide_sums
 from fgrpo_plugin.host.preference_metrics import held_out_metrics, ranking_metrics
 from fgrpo_plugin.host.settings.batches import minibatches_of_update
@@ -44,7 +47,7 @@ ROLLOUT_DIFFERENCE_WARNING = {"fresh": 0.01, "stale": 0.05}
 of this step, or of one or a few steps before."""
 
 
-class FDivergenceTrainer(RefillNews):
+class FDivergenceTrainer(RefillNews, SlowStepNews, StableOrder):
     """Mixed in front of a verl v1 trainer: attaches a_i, w_i and denominators before the actor update, and joins the
     preference rows of f-HAL to the batch that the actor update alone sees."""
 
@@ -85,26 +88,11 @@ class FDivergenceTrainer(RefillNews):
         """Set the steps of an epoch and of the run, where verl's count of prompts does not."""
 
     def fit(self, agent_loop_manager: Any) -> None:
-        with watching(self._parts(agent_loop_manager)):
-            super().fit(agent_loop_manager)  # type: ignore[misc]
-
-    def _parts(self, agent_loop_manager: Any) -> dict[str, Any]:
-        """The Ray actors that a step waits for, under the names that a message gives them."""
-        rollout, reward = getattr(self, "llm_server_manager", None), getattr(self, "reward_loop_manager", None)
-        replicas = rollout.get_replicas() if rollout else ()
-        judges = getattr(getattr(reward, "reward_model_manager", None), "rollout_replicas", ())
-        groups = {
-            "actor worker": self.actor_rollout_wg.workers,
-            "reference worker": getattr(getattr(self, "ref_policy_wg", None), "workers", ()),
-            "rollout server": [server for replica in replicas for server in replica.servers],
-            "agent loop worker": getattr(agent_loop_manager, "agent_loop_workers", ()),
-            # Not the handles, which verl gives out only where rewards are computed during generation.
-            "reward loop worker": getattr(reward, "reward_loop_workers", ()),
-            "reward model server": [server for judge in judges for server in judge.servers],
-        }
-        named = {f"{name} {index}": actor for name, actors in groups.items() for index, actor in enumerate(actors)}
-        # A worker that is both actor and reference is watched once, under its first name.
-        return {name: actor for actor, name in {actor: name for name, actor in reversed(named.items())}.items()}
+        try:
+            with watching(parts_of(self, agent_loop_manager)):
+                super().fit(agent_loop_manager)  # type: ignore[misc]
+        finally:
+            self.end_step_time()
 
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()  # type: ignore[misc]

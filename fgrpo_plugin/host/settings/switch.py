@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host.contract import APPLIED, F_GRPO, F_HAL, LOSS, REFUSED, VALIDATED
 from fgrpo_plugin.host.settings.batches import check_micro_batches
+from fgrpo_plugin.host.settings.determinism import check_determinism, deterministic_settings
 from fgrpo_plugin.host.settings.f_divergence import nominal_coefficients
 from fgrpo_plugin.host.settings.inputs import check_model_input, run_tokenizer
 from fgrpo_plugin.host.settings.preferences import check_preference_batch, check_preferences
@@ -62,6 +63,8 @@ def check_and_fill_in(config: DictConfig) -> tuple[FDivergenceConfig, list[tuple
         ValueError: a sentence naming the setting and the remedy.
     """
     settings = check_settings(config)
+    if generates(config, settings):
+        check_determinism(config)
     if settings.constant_lam != 0:
         check_preference_batch(config, settings)
     else:
@@ -103,6 +106,8 @@ def _fill_in(config: DictConfig, settings: FDivergenceConfig) -> list[tuple[str,
             fill("actor_rollout_ref.rollout.name", "vllm", "verl wants a name; no engine is started")
         if not OmegaConf.select(config, "actor_rollout_ref.rollout.nnodes"):
             fill("actor_rollout_ref.rollout.nnodes", 1, "verl wants a number; no engine is started")
+    for key, value, why in deterministic_settings(config) if generates(config, settings) else ():
+        fill(key, value, why)
     with open_dict(config):
         OmegaConf.update(config, f"{LOSS}.f_divergence", asdict(settings), force_add=True)
         config.algorithm[VALIDATED] = True

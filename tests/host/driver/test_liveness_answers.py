@@ -8,7 +8,7 @@ import ray
 from ray import exceptions
 
 from fgrpo_plugin.host.driver import liveness
-from fgrpo_plugin.host.driver.trainer import FDivergenceTrainer
+from fgrpo_plugin.host.driver.parts import engine_failure
 
 UNAVAILABLE = exceptions.ActorUnavailableError("the connection broke", None)
 OTHER = exceptions.GetTimeoutError("late")
@@ -28,7 +28,13 @@ def parts(monkeypatch):
                     done.set()
                 return SimpleNamespace(answer=found)
 
-            return SimpleNamespace(__ray_ready__=SimpleNamespace(remote=lambda: _call(ask())))
+            def call(function):
+                assert function is engine_failure
+                return _call(ask())
+
+            return SimpleNamespace(
+                __ray_ready__=SimpleNamespace(remote=lambda: _call(ask())), __ray_call__=SimpleNamespace(remote=call)
+            )
 
         return {name: part(name) for name in answers}
 
@@ -37,8 +43,9 @@ def parts(monkeypatch):
             self.answer = given.answer
 
     def get(call):
-        if call.answer is not None:
+        if isinstance(call.answer, Exception):
             raise call.answer
+        return call.answer
 
     monkeypatch.setattr(ray, "wait", lambda calls, **settings: (calls, []))
     monkeypatch.setattr(ray, "get", get)
@@ -72,23 +79,9 @@ def test_after_an_error_each_is_asked_once_but_those_that_cannot_be_reached(part
     assert parts.asked == ["lives", "dies", "dies"]
 
 
-def test_the_servers_of_a_reward_model_are_watched_and_its_workers_where_they_wait_for_generation():
-    def several(name, count=2):
-        return [f"{name}{number}" for number in range(count)]
-
-    trainer = FDivergenceTrainer()
-    trainer.actor_rollout_wg = SimpleNamespace(workers=several("actor"))
-    trainer.ref_policy_wg = trainer.actor_rollout_wg
-    trainer.llm_server_manager = SimpleNamespace(get_replicas=lambda: [SimpleNamespace(servers=several("server"))])
-    judges = [SimpleNamespace(servers=[f"judge{number}"]) for number in range(2)]
-    trainer.reward_loop_manager = SimpleNamespace(
-        reward_loop_worker_handles=None,
-        reward_loop_workers=several("reward"),
-        reward_model_manager=SimpleNamespace(rollout_replicas=judges),
+def test_an_engine_that_has_died_under_a_server_that_lives_ends_the_run(parts):
+    dead = "EngineCore encountered\nan issue"
+    made = parts.make(**{"actor worker 0": [None] * 9, "rollout server 1": [None, None, dead, *[None] * 9]})
+    assert liveness._first_death(made, 0.01, parts.done) == (
+        "the engine of rollout server 1 has died, and the run ends here (EngineCore encountered an issue)."
     )
-    watched = trainer._parts(SimpleNamespace(agent_loop_workers=several("loop")))
-    names = ["actor worker", "rollout server", "agent loop worker", "reward loop worker", "reward model server"]
-    assert set(watched) == {f"{name} {number}" for name in names for number in range(2)}
-    assert watched["reward model server 1"] == "judge1" and watched["actor worker 0"] == "actor0"
-    trainer.reward_loop_manager.reward_model_manager = None  # without a model
-    assert not any("model" in name for name in trainer._parts(None))
