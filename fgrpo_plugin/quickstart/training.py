@@ -19,7 +19,8 @@ from fgrpo_plugin.quickstart.processes import cleaned_up
 from fgrpo_plugin.quickstart.summary import REWARD
 
 PATIENCE_SECONDS = 600.0
-"""Without a new line of metrics for so long, verl is taken for dead; a model that is not tiny has six times it."""
+"""Without a first line of metrics for so long, verl is taken for dead, and without a further one a warning is given; a
+model that is not tiny has six times it."""
 
 
 def train(
@@ -40,7 +41,8 @@ def train(
         steps: of training.
         progress: has a bar added.
         lines: plain lines where there is no terminal.
-        patience: seconds without a finished step after which verl is taken for dead.
+        patience: seconds without a first finished step after which verl is taken for dead; a later step that takes
+            longer is said, again at twice the time.
         threads: of each process; None leaves the environment's, or one.
 
     Raises:
@@ -73,14 +75,14 @@ def train(
 def _follow(process: subprocess.Popen, news: HostNews, progress: Progress, patience: float, lines: Lines) -> None:
     """Show verl's progress until it ends."""
     bar = progress.add_task("starting Ray, vLLM and the engines", total=None, note="")
-    last_news, seen, steps = time.monotonic(), -1, news.steps
+    last_news, seen, steps, warned = time.monotonic(), -1, news.steps, patience
     while True:
         code = process.poll()
         for line in news.lines():
             lines.say(line)
         rows = news.rows
         if rows and rows[-1]["step"] != seen:
-            seen, last_news = rows[-1]["step"], time.monotonic()
+            seen, last_news, warned = rows[-1]["step"], time.monotonic(), patience
             reward = rows[-1]["data"].get(REWARD)
             shown = "" if reward is None else f"reward {reward:.2f}"
             progress.update(bar, description="training", total=steps, completed=seen, note=shown)
@@ -92,8 +94,11 @@ def _follow(process: subprocess.Popen, news: HostNews, progress: Progress, patie
                 "Ray has ended workers of the run because the machine's memory is full; end what else runs, or lower "
                 f"ppo_max_token_len_per_gpu and rollout.n; its log is {news.log}."
             )
-        if time.monotonic() - last_news > patience:
+        if seen < 1 and time.monotonic() - last_news > patience:
             raise QuickstartError(f"verl has finished no step for {patience:.0f} s; its log is {news.log}.")
+        if time.monotonic() - last_news > warned:  # a part that has died ends verl by itself
+            lines.say(f"step {seen + 1} has taken {warned:.0f} s so far; it goes on, and Ctrl-C ends it ({news.log})")
+            warned *= 2
         time.sleep(0.5)
     if code != 0 or seen < steps:
         why = _why(news.log)

@@ -18,7 +18,7 @@ from fgrpo_plugin.quickstart.command import host_command, host_environment
 from fgrpo_plugin.quickstart.inputs import hybrid_inputs
 from fgrpo_plugin.quickstart.model import build_model, build_tokenizer, save_model
 from fgrpo_plugin.quickstart.options import QuickstartOptions
-from fgrpo_plugin.quickstart.processes import end_run, marked_processes
+from fgrpo_plugin.quickstart.processes import end_run, marked_processes, shared_memory_segments
 from fgrpo_plugin.quickstart.summary import read_metrics
 
 STEPS, SAVED, ROWS = 4, 2, 64
@@ -38,6 +38,10 @@ class Host:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        if (folder / "model").exists():  # of runs that go on
+            self.model = folder / "model"
+            self.inputs = hybrid_inputs(folder / "shared", self.model)
+            return
         tokenizer = build_tokenizer()
         # Transformers gives the padding token's embedding no gradient, Megatron does, and an untrained model samples
         # that token. The end of an answer is never read.
@@ -55,6 +59,7 @@ class Host:
         modules: Sequence[str] = (),
         deterministic: bool = True,
         environment: Mapping[str, str] = MappingProxyType({}),
+        total: int = STEPS,
     ) -> tuple[subprocess.Popen, str, Path]:
         """Start a run.
 
@@ -66,9 +71,11 @@ class Host:
             modules: loaded into every process of verl.
             deterministic: a seed for each response, so that runs of any engine sample the same.
             environment: variables beside the run's.
+            total: steps of training.
         """
         run = self.folder / name
         (run / "logs").mkdir(parents=True, exist_ok=True)
+        (run / "metrics.jsonl").unlink(missing_ok=True)  # verl begins it anew, later
         given = (
             "data.train_batch_size=8",
             f"data.preference.batch_size={ROWS}",
@@ -84,7 +91,7 @@ class Host:
             *overrides,
         )
         options = QuickstartOptions(algo="f_hal", overrides=given)
-        command = [w for w in host_command(run, options, STEPS, self.inputs, run / "ray") if "_temp_dir" not in w]
+        command = [w for w in host_command(run, options, total, self.inputs, run / "ray") if "_temp_dir" not in w]
         command[command.index("+fgrpo=laptop_hybrid")] = f"+fgrpo={groups}"
         run_id = f"{name}-{os.getpid()}"
         env = host_environment(run, run_id)
@@ -96,11 +103,11 @@ class Host:
             process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
         return process, run_id, run
 
-    def finish(self, name: str, *overrides: str, **how: Any) -> Path:
+    def finish(self, name: str, *overrides: str, timeout: float = 400.0, **how: Any) -> Path:
         """Run to the end."""
         process, run_id, run = self.start(name, *overrides, **how)
         try:
-            assert process.wait(timeout=400) == 0, (run / "train.log").read_text()[-3000:]
+            assert process.wait(timeout=timeout) == 0, (run / "train.log").read_text()[-3000:]
         finally:
             end_run(run_id)
         return run
@@ -108,40 +115,73 @@ class Host:
     def kill_after(self, step: int, name: str, *overrides: str, **how: Any) -> Path:
         """Run until ``step`` has been logged, and end it as a pre-empted job is ended."""
         process, run_id, run = self.start(name, *overrides, **how)
-        deadline = time.monotonic() + 400
         try:
-            while not any(row["step"] >= step for row in read_metrics(run / "metrics.jsonl")):
-                assert process.poll() is None and time.monotonic() < deadline, (run / "train.log").read_text()[-3000:]
-                time.sleep(0.1)
+            wait_for_step(step, process, run)
             process.send_signal(signal.SIGKILL)
         finally:
             end_run(run_id)
         return run
 
-    def ends_by_itself(self, name: str, *overrides: str, kill: tuple[int, str] | None = None, **how: Any) -> Path:
-        """Run until it ends with an error, within a minute of the step that it ends in.
-
-        Args:
-            name: as for `start`.
-            kill: end the process whose title holds this text as soon as this step has been logged.
-        """
+    def ends_by_itself(self, name: str, *overrides: str, **how: Any) -> Path:
+        """Run until it ends with an error."""
         process, run_id, run = self.start(name, *overrides, **how)
-        deadline = time.monotonic() + 400
         try:
-            if kill:
-                step, title = kill
-                while not any(row["step"] >= step for row in read_metrics(run / "metrics.jsonl")):
-                    assert process.poll() is None and time.monotonic() < deadline, (run / "train.log").read_text()[
-                        -3000:
-                    ]
-                    time.sleep(0.1)
-                (part,) = [found for found in marked_processes(run_id) if title in " ".join(found.cmdline())]
-                part.kill()
-                deadline = time.monotonic() + 60
-            assert process.wait(timeout=deadline - time.monotonic()) != 0
+            assert process.wait(timeout=400) != 0
         finally:
             end_run(run_id)
         return run
+
+    def part_dies(self, part: str, step: int, name: str, *overrides: str, delay: float = 0.0, **how: Any) -> Path:
+        """Kill one process of a run, and see that all of it ends within 60 s and leaves nothing for another 60 s.
+
+        Args:
+            part: key of `PARTS`.
+            step: the process is killed once this step has been logged,
+            name: as for `start`.
+            delay: and so many seconds later.
+        """
+        before = shared_memory_segments()
+        process, run_id, run = self.start(name, *overrides, **how)
+        try:
+            wait_for_step(step, process, run)
+            time.sleep(delay)
+            if part == DRIVER:
+                process.kill()
+            else:
+                (found,) = [found for found in marked_processes(run_id) if PARTS[part] in " ".join(found.cmdline())]
+                found.kill()
+            assert process.wait(timeout=60) != 0
+            deadline = time.monotonic() + 60
+            while left := [*marked_processes(run_id), *sorted(shared_memory_segments() - before)]:
+                assert time.monotonic() < deadline, left
+                time.sleep(0.5)
+        finally:
+            end_run(run_id)
+        return run
+
+
+DRIVER = "driver"
+PARTS = {
+    "actor worker 0": "WorkerDict",
+    "rollout server 0": "vLLMHttpServer",
+    "the engine of rollout server 0": "EngineCore",
+    "agent loop worker 0": "AgentLoopWorker",
+    "reward loop worker 0": "RewardLoopWorker",
+    "queue controller 0": "TransferQueueController",
+    "queue storage 0": "SimpleStorageUnit",
+    "TaskRunnerV1": "TaskRunnerV1",  # verl's own driver process; Ray names it
+    "rollout router 0": "GlobalRequestLoadBalancer",
+    DRIVER: "",  # the command itself, which then says nothing
+}
+"""What a message calls a part -> text in the title of its process."""
+
+
+def wait_for_step(step: int, process: subprocess.Popen, run: Path) -> None:
+    """Wait until a run has logged a step."""
+    deadline = time.monotonic() + 400
+    while not any(row["step"] >= step for row in read_metrics(run / "metrics.jsonl")):
+        assert process.poll() is None and time.monotonic() < deadline, (run / "train.log").read_text()[-3000:]
+        time.sleep(0.1)
 
 
 def steps(run: Path) -> list[tuple[int, dict]]:

@@ -18,7 +18,7 @@ from fgrpo_plugin.quickstart.options import QuickstartOptions
 from fgrpo_plugin.quickstart.processes import MARKER, end_run, marked_processes, shared_memory_segments
 from fgrpo_plugin.quickstart.run import run_quickstart
 from fgrpo_plugin.quickstart.summary import read_metrics, rewards
-from tests.e2e.host_runs import ours
+from tests.e2e.host_runs import ours, wait_for_step
 
 pytestmark = pytest.mark.e2e
 
@@ -83,7 +83,7 @@ def test_the_summary_and_the_picture_are_there(trained):
 
 @pytest.fixture(scope="module")
 def resumed_without_sync(trained, tmp_path_factory) -> Path:
-    """A few more steps from the checkpoint, with the weight sync switched off after the first."""
+    """More steps from the checkpoint, the weight sync switched off after the first; then vLLM's engine is killed."""
     run = tmp_path_factory.mktemp("resumed")
     (run / "logs").mkdir()
     overrides = (
@@ -97,7 +97,7 @@ def resumed_without_sync(trained, tmp_path_factory) -> Path:
     )
     options = QuickstartOptions(learning_rate=2e-3, overrides=overrides)
     inputs = addition_inputs(run, trained / "model")
-    command = host_command(run, options, STEPS + MORE, inputs, run / "ray")
+    command = host_command(run, options, STEPS + 10 * MORE, inputs, run / "ray")
     command = [word for word in command if "_temp_dir" not in word]
     run_id = f"test-{os.getpid()}"
     env = {**host_environment(run, run_id), "VERL_USE_EXTERNAL_MODULES": "tests.e2e.no_sync"}
@@ -105,15 +105,24 @@ def resumed_without_sync(trained, tmp_path_factory) -> Path:
     log = run / "train.log"
     try:
         with log.open("w") as output:
-            subprocess.run(command, env=env, stdout=output, stderr=subprocess.STDOUT, timeout=400, check=False)
+            process = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT)
+        wait_for_step(STEPS + MORE, process, run)
+        (engine,) = [found for found in marked_processes(run_id) if "EngineCore" in " ".join(found.cmdline())]
+        engine.kill()
+        assert process.wait(timeout=60) != 0
     finally:
         end_run(run_id)
-    assert len(_steps(run)) == MORE, log.read_text()[-3000:]
     return run
 
 
+def test_the_death_of_vllms_engine_ends_the_run_with_its_name(resumed_without_sync):
+    log = (resumed_without_sync / "train.log").read_text()
+    assert "fgrpo-plugin: the engine of rollout server 0 has died, and the run ends here (EngineCore" in log
+    assert "PartDied: the engine of rollout server 0 has died" in log[-6000:]
+
+
 def test_the_checkpoint_loads_and_training_goes_on(resumed_without_sync, trained):
-    rows = [row for row in read_metrics(resumed_without_sync / "metrics.jsonl") if row["step"] > 0]
+    rows = [row for row in read_metrics(resumed_without_sync / "metrics.jsonl") if row["step"] > 0][:MORE]
     assert [row["step"] for row in rows] == list(range(STEPS + 1, STEPS + MORE + 1))
     # The actor resumes where it was, away from the reference, and vLLM got the loaded weights.
     assert rows[0]["data"][REFERENCE_GAP] > 0.05

@@ -16,7 +16,7 @@ from fgrpo_plugin.quickstart.options import QuickstartError
 from fgrpo_plugin.quickstart.training import _follow, _why
 
 
-def follow(tmp_path, code, lines=(), steps=2, patience=30.0):
+def follow(tmp_path, code, lines=(), steps=2, patience=30.0, said=None):
     metrics, log = tmp_path / "metrics.jsonl", tmp_path / "train.log"
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     log.touch()
@@ -24,7 +24,7 @@ def follow(tmp_path, code, lines=(), steps=2, patience=30.0):
     try:
         with Progress(TextColumn("{task.description}"), disable=True) as progress:
             news = HostNews(metrics, log, tmp_path / "checkpoints", steps, time.monotonic)
-            _follow(process, news, progress, patience, Lines(Console(file=io.StringIO())))
+            _follow(process, news, progress, patience, Lines(Console(file=said or io.StringIO(), width=200)))
             return progress.tasks[0]
     finally:
         process.kill()
@@ -61,9 +61,20 @@ def test_a_run_whose_workers_ray_has_ended_for_memory_does_not_wait_for_them(tmp
         follow(tmp_path, code, [step(1)])
 
 
-def test_silence_ends_the_run_and_names_the_log(tmp_path):
+def test_silence_before_the_first_step_ends_the_run_and_names_the_log(tmp_path):
     with pytest.raises(QuickstartError, match=r"no step for 0 s; its log is .*train\.log"):
         follow(tmp_path, "import time; time.sleep(60)", patience=0.2)
+
+
+def test_a_slow_step_is_said_again_at_twice_the_time_and_goes_on(tmp_path):
+    said = io.StringIO()
+    metrics = tmp_path / "metrics.jsonl"
+    later = json.dumps(step(2))
+    code = f"import time; time.sleep(2); open({str(metrics)!r}, 'a').write({later!r} + chr(10)); time.sleep(1)"
+    bar = follow(tmp_path, code, [step(1)], patience=0.4, said=said)
+    assert bar.completed == 2
+    waits = [line for line in said.getvalue().splitlines() if "step 2 has taken" in line]
+    assert len(waits) == 3 and "Ctrl-C ends it" in said.getvalue()  # at 0.4, 0.8 and 1.6 s
 
 
 @pytest.mark.parametrize(
