@@ -28,8 +28,8 @@ from fgrpo_plugin.eval.scoring import is_right
 from fgrpo_plugin.export.exporting import export_run
 from fgrpo_plugin.folders import write_whole
 from fgrpo_plugin.progress import Lines, follower, progress_bars
+from fgrpo_plugin.quickstart.alone import only_run
 from fgrpo_plugin.quickstart.command import quoted
-from fgrpo_plugin.quickstart.processes import only_run
 from fgrpo_plugin.quickstart.summary import read_metrics, rewards
 from fgrpo_plugin.quickstart.task import write_parquet
 from fgrpo_plugin.quickstart.training import PATIENCE_SECONDS, interruptible, train

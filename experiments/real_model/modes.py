@@ -18,7 +18,7 @@ from rich.console import Console
 from experiments.real_model.arms import HERE, write_report
 from experiments.recorded import commit, hardware
 from fgrpo_plugin.progress import Lines, progress_bars
-from fgrpo_plugin.quickstart.processes import only_run
+from fgrpo_plugin.quickstart.alone import only_run
 from fgrpo_plugin.quickstart.summary import read_metrics
 from fgrpo_plugin.quickstart.training import interruptible, train
 from fgrpo_plugin.realmodel.options import RealModelOptions

@@ -5,9 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from fgrpo_plugin.processes import MARKER
 from fgrpo_plugin.quickstart.inputs import RunInputs, hybrid_inputs
 from fgrpo_plugin.quickstart.options import DIVERGENCES, QuickstartError, QuickstartOptions, is_users_own
-from fgrpo_plugin.quickstart.processes import MARKER
 
 MODEL_LEARNING_RATE = 1e-6
 MODEL_OVERRIDES = tuple(

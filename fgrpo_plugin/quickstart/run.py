@@ -12,6 +12,7 @@ from rich.table import Table
 
 from fgrpo_plugin.progress import Lines, progress_bars
 from fgrpo_plugin.quickstart import task
+from fgrpo_plugin.quickstart.alone import only_run
 from fgrpo_plugin.quickstart.command import MODEL_LEARNING_RATE, check_overrides, host_command
 from fgrpo_plugin.quickstart.inputs import (
     UserData,
@@ -28,7 +29,6 @@ from fgrpo_plugin.quickstart.options import (
     QuickstartOptions,
     is_users_own,
 )
-from fgrpo_plugin.quickstart.processes import only_run
 from fgrpo_plugin.quickstart.summary import (
     draw,
     heldout_accuracies,

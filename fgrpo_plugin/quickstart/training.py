@@ -1,6 +1,7 @@
 """One run of verl, followed to its end: progress, silence, and what it ended with."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import tempfile
@@ -11,11 +12,12 @@ from pathlib import Path
 
 from rich.progress import Progress
 
+from fgrpo_plugin.leftovers import watch_for
 from fgrpo_plugin.progress import Lines
+from fgrpo_plugin.quickstart.alone import cleaned_up
 from fgrpo_plugin.quickstart.command import host_environment
 from fgrpo_plugin.quickstart.news import HostNews
 from fgrpo_plugin.quickstart.options import QuickstartError
-from fgrpo_plugin.quickstart.processes import cleaned_up
 from fgrpo_plugin.quickstart.summary import REWARD
 
 PATIENCE_SECONDS = 600.0
@@ -56,6 +58,7 @@ def train(
     environment = host_environment(run, run_id)
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
+    watch_for(os.getpid(), run_id)  # should this command itself be killed
     with cleaned_up(run_id, ray_folder), log.open("w") as output:
         output.write(" ".join(words) + "\n")
         output.flush()

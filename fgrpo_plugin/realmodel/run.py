@@ -21,8 +21,8 @@ from fgrpo_plugin.folders import write_whole
 from fgrpo_plugin.host.settings.inputs import load_tokenizer
 from fgrpo_plugin.intervals import bootstrap
 from fgrpo_plugin.progress import Lines, follower, progress_bars
+from fgrpo_plugin.quickstart.alone import only_run
 from fgrpo_plugin.quickstart.command import check_command, quoted
-from fgrpo_plugin.quickstart.processes import only_run
 from fgrpo_plugin.quickstart.summary import draw, read_metrics, rewards
 from fgrpo_plugin.quickstart.task import write_parquet
 from fgrpo_plugin.quickstart.training import PATIENCE_SECONDS, interruptible, train

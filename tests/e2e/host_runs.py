@@ -14,11 +14,11 @@ import torch
 
 from fgrpo_plugin.host.driver.preference_source import STATE_FILE
 from fgrpo_plugin.host.settings.determinism import SWITCH
+from fgrpo_plugin.processes import end_run, marked_processes, shared_memory_segments
 from fgrpo_plugin.quickstart.command import host_command, host_environment
 from fgrpo_plugin.quickstart.inputs import hybrid_inputs
 from fgrpo_plugin.quickstart.model import build_model, build_tokenizer, save_model
 from fgrpo_plugin.quickstart.options import QuickstartOptions
-from fgrpo_plugin.quickstart.processes import end_run, marked_processes, shared_memory_segments
 from fgrpo_plugin.quickstart.summary import read_metrics
 
 STEPS, SAVED, ROWS = 4, 2, 64

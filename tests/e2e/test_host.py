@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from fgrpo_plugin.host.metric_table import METRICS
+from fgrpo_plugin.processes import MARKER, end_run, marked_processes, shared_memory_segments
 from fgrpo_plugin.quickstart.command import host_command, host_environment
 from fgrpo_plugin.quickstart.inputs import addition_inputs
 from fgrpo_plugin.quickstart.options import QuickstartOptions
-from fgrpo_plugin.quickstart.processes import MARKER, end_run, marked_processes, shared_memory_segments
 from fgrpo_plugin.quickstart.run import run_quickstart
 from fgrpo_plugin.quickstart.summary import read_metrics, rewards
 from tests.e2e.host_runs import ours, wait_for_step

@@ -5,6 +5,7 @@ reference policy is needed. The patched verl calls registered configuration hook
 """
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -13,6 +14,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from fgrpo_plugin.host.shims import require_replaced
+from fgrpo_plugin.leftovers import mark_this_process, watch_for
 
 ENTRY_POINT = "verl/trainer/main_ppo.py"
 HOOK = "register_config_hook"
@@ -67,6 +69,7 @@ def complete_or_exit(config: Any) -> None:
             complete(config)
         except ValueError as error:
             _exit(str(error))
+        watch_for(os.getpid(), mark_this_process())
 
 
 def _is_ours(config: Any) -> bool:

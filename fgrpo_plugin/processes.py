@@ -5,13 +5,10 @@ value and not by their names, and nobody else's are touched.
 """
 
 import contextlib
-import fcntl
 import os
-import shutil
 import signal
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -33,39 +30,7 @@ def marked_processes(run_id: str) -> list[psutil.Process]:
     return found
 
 
-def other_runs() -> list[psutil.Process]:
-    """Running processes that carry the marker of any run."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if MARKER in process.environ() and process.pid != os.getpid() and _runs(process):
-                found.append(process)
-    return found
-
-
-@contextlib.contextmanager
-def only_run() -> Iterator[bool]:
-    """Hold a machine-wide lock until the block ends; yields False if another quick start runs.
-
-    A file in the temporary folder is locked, not merely written: the lock goes with the process that holds it.
-    """
-    lock = Path(tempfile.gettempdir()) / "fgrpo-quickstart.lock"
-    with contextlib.ExitStack() as stack:
-        try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError:  # another user's, who may lock it and does not let us
-            yield not other_runs()
-            return
-        stack.callback(os.close, descriptor)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        yield not other_runs()
-
-
-def _family(run_id: str, known: set[psutil.Process]) -> set[psutil.Process]:
+def family(run_id: str, known: set[psutil.Process]) -> set[psutil.Process]:
     """Marked processes, those in `known` and the descendants of both, as far as they still run.
 
     A process that changes its title may overwrite its environment as /proc shows it; it is then found by its parent,
@@ -75,10 +40,11 @@ def _family(run_id: str, known: set[psutil.Process]) -> set[psutil.Process]:
     for process in list(family):
         with contextlib.suppress(psutil.Error):
             family.update(process.children(recursive=True))
-    return {process for process in family if process.pid != os.getpid() and _runs(process)}
+    return {process for process in family if process.pid != os.getpid() and runs(process)}
 
 
-def _runs(process: psutil.Process) -> bool:
+def runs(process: psutil.Process) -> bool:
+    """Return whether a process has not ended."""
     with contextlib.suppress(psutil.Error):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
@@ -94,7 +60,7 @@ def end_run(run_id: str, *, grace_seconds: float = GRACE_SECONDS) -> int:
     Returns:
         How many processes there were.
     """
-    known = _family(run_id, set())
+    known = family(run_id, set())
     first = len(known)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + grace_seconds
@@ -103,7 +69,7 @@ def end_run(run_id: str, *, grace_seconds: float = GRACE_SECONDS) -> int:
                 process.send_signal(number)
         while known and time.monotonic() < deadline:
             time.sleep(0.1)
-            known = _family(run_id, known)
+            known = family(run_id, known)
         if not known:
             break
     return first
@@ -114,41 +80,26 @@ def shared_memory_segments() -> set[Path]:
     return set(SHARED_MEMORY.iterdir()) if SHARED_MEMORY.is_dir() else set()
 
 
-def _in_use() -> set[str]:
-    """Shared-memory files that a running process maps or holds open."""
-    used: set[str] = set()
-    for process in psutil.process_iter():
+def segments_of(processes: Iterable[psutil.Process]) -> set[Path]:
+    """Return which files of the machine's shared memory some processes map or hold open."""
+    found: set[str] = set()
+    for process in processes:
         with contextlib.suppress(psutil.Error, OSError):
-            used.update(m.path for m in process.memory_maps() if m.path.startswith(str(SHARED_MEMORY)))
-            used.update(f.path for f in process.open_files() if f.path.startswith(str(SHARED_MEMORY)))
-    return used
+            # Not psutil's maps, which has the kernel count every page of a process.
+            maps = Path(f"/proc/{process.pid}/maps").read_text()
+            found.update(line.split(maxsplit=5)[5] for line in maps.splitlines() if str(SHARED_MEMORY) in line)
+            found.update(file.path for file in process.open_files() if file.path.startswith(str(SHARED_MEMORY)))
+    return {path for name in found if (path := Path(name)).parent == SHARED_MEMORY and path.exists()}
 
 
 def remove_segments(segments: set[Path]) -> list[Path]:
     """Remove those of the given files that bear a name as a run makes it, are ours, and are used by no process."""
     removed = []
     segments = {segment for segment in segments if segment.name.startswith(OURS)}
-    used = _in_use() if segments else set()
+    used = segments_of(psutil.process_iter()) if segments else set()
     for segment in sorted(segments):
         with contextlib.suppress(OSError):
-            if segment.is_file() and segment.stat().st_uid == os.getuid() and str(segment) not in used:
+            if segment.is_file() and segment.stat().st_uid == os.getuid() and segment not in used:
                 segment.unlink()
                 removed.append(segment)
     return removed
-
-
-@contextlib.contextmanager
-def cleaned_up(run_id: str, ray_folder: Path) -> Iterator[None]:
-    """However the block ends, end the run's processes and remove its shared memory and Ray's temporary folder."""
-    before = shared_memory_segments()
-    try:
-        yield
-    finally:
-        # A second Ctrl-C must not leave half of them behind.
-        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            end_run(run_id)
-            remove_segments(shared_memory_segments() - before)
-            shutil.rmtree(ray_folder, ignore_errors=True)
-        finally:
-            signal.signal(signal.SIGINT, previous)
