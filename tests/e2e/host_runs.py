@@ -14,7 +14,7 @@ import torch
 
 from fgrpo_plugin.host.driver.preference_source import STATE_FILE
 from fgrpo_plugin.host.settings.determinism import SWITCH
-from fgrpo_plugin.processes import end_run, marked_processes, shared_memory_segments
+from fgrpo_plugin.processes import end_run, family, marked_processes, segments_of
 from fgrpo_plugin.quickstart.command import host_command, host_environment
 from fgrpo_plugin.quickstart.inputs import hybrid_inputs
 from fgrpo_plugin.quickstart.model import build_model, build_tokenizer, save_model
@@ -140,11 +140,12 @@ class Host:
             name: as for `start`.
             delay: and so many seconds later.
         """
-        before = shared_memory_segments()
         process, run_id, run = self.start(name, *overrides, **how)
         try:
             wait_for_step(step, process, run)
             time.sleep(delay)
+            segments = segments_of(family(run_id, set()))
+            assert segments  # vLLM's
             if part == DRIVER:
                 process.kill()
             else:
@@ -152,7 +153,7 @@ class Host:
                 found.kill()
             assert process.wait(timeout=60) != 0
             deadline = time.monotonic() + 60
-            while left := [*marked_processes(run_id), *sorted(shared_memory_segments() - before)]:
+            while left := [*marked_processes(run_id), *(segment for segment in segments if segment.exists())]:
                 assert time.monotonic() < deadline, left
                 time.sleep(0.5)
         finally:
