@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from fgrpo_plugin.processes import MARKER, end_run, family, remove_segments, segments_of
+from fgrpo_plugin.processes import MARKER, end_run, family, remove_segments, segments_of, shared_memory_segments
 
 EVERY_SECONDS = 5.0
 """Between two looks at what the run's processes have in shared memory."""
@@ -61,6 +61,7 @@ def clean_up_after(pid: int, run_id: str, every: float = EVERY_SECONDS, grace: f
     """
     known: set[psutil.Process] = set()
     segments: set[Path] = set()
+    began = time.time() - every  # it takes a moment from the run's start to here
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         while True:
@@ -74,7 +75,21 @@ def clean_up_after(pid: int, run_id: str, every: float = EVERY_SECONDS, grace: f
         segments |= segments_of(known)
         time.sleep(0.5)
     end_run(run_id)
-    remove_segments(segments)
+    remove_segments(segments | weights_since(began))
+
+
+def weights_since(began: float) -> set[Path]:
+    """Return verl's buffers of weights in shared memory: one holds them for a moment at a time, between two looks.
+
+    Args:
+        began: Unix time; older ones are left out.
+    """
+    found = set()
+    for segment in shared_memory_segments():
+        with contextlib.suppress(OSError):
+            if segment.name.startswith("verl_weights") and segment.stat().st_mtime >= began:
+                found.add(segment)
+    return found
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import torch
 
 from fgrpo_plugin.host.driver.preference_source import STATE_FILE
 from fgrpo_plugin.host.settings.determinism import SWITCH
+from fgrpo_plugin.leftovers import weights_since
 from fgrpo_plugin.processes import end_run, family, marked_processes, segments_of
 from fgrpo_plugin.quickstart.command import host_command, host_environment
 from fgrpo_plugin.quickstart.inputs import hybrid_inputs
@@ -140,12 +141,12 @@ class Host:
             name: as for `start`.
             delay: and so many seconds later.
         """
+        began = time.time()
         process, run_id, run = self.start(name, *overrides, **how)
         try:
             wait_for_step(step, process, run)
             time.sleep(delay)
             segments = segments_of(family(run_id, set()))
-            assert segments  # vLLM's
             if part == DRIVER:
                 process.kill()
             else:
@@ -153,7 +154,7 @@ class Host:
                 found.kill()
             assert process.wait(timeout=60) != 0
             deadline = time.monotonic() + 60
-            while left := [*marked_processes(run_id), *(segment for segment in segments if segment.exists())]:
+            while left := [*marked_processes(run_id), *filter(Path.exists, segments), *weights_since(began)]:
                 assert time.monotonic() < deadline, left
                 time.sleep(0.5)
         finally:
