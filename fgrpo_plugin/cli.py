@@ -52,6 +52,7 @@ def quickstart(
     data: Annotated[Path | None, typer.Option(help="Your .parquet or .jsonl in verl's own data format.")] = None,
     model: Annotated[Path | None, typer.Option(help="Local Hugging Face causal LM in place of the tiny one.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Learning rate of the actor.")] = None,
+    warm_up: Annotated[bool, typer.Option("--warm-up", help="Make the warmed-up model of seed 0 anew.")] = False,
     override: Annotated[list[str] | None, typer.Option(help="Further Hydra override for verl; repeatable.")] = None,
 ) -> None:
     """Train a tiny model with f-GRPO through the stock verl on a CPU and draw its reward curve."""
@@ -69,6 +70,7 @@ def quickstart(
             data=data,
             model=model,
             learning_rate=learning_rate,
+            warm_up=warm_up,
             overrides=tuple(override or ()),
         )
         run_quickstart(options)

@@ -1,4 +1,4 @@
-"""``fgrpo quickstart``: tiny model, warm-up, the stock verl on a CPU, and a table and a picture at the end."""
+"""``fgrpo quickstart``: a tiny warmed-up model, the stock verl on a CPU, and a table and a picture at the end."""
 
 import json
 import time
@@ -11,7 +11,6 @@ from rich.progress import Progress
 from rich.table import Table
 
 from fgrpo_plugin.progress import Lines, progress_bars
-from fgrpo_plugin.quickstart import task
 from fgrpo_plugin.quickstart.alone import only_run
 from fgrpo_plugin.quickstart.command import MODEL_LEARNING_RATE, check_overrides, host_command
 from fgrpo_plugin.quickstart.inputs import (
@@ -27,6 +26,7 @@ from fgrpo_plugin.quickstart.options import (
     HYBRID_STEPS,
     QuickstartError,
     QuickstartOptions,
+    comes_with_the_package,
     is_users_own,
 )
 from fgrpo_plugin.quickstart.summary import (
@@ -89,7 +89,7 @@ def _run(options: QuickstartOptions, user_data: UserData | None, console: Consol
     lines.say("settings checked")
 
     with progress_bars(console) as progress, interruptible():
-        model = options.model.absolute() if options.model else _warm_model(run, options.seed, progress, hybrid, lines)
+        model = options.model.absolute() if options.model else _first_model(run, options, progress, lines)
         if hybrid:
             inputs = hybrid_inputs(run, model)
         else:
@@ -122,13 +122,18 @@ def _run(options: QuickstartOptions, user_data: UserData | None, console: Consol
     return run
 
 
-def _warm_model(run: Path, seed: int, progress: Progress, for_hybrid: bool, lines: Lines) -> Path:
-    import torch
+def _first_model(run: Path, options: QuickstartOptions, progress: Progress, lines: Lines) -> Path:
+    """The warmed-up model as a folder of the run: the package's own where it is the one that would be made."""
+    from fgrpo_plugin.quickstart import warm_model
+    from fgrpo_plugin.quickstart.model import save_model
 
-    from fgrpo_plugin.quickstart import hybrid
-    from fgrpo_plugin.quickstart.model import Example, build_model, build_tokenizer, save_model, warm_up
+    if comes_with_the_package(options):
+        found = warm_model.packaged()
+        if found is not None:
+            _say(f"the warmed-up model of seed {options.seed} comes with the package; --warm-up makes it anew", lines)
+            return save_model(*found, run / "model")
+        _say(f"the package's model is of another warm-up than this code's; make it anew: {warm_model.COMMAND}", lines)
 
-    torch.set_num_threads(1)  # a model this small gains a third from two, and loses tenfold beside another load
     bar = progress.add_task("warm-up", total=None, note="")
     lines.say("warm-up of a tiny model by supervision")
 
@@ -136,23 +141,18 @@ def _warm_model(run: Path, seed: int, progress: Progress, for_hybrid: bool, line
         progress.update(bar, completed=step, note=f"success {success:.2f}")
         lines.pulse(f"warm-up: {step} steps, sampled success {success:.2f}")
 
-    tokenizer = build_tokenizer()
-    model = build_model(tokenizer, seed)
-    train, _ = task.split_pairs()
-    how: dict[str, Any] = {"wrong_answer": task.wrong_answer}
-    if for_hybrid:
-        how = {"wrong_answer": hybrid.wrong_answer, "target_success": hybrid.WARM_UP_SUCCESS}
-    result = warm_up(
-        model,
-        tokenizer,
-        [Example(pair.prompt, pair.answer) for pair in train],
-        seed=seed,
-        **how,
-        on_step=show,
-    )
+    model, tokenizer, result = warm_model.make(options.seed, for_hybrid=options.algo == "f_hal", on_step=show)
     progress.update(bar, total=result.steps, completed=result.steps)
     lines.say(f"model made: {result.steps} steps of warm-up, sampled success {result.sampled_success:.2f}")
     return save_model(model, tokenizer, run / "model")
+
+
+def _say(text: str, lines: Lines) -> None:
+    """On a terminal too, where `Lines` leaves the word to the bars."""
+    if lines.plain:
+        lines.say(text)
+    else:
+        lines.console.print(text, soft_wrap=True)
 
 
 def _report(summary: dict[str, Any], run: Path, console: Console) -> None:
