@@ -75,11 +75,11 @@ def clean_up_after(pid: int, run_id: str, every: float = EVERY_SECONDS, grace: f
         segments |= segments_of(known)
         time.sleep(0.5)
     end_run(run_id)
-    remove_segments(segments | weights_since(began))
+    remove_segments(segments | short_lived_since(began))
 
 
-def weights_since(began: float) -> set[Path]:
-    """Return verl's buffers of weights in shared memory: one holds them for a moment at a time, between two looks.
+def short_lived_since(began: float) -> set[Path]:
+    """Return what is used for a moment at a time, between two looks: verl's buffers of weights, Python's semaphores.
 
     Args:
         began: Unix time; older ones are left out.
@@ -87,7 +87,7 @@ def weights_since(began: float) -> set[Path]:
     found = set()
     for segment in shared_memory_segments():
         with contextlib.suppress(OSError):
-            if segment.name.startswith("verl_weights") and segment.stat().st_mtime >= began:
+            if segment.name.startswith(("verl_weights", "sem.mp-")) and segment.stat().st_mtime >= began:
                 found.add(segment)
     return found
 

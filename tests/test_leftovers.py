@@ -34,7 +34,7 @@ time.sleep(120)
 @pytest.fixture
 def buffers():
     """A buffer that the run uses, one of somebody else's, and verl's weights of this run and of an older one."""
-    names = [f"{kind}_{uuid.uuid4().hex}" for kind in ("psm", "psm", "verl_weights", "verl_weights")]
+    names = [f"{kind}_{uuid.uuid4().hex}" for kind in ("psm", "psm", "verl_weights", "verl_weights", "sem.mp-")]
     made = [Path("/dev/shm") / name for name in names]
     for name in made:
         name.write_bytes(b"x" * 4096)
@@ -69,7 +69,7 @@ def test_after_a_kill_its_workers_end_and_its_buffers_go_and_nothing_else(buffer
     while (marked_processes(run_id) or buffers[0].exists()) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert marked_processes(run_id) == [] and not runs(worker)
-    assert [name.exists() for name in buffers] == [False, True, False, True]
+    assert [name.exists() for name in buffers] == [False, True, False, True, False]
 
 
 def test_what_ends_by_itself_in_time_is_left_to_itself(buffers):
@@ -82,7 +82,7 @@ def test_what_ends_by_itself_in_time_is_left_to_itself(buffers):
     clean_up_after(process.pid, run_id, every=0.2, grace=30.0)  # the command had ended before the watch began
     assert time.monotonic() - began < 25
     later.wait()
-    assert not runs(worker) and [name.exists() for name in buffers] == [False, True, False, True]
+    assert not runs(worker) and [name.exists() for name in buffers] == [False, True, False, True, False]
 
 
 def test_a_process_keeps_the_marker_that_it_has(monkeypatch):

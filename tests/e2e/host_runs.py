@@ -10,11 +10,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import psutil
 import torch
 
 from fgrpo_plugin.host.driver.preference_source import STATE_FILE
 from fgrpo_plugin.host.settings.determinism import SWITCH
-from fgrpo_plugin.leftovers import weights_since
+from fgrpo_plugin.leftovers import short_lived_since
 from fgrpo_plugin.processes import end_run, family, marked_processes, segments_of
 from fgrpo_plugin.quickstart.command import host_command, host_environment
 from fgrpo_plugin.quickstart.inputs import hybrid_inputs
@@ -154,7 +155,7 @@ class Host:
                 found.kill()
             assert process.wait(timeout=60) != 0
             deadline = time.monotonic() + 60
-            while left := [*marked_processes(run_id), *filter(Path.exists, segments), *weights_since(began)]:
+            while left := [*marked_processes(run_id), *filter(Path.exists, segments), *left_unused(began)]:
                 assert time.monotonic() < deadline, left
                 time.sleep(0.5)
         finally:
@@ -176,6 +177,12 @@ PARTS = {
     DRIVER: "",  # the command itself, which then says nothing
 }
 """What a message calls a part -> text in the title of its process."""
+
+
+def left_unused(began: float) -> list[Path]:
+    """Shared memory of short use, made since then, that no process of this machine has."""
+    found = short_lived_since(began)
+    return sorted(found - segments_of(psutil.process_iter())) if found else []
 
 
 def wait_for_step(step: int, process: subprocess.Popen, run: Path) -> None:
