@@ -12,6 +12,7 @@ import typer
 
 from fgrpo_plugin.eval import command as eval_command
 from fgrpo_plugin.eval import safety_command, separation_command
+from fgrpo_plugin.foreign_text import say
 from fgrpo_plugin.plan.command import plan as plan_run
 
 app = typer.Typer(
@@ -75,7 +76,7 @@ def quickstart(
         )
         run_quickstart(options)
     except QuickstartError as error:
-        print(f"fgrpo quickstart: {error}", file=sys.stderr)
+        say(f"fgrpo quickstart: {error}", error=True)
         raise typer.Exit(2) from None
 
 
@@ -134,12 +135,11 @@ def data(
     split: Annotated[str | None, typer.Option(help="This split alone.")] = None,
 ) -> None:
     """Write sets of mathematical problems in verl's parquet format, with a reward of verl that scores them."""
-    from rich.console import Console
-
     from fgrpo_plugin.data.math_sets import prepare
     from fgrpo_plugin.host.settings.rewards import earns_full_reward
+    from fgrpo_plugin.terminal import Terminal
 
-    console = Console()
+    console = Terminal()
     with _one_sentence("fgrpo data"):
         if source is not None and len(names) > 1:
             raise ValueError(f"--source={source} is of one set; name one.")
@@ -183,7 +183,7 @@ def export(
             base_model=base_model,
             overwrite=overwrite,
             trust_remote_code=trust_remote_code,
-            say=lambda line: print(line, flush=True),
+            say=say,
         )
 
 
@@ -229,13 +229,12 @@ def check(
 
     With --model also in how many pairs that model, as a reference, gives the chosen response the larger probability.
     """
-    from rich.console import Console
-
     from fgrpo_plugin.preference.config import named_values
     from fgrpo_plugin.preference.files import read_preferences
     from fgrpo_plugin.preference.loading import RowSettings
     from fgrpo_plugin.preference.report import Measured, print_report
     from fgrpo_plugin.preference.template import stop_tokens
+    from fgrpo_plugin.terminal import Terminal
 
     with _one_sentence("fgrpo prefs check"):
         measured = asked = None
@@ -256,11 +255,11 @@ def check(
         found = read_preferences(
             files, split=split, config=config, columns=_columns(column), on_bad_row="skip", said=_said("read")
         )
-        report = print_report(found, Console(), measured=measured, seed=seed, said=_said("in tokens"))
+        report = print_report(found, Terminal(), measured=measured, seed=seed, said=_said("in tokens"))
         if measured is not None and asked is not None and report.rows is not None and ranking_pairs:
             from fgrpo_plugin.preference.ranking_report import report_ranking
 
-            report_ranking(report.rows, measured.settings, asked, Console(), Console(stderr=True))
+            report_ranking(report.rows, measured.settings, asked, Terminal(), Terminal(stderr=True))
     if not report.usable:
         raise typer.Exit(1)
 
@@ -275,16 +274,15 @@ def convert(
     on_bad_row: Annotated[str, typer.Option(help="error, or skip (counted).")] = "error",
 ) -> None:
     """Write preference data of any format as one parquet file of rows: prompt, response, desirable, pair, source."""
-    from rich.console import Console
-
     from fgrpo_plugin.preference.files import read_preferences, write_preferences
+    from fgrpo_plugin.terminal import Terminal
 
     with _one_sentence("fgrpo prefs convert"):
         found = read_preferences(
             files, split=split, config=config, columns=_columns(column), on_bad_row=on_bad_row, said=_said("read")
         )
         write_preferences(found.rows, output)
-    console = Console(markup=False, emoji=False, highlight=False)
+    console = Terminal(highlight=False)
     for line in found.left_out():
         console.print(line, soft_wrap=True)
     console.print(f"{len(found.rows)} rows of {found.examples} examples to {output}", soft_wrap=True)
@@ -309,7 +307,7 @@ def _said(what: str) -> Callable[[int, Callable[[], float]], None]:
         nonlocal last
         if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            print(f"{rows} rows {what}, {share():.0%}", file=sys.stderr, flush=True)
+            say(f"{rows} rows {what}, {share():.0%}", error=True)
 
     return said
 
@@ -320,7 +318,7 @@ def _one_sentence(command: str, code: int = 2) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        print(f"{command}: {error}", file=sys.stderr)
+        say(f"{command}: {error}", error=True)
         raise typer.Exit(code) from None
 
 

@@ -9,10 +9,9 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from importlib.util import find_spec
 from typing import Any
 
-from rich.console import Console
-
 from fgrpo_plugin.host.doctor_reports import PREFIX
 from fgrpo_plugin.pinned import VERL
+from fgrpo_plugin.terminal import Terminal
 
 
 class NotReady(Exception):
@@ -49,17 +48,22 @@ def examine(start_ray: bool = True) -> bool:
     ]
     if start_ray:
         checks.append(("plugin in a Ray worker", _ray))
-    console = Console(highlight=False)
+    console = Terminal(highlight=False)
     ready = True
     for name, check in checks:
         try:
-            console.print(f"[green]ok  [/green] {name}: {check()}", soft_wrap=True)
+            _show(console, "ok  ", "green", f"{name}: {check()}")
         except Exception as problem:  # a check that breaks is a check that fails
             ready = False
             said = str(problem) if isinstance(problem, NotReady) else f"{type(problem).__name__}: {problem}"
-            console.print(f"[red]FAIL[/red] {name}: {said}", soft_wrap=True)
+            _show(console, "FAIL", "red", f"{name}: {said}")
     console.print("ready" if ready else "not ready: see the lines marked FAIL")
     return ready
+
+
+def _show(console: Terminal, mark: str, colour: str, line: str) -> None:
+    console.print(mark, style=colour, end=" ")
+    console.print(line, soft_wrap=True)
 
 
 def _python() -> str:

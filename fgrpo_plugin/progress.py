@@ -3,8 +3,10 @@
 import time
 from collections.abc import Callable
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from fgrpo_plugin.foreign_text import printable
+from fgrpo_plugin.terminal import Terminal
 
 SILENCE_SECONDS = 25.0
 """After so long without a line, what is under way is said again."""
@@ -16,7 +18,7 @@ Follow = Callable[[str], Callable[[int, int], None]]
 class Lines:
     """Plain lines with the time since the start, where there is no terminal for a progress bar."""
 
-    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, console: Terminal, clock: Callable[[], float] = time.monotonic) -> None:
         self.console, self.clock = console, clock
         self.plain = not console.is_terminal
         self.started = self.last = clock()
@@ -27,7 +29,7 @@ class Lines:
         self.under_way, self.last = text, self.clock()
         if self.plain:
             line = f"{duration(self.last - self.started):>7}  {text}"
-            self.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
+            self.console.print(line, highlight=False, soft_wrap=True)
             self.console.file.flush()
 
     def pulse(self, text: str | None = None) -> None:
@@ -44,10 +46,10 @@ def duration(seconds: float) -> str:
     return f"{minutes} m {rest:02} s" if minutes else f"{rest} s"
 
 
-def progress_bars(console: Console) -> Progress:
+def progress_bars(console: Terminal) -> Progress:
     """Bars on a terminal; nothing elsewhere. A task's field `note` stands behind its bar."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    last = TextColumn("{task.fields[note]}")
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+    last = TextColumn("{task.fields[note]}", markup=False)
     return Progress(*columns, TimeElapsedColumn(), last, console=console, disable=not console.is_terminal)
 
 
@@ -55,7 +57,7 @@ def follower(progress: Progress, lines: Lines) -> Follow:
     """Follow pieces of work of known size: a bar each, or a line at the start, at the end and now and then."""
 
     def follow(what: str) -> Callable[[int, int], None]:
-        bar = progress.add_task(what, total=None, note="", start=False)
+        bar = progress.add_task(printable(what), total=None, note="", start=False)
         began: list[tuple[float, int]] = []
 
         def show(done: int, total: int) -> None:

@@ -3,10 +3,10 @@
 import io
 
 import pytest
-from rich.console import Console
 from rich.progress import Progress
 
 from fgrpo_plugin.progress import SILENCE_SECONDS, Lines, duration, follower, progress_bars
+from fgrpo_plugin.terminal import Terminal
 
 
 class Clock:
@@ -18,7 +18,7 @@ class Clock:
 
 def test_nothing_is_silent_for_long(tmp_path):
     clock, file = Clock(), io.StringIO()
-    lines = Lines(Console(file=file, width=40), clock)
+    lines = Lines(Terminal(file=file, width=40), clock)
     lines.say("Ray started; the workers load verl, which is longer than a narrow console is wide")
     for clock.now in range(1, 100):
         lines.pulse()
@@ -33,7 +33,7 @@ def test_nothing_is_silent_for_long(tmp_path):
 
 def test_a_terminal_has_its_progress_bar_alone():
     file = io.StringIO()
-    lines = Lines(Console(file=file, force_terminal=True))
+    lines = Lines(Terminal(file=file, force_terminal=True))
     lines.say("settings checked")
     assert file.getvalue() == ""
 
@@ -47,7 +47,7 @@ def test_a_duration_has_minutes_and_seconds(seconds, text):
 
 def test_the_time_that_is_left_is_told_from_what_was_done_since_the_start():
     clock, said = Clock(), io.StringIO()
-    lines = Lines(Console(file=said, width=40), clock)
+    lines = Lines(Terminal(file=said, width=40), clock)
     clock.now = 100.0
     with Progress(disable=True) as progress:
         show = follower(progress, lines)("problems")
@@ -63,7 +63,7 @@ def test_the_time_that_is_left_is_told_from_what_was_done_since_the_start():
 
 def test_a_bar_on_a_terminal_has_the_time_left_behind_it():
     clock, file = Clock(), io.StringIO()
-    console = Console(file=file, force_terminal=True, width=120)
+    console = Terminal(file=file, force_terminal=True, width=120)
     with progress_bars(console) as progress:
         show = follower(progress, Lines(console, clock))("problems")
         show(0, 4)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fgrpo_plugin.eval import options, safety_command
 from fgrpo_plugin.eval.evaluating import evaluate, named_models
@@ -15,6 +14,7 @@ from fgrpo_plugin.eval.sampling import Engine, Sampling
 from fgrpo_plugin.eval.scores import MATH, SAFETY, SCORES, read_scores
 from fgrpo_plugin.eval.table import Evaluation, overall_table, read_evaluation, set_table
 from fgrpo_plugin.progress import Lines, follower, progress_bars
+from fgrpo_plugin.terminal import Terminal
 
 Ks = Annotated[list[int] | None, typer.Option("--k", help="pass@k and maj@k; repeatable; the samples if not given.")]
 
@@ -44,7 +44,7 @@ def math(
     named, engine = named_models(models), Engine(dtype, tensor_parallel, chat_template)
     options.check(named, output, k=k or (), samples=samples, limit=limit, base=base, server=server, engine=engine)
     sets = read_sets(data, limit=limit, instruction=instruction)
-    console = Console(markup=False, emoji=False)
+    console = Terminal()
     for one in sets:
         console.print(f"{one.name}: {len(one.asked)} problems x {samples} samples", soft_wrap=True)
     settings = {"sampling": asdict(how) | {"server": server is not None}}
@@ -71,7 +71,7 @@ def table(
     named = model or [name for kind in kinds for name in models.get(kind, ())]
     if named and base is not None and base not in named:
         raise ValueError(f"--base {base} is none of the models {', '.join(dict.fromkeys(named))}.")
-    console, text = Console(markup=False, emoji=False), []
+    console, text = Terminal(), []
     for kind in kinds:
         own = base if base in models.get(kind, ()) else None
         if kind == SAFETY:
@@ -81,7 +81,7 @@ def table(
     options.write_tables(text, folder, console)
 
 
-def _shown(evaluation: Evaluation, base: str | None, folder: Path, console: Console) -> list[str]:
+def _shown(evaluation: Evaluation, base: str | None, folder: Path, console: Terminal) -> list[str]:
     several = len(evaluation.results) > 1
     text = [options.show_table("", *set_table(evaluation, base if several else None), console)]
     if several:

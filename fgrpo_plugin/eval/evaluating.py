@@ -15,6 +15,7 @@ from fgrpo_plugin.eval.kept import Chats, Responses
 from fgrpo_plugin.eval.scores import SCORES
 from fgrpo_plugin.eval.sets import AskedSet, Item
 from fgrpo_plugin.folders import write_whole
+from fgrpo_plugin.foreign_text import without_private
 from fgrpo_plugin.progress import Follow
 
 Progress = Callable[[int, int], None]
@@ -73,7 +74,7 @@ def evaluate(
             output, what = folder / name / f"{one.name}.jsonl", f"{name} on {one.name}"
             responses = sample(model, chats, output, follow(what))
             rows = score(one, responses, output, _within(what, follow))
-            scores = {"model": name, "from": model, "set": one.name, **settings, "rows": rows}
+            scores = {"model": name, "from": without_private(model), "set": one.name, **settings, "rows": rows}
             write_whole(output.with_name(f"{one.name}{SCORES}"), (json.dumps(scores, indent=1) + "\n").encode())
 
 

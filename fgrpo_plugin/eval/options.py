@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from fgrpo_plugin.eval.evaluating import Progress, Sampler
@@ -14,6 +13,7 @@ from fgrpo_plugin.eval.sampling import Engine, Sampling, responses
 from fgrpo_plugin.eval.scores import markdown
 from fgrpo_plugin.eval.server import server_responses
 from fgrpo_plugin.folders import write_whole
+from fgrpo_plugin.terminal import Terminal
 
 Models = Annotated[
     list[str], typer.Argument(metavar="[NAME=]MODEL...", help="Hugging Face folders, or names at the server.")
@@ -125,7 +125,7 @@ def sampler(server: str | None, how: Sampling, engine: Engine) -> Sampler:
     return sample
 
 
-def show_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], console: Console, left: int = 2) -> str:
+def show_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], console: Terminal, left: int = 2) -> str:
     """Print a table whose first columns, `left` of them, are words; return it in Markdown."""
     shown = Table(title=title or None)
     for number, column in enumerate(head):
@@ -136,7 +136,7 @@ def show_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], c
     return markdown(head, rows)
 
 
-def write_tables(text: Sequence[str], folder: Path, console: Console) -> None:
+def write_tables(text: Sequence[str], folder: Path, console: Terminal) -> None:
     """Keep tables in Markdown as a folder's last ones."""
     console.print("intervals: 95 %, bootstrap over prompts; differences are paired")
     write_whole(folder / "table.md", ("\n\n".join(text) + "\n").encode())

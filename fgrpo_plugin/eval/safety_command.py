@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fgrpo_plugin.eval import options
 from fgrpo_plugin.eval.evaluating import evaluate, named_models
@@ -20,6 +19,7 @@ from fgrpo_plugin.eval.safety import scored_prompts
 from fgrpo_plugin.eval.safety_table import read_safety, safety_table
 from fgrpo_plugin.eval.sampling import Engine, Sampling
 from fgrpo_plugin.progress import Lines, follower, progress_bars
+from fgrpo_plugin.terminal import Terminal
 
 DEFAULT_LIST = "xstest"
 """The list that is wrong less often on responses that people have labelled: docs/safety.md."""
@@ -69,7 +69,7 @@ def safety(
     check_list(refusals)
     judging = _judge(judge, judge_server, judge_template, judge_guard, judge_max_tokens, engine)
     sets = read_prompts(harmful=harmful or (), safe=safe or (), data=data or (), limit=limit)
-    console = Console(markup=False, emoji=False)
+    console = Terminal()
     for one in sets:
         bad = sum(prompt.harmful for prompt in one.asked.values())
         console.print(
@@ -120,7 +120,7 @@ def refusals(
         raise ValueError("what --judge says is kept beside the table; name its file with --output.")
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
         raise ValueError(f"--output {output} names no file in a folder that is there.")
-    rows, console = read_labelled(files or [OURS]), Console(markup=False, emoji=False)
+    rows, console = read_labelled(files or [OURS]), Terminal()
     with progress_bars(console) as progress:
         asked = None
         if judging is not None and output is not None:
@@ -148,7 +148,7 @@ def shown(
     only: Sequence[str] | None,
     sets: Sequence[str] | None,
     base: str | None,
-    console: Console,
+    console: Terminal,
 ) -> list[str]:
     """Print the tables of safety; return them in Markdown."""
     text = []

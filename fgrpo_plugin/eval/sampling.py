@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fgrpo_plugin import tables
 from fgrpo_plugin.eval.kept import Chats, KeptResponses, Responses
 
 CPU_SEQUENCES, GPU_SEQUENCES = 128, 4096
@@ -87,16 +88,16 @@ def responses(
     Raises:
         ValueError: vLLM failed, and its log is named; `output` is of other settings.
     """
-    named = {**asdict(engine), "chat_template": str(engine.chat_template) if engine.chat_template else None}
+    template = engine.chat_template
+    named = {**asdict(engine), "chat_template": tables.digest(template)[:16] if template else None}
     settings = {"weights": weights_digest(model), **asdict(how), **named}
     kept = KeptResponses(output, settings)
     found = kept.read(chats)
     missing = {key: list(chat) for key, chat in chats.items() if key not in found}
     if missing:
         work, log = output.with_suffix(".job.json"), output.with_suffix(".log")
-        work.write_text(
-            json.dumps({"model": str(model), "output": str(output), "settings": settings, "chats": missing})
-        )
+        places = {"model": str(model), "output": str(output), "chat_template": str(template) if template else None}
+        work.write_text(json.dumps({**places, "settings": settings, "chats": missing}))
         env = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
         with log.open("w") as said:
             process = subprocess.Popen(
@@ -139,14 +140,14 @@ def _sample(job: dict[str, Any]) -> None:
 
     settings, chats = job["settings"], job["chats"]
     model, how = job["model"], Sampling(**{key: settings[key] for key in Sampling.__dataclass_fields__})
-    template = Path(settings["chat_template"]).read_text() if settings["chat_template"] else None
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    template = Path(job["chat_template"]).read_text() if job["chat_template"] else None
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     longest = max(
         len(tokenizer.apply_chat_template(
             chat, add_generation_prompt=True, return_dict=True, chat_template=template)["input_ids"])
         for chat in chats.values()
     )  # fmt: skip
-    window = getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", None)
+    window = getattr(AutoConfig.from_pretrained(model, trust_remote_code=False), "max_position_embeddings", None)
     if window and longest + how.max_tokens > window:
         raise ValueError(
             f"ValueError: its window is {window} tokens, a prompt takes {longest} and max_tokens={how.max_tokens}; "

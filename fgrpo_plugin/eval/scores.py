@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fgrpo_plugin.foreign_text import markdown_text
+
 SCORES = ".scores.json"
 """How a file of scores ends, behind the name of its set."""
 MATH, SAFETY = "math", "safety"
@@ -113,6 +115,6 @@ def _check_alike(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
+    """A table in Markdown; what stands in a cell is text."""
+    lines = [map(markdown_text, head), ["---"] * len(head), *(map(markdown_text, row) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

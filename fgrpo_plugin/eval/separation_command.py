@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from fgrpo_plugin.eval import options
 from fgrpo_plugin.eval.evaluating import alone, named_models
@@ -24,7 +23,9 @@ from fgrpo_plugin.eval.separation_report import (
     settings_line,
 )
 from fgrpo_plugin.folders import write_whole
+from fgrpo_plugin.foreign_text import without_private
 from fgrpo_plugin.progress import Follow, Lines, follower, progress_bars
+from fgrpo_plugin.terminal import Terminal
 
 Chat = tuple[Mapping[str, str], ...]
 
@@ -55,7 +56,7 @@ def separate(
     how = Estimation(directions, shrinkage, resamples, seed)
     options.check_output(output, limit)
     _check(named, batch_size, dtype, chat_template)
-    console = Console(markup=False, emoji=False)
+    console = Terminal()
     kinds = _kinds(read_prompts(harmful=harmful or (), safe=safe or (), data=data or (), limit=limit), console)
     counts = [len(kinds[kind]) for kind in ("safe", "harmful")]
     if min(counts) < how.least_prompts:
@@ -87,7 +88,7 @@ def _measured(
     batch_size: int,
     dtype: str | None,
     chat_template: Path | None,
-    console: Console,
+    console: Terminal,
 ) -> dict[str, ModelSeparation]:
     from transformers.utils import logging
 
@@ -118,7 +119,9 @@ def _measured(
                 soft_wrap=True,
             )
             layers = _layers(name, states, count, how, follow)
-            found[name] = ModelSeparation(layers, {"from": named[name], **kept.settings, "tokens": tokens})
+            found[name] = ModelSeparation(
+                layers, {"from": without_private(named[name]), **kept.settings, "tokens": tokens}
+            )
     return found
 
 
@@ -149,7 +152,7 @@ def _layers(name: str, states: Any, count: int, how: Estimation, follow: Follow)
     return tuple(layers)
 
 
-def _kinds(sets: Sequence[PromptSet], console: Console) -> dict[str, list[Chat]]:
+def _kinds(sets: Sequence[PromptSet], console: Terminal) -> dict[str, list[Chat]]:
     """The prompts of each kind, each once.
 
     Raises:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fgrpo_plugin.eval.separation import Estimation, Separation
 from fgrpo_plugin.folders import write_whole
+from fgrpo_plugin.foreign_text import picture_text
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,14 @@ def draw(models: Models, target: Path, title: str) -> Path:
     figure, axes = plt.subplots(figsize=(7.2, 4.2), dpi=150, layout="constrained")
     for index, (name, model) in enumerate(models.items()):
         colour, numbers = f"C{index}", range(len(model.layers))
-        axes.plot(numbers, [layer.distance for layer in model.layers], color=colour, linewidth=2, label=name)
+        axes.plot(
+            numbers, [layer.distance for layer in model.layers], color=colour, linewidth=2, label=picture_text(name)
+        )
         low, high = ([getattr(layer, end) for layer in model.layers] for end in ("low", "high"))
         axes.fill_between(numbers, low, high, color=colour, alpha=0.15, linewidth=0)
         chance = [layer.chance_high for layer in model.layers]
         axes.plot(numbers, chance, color=colour, linewidth=1, linestyle="--")
-    axes.set(xlabel="layer (0: the embedding)", ylabel="Bhattacharyya distance, nats", title=title)
+    axes.set(xlabel="layer (0: the embedding)", ylabel="Bhattacharyya distance, nats", title=picture_text(title))
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)

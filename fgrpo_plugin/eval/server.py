@@ -10,6 +10,7 @@ from typing import Any
 
 from fgrpo_plugin.eval.kept import Chats, KeptResponses, Responses
 from fgrpo_plugin.eval.sampling import Sampling
+from fgrpo_plugin.foreign_text import without_private, without_secrets
 
 AT_ONCE = 32
 """Requests that are under way together."""
@@ -43,7 +44,8 @@ def server_responses(
     """
     from openai import OpenAI, OpenAIError
 
-    kept = KeptResponses(output, {"server": url, "model": model, **asdict(how)})
+    shown = without_private(url)
+    kept = KeptResponses(output, {"server": shown, "model": model, **asdict(how)})
     found = kept.read(chats)
     missing = [key for key in chats if key not in found]
     if missing:
@@ -67,10 +69,10 @@ def server_responses(
         if failed is not None and not isinstance(failed, OpenAIError | ValueError):
             raise failed
         if failed is not None:
-            reason = " ".join(str(failed).split())[:300] or type(failed).__name__
+            reason = without_secrets(" ".join(str(failed).split()))[:300] or type(failed).__name__
             raise ValueError(
-                f"{url} failed on {model}: {reason}; {done} of {len(chats)} prompts are kept in {output}, and the same "
-                "command goes on."
+                f"{shown} failed on {model}: {reason}; {done} of {len(chats)} prompts are kept in {output}, and the "
+                "same command goes on."
             )
         found = kept.read(chats)
     on_progress(len(chats), len(chats))

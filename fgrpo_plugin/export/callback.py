@@ -12,6 +12,7 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 
 from fgrpo_plugin.export.exporting import export_run
+from fgrpo_plugin.foreign_text import say
 from fgrpo_plugin.typed_settings import typed_settings
 
 SECTION = "trainer.fgrpo_export"
@@ -100,4 +101,4 @@ class ExportAfterSave:
 
 
 def _say(line: str) -> None:
-    print(f"fgrpo-plugin: {line}", flush=True)
+    say(f"fgrpo-plugin: {line}")

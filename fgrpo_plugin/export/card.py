@@ -3,7 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
 from fgrpo_plugin import __version__
+from fgrpo_plugin.foreign_text import markdown_text
 
 _PAPER = "https://arxiv.org/abs/2602.05946"
 _NAMES = {"f_grpo": "f-GRPO", "f_hal": "f-HAL"}
@@ -43,19 +48,18 @@ def model_card(
         base_model: on a model hub, or a local name; None where it is not known.
         hub: its name on a model hub, to which the card links; None for a local one.
     """
-    hub = hub if hub and "://" not in hub and hub.count("/") < 2 else None
+    hub = hub_name(hub)
     algorithm = record.get("algorithm")
     named = _NAMES.get(str(algorithm), algorithm)
     adapter = form == "LoRA adapter"
-    head = ["---", f"library_name: {'peft' if adapter else 'transformers'}", "pipeline_tag: text-generation"]
-    head += [f"base_model: {hub}"] if hub else []
-    head += [
-        "tags:",
-        "- verl",
-        "- reinforcement-learning",
-        *([f"- {str(algorithm).replace('_', '-')}"] if named else []),
-    ]
-    title = " ".join(["#", base_model.rpartition("/")[2] if base_model else "A model", "trained with", named or "verl"])
+    head = {
+        "library_name": "peft" if adapter else "transformers",
+        "pipeline_tag": "text-generation",
+        **({"base_model": hub} if hub else {}),
+        "tags": ["verl", "reinforcement-learning", *([str(algorithm).replace("_", "-")] if named else [])],
+    }
+    what = base_model.rpartition("/")[2] if base_model else "A model"
+    title = "# " + markdown_text(f"{what} trained with {named or 'verl'}")
     rows = [("Base model", base_model), ("Step", _of(step, record.get("total_steps"))), ("Weights", f"{form}, {dtype}")]
     rows += _training(record, named)
     versions = {name: value for name, value in (record.get("versions") or {}).items() if value}
@@ -63,10 +67,19 @@ def model_card(
     rows += [("Engine", engine), ("Exported by", f"fgrpo-plugin {__version__}")]
     table = ["| | |", "| --- | --- |", *(f"| {name} | {_cell(value)} |" for name, value in rows)]
     said = [] if record else ["", "The checkpoint says nothing of its run's settings: it was not saved by this plugin."]
-    paper = [f"f-GRPO and f-HAL: Haldar et al., [arXiv 2602.05946]({_PAPER}).", ""] if algorithm in _NAMES else []
+    paper = [f"f-GRPO and f-HAL: Haldar et al., [arXiv 2602.05946]({_PAPER}).", ""] if str(algorithm) in _NAMES else []
     evaluated = "Evaluation: none is recorded here. Licence: that of the base model and of the data."
-    lines = [*head, "---", "", title, "", *table, *said, "", *paper, evaluated, "", "```python", *_use(adapter, hub)]
-    return "\n".join([*lines, "```", ""])
+    lines = ["", title, "", *table, *said, "", *paper, evaluated, "", "```python", *_use(adapter, hub), "```", ""]
+    return "\n".join(["---", yaml.safe_dump(head, sort_keys=False) + "---", *lines])
+
+
+def hub_name(name: Any) -> str | None:
+    """A name as a model hub has them, or None: no address, no path, nothing that acts in YAML or code."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return str(name)
 
 
 def _training(record: Mapping[str, Any], named: str | None) -> list[tuple[str, Any]]:
@@ -98,7 +111,7 @@ def _package(name: str) -> str:
 
 
 def _cell(value: Any) -> str:
-    return _UNKNOWN if value is None else str(value).replace("|", "\\|").replace("\n", " ")
+    return _UNKNOWN if value is None else markdown_text(str(value))
 
 
 def _use(adapter: bool, base_model: str | None) -> list[str]:

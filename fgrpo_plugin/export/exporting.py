@@ -6,13 +6,14 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from fgrpo_plugin.export.card import model_card
+from fgrpo_plugin.export.card import hub_name, model_card
 from fgrpo_plugin.export.checkpoint import Checkpoint, find_checkpoint
 from fgrpo_plugin.export.folder import new_folder, refuse_target
 from fgrpo_plugin.export.lora import Adapter, adapter_of, is_adapters, merge, read_adapter, split, write_adapter
 from fgrpo_plugin.export.megatron import load_shards
 from fgrpo_plugin.export.model_folder import check_names, copy_rest, empty_model, linear_modules, write_model
 from fgrpo_plugin.export.weights import State, load_model, load_rank_files
+from fgrpo_plugin.foreign_text import say
 from fgrpo_plugin.host.settings.inputs import TOKENIZER_FILES
 from fgrpo_plugin.host.settings.record import public_name
 
@@ -30,7 +31,7 @@ def export_run(
     base_model: str | None = None,
     overwrite: bool = False,
     trust_remote_code: bool = False,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = say,
 ) -> Path:
     """Write a checkpoint as a folder that ``from_pretrained`` loads, with a model card.
 
@@ -69,15 +70,15 @@ def export_run(
         raise ValueError(f"--adapter with {checkpoint.actor}, which was trained in full; leave --adapter out.")
     model = empty_model(huggingface, trust=trust_remote_code)
     linear, transposed = linear_modules(model)
-    origin = str(checkpoint.actor)
+    origin, of_run = str(checkpoint.actor), huggingface == checkpoint.huggingface
     hub = None if checkpoint.record.get("model_is_local") else checkpoint.record.get("model")
-    hub = hub or (None if local or checkpoint.record.get("model") else base_model)
+    hub = hub_name(hub or (None if local or checkpoint.record.get("model") else base_model))
     with new_folder(output, overwrite=overwrite, keep=kept) as folder:
         if adapter:
             assert found is not None
             say(f"writing an adapter of rank {found.r} on {len(found.matrices)} modules")
-            write_adapter(found, folder, base_model=hub or base_model, linear=linear, dtype=wanted)
-            copy_rest(huggingface, folder, only=_TOKENIZER)
+            write_adapter(found, folder, base_model=hub, linear=linear, dtype=wanted)
+            copy_rest(huggingface, folder, only=_TOKENIZER, of_run=of_run)
             precision, form = wanted or next(iter(found.matrices.values()))[0].dtype, "LoRA adapter"
         else:
             check_names(state, model, origin)
@@ -87,7 +88,7 @@ def export_run(
                 merge(state, found, transposed, wanted, base_model or origin)
                 form = "LoRA, merged"
             precision = write_model(state, model, huggingface, folder, dtype=wanted, say=say)
-            copy_rest(huggingface, folder)
+            copy_rest(huggingface, folder, of_run=of_run)
         card = model_card(
             checkpoint.record,
             step=checkpoint.step,

@@ -139,7 +139,8 @@ def write_adapter(
     Args:
         adapter: what is written.
         folder: where to.
-        base_model: a folder or name under which PEFT finds the model; None leaves it open.
+        base_model: a name on a model hub under which PEFT finds the model; None leaves it open, as for a folder, whose
+            place is private and means nothing, or another model, elsewhere.
         linear: all modules of the model that could have one: the shortest names that match the adapter's alone are
             written as ``target_modules``.
         dtype: of the matrices; None for their own.

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from fgrpo_plugin.export.checkpoint import Checkpoint
+from fgrpo_plugin.export.dcp_metadata import PlainReader
 from fgrpo_plugin.export.weights import State
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -109,7 +110,7 @@ def _read(folder: Path) -> State:
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
     try:
-        reader = dcp.FileSystemReader(folder)
+        reader = PlainReader(folder)
         stored = reader.read_metadata().state_dict_metadata
         sizes = {name: entry for name, entry in stored.items() if isinstance(entry, TensorStorageMetadata)}
         found = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in sizes.items()}

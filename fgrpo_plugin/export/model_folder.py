@@ -147,13 +147,18 @@ def write_model(
     return most
 
 
-def copy_rest(huggingface: Path, folder: Path, *, only: Iterable[str] | None = None) -> None:
+def copy_rest(huggingface: Path, folder: Path, *, only: Iterable[str] | None = None, of_run: bool = False) -> None:
     """Copy what else belongs to a model, byte for byte: tokenizer, chat template, generation_config, code.
 
     Args:
         huggingface: from where.
         folder: where to.
         only: beginnings of names, for an adapter, which has no configuration of a model.
+        of_run: whether it is a checkpoint's own folder, in which verl writes no links: what one names elsewhere on this
+            machine would be passed on with the model.
+
+    Raises:
+        ValueError: a checkpoint's link leads out of its folder.
     """
     begins = None if only is None else tuple(only)
     for file in sorted(huggingface.iterdir()):
@@ -161,4 +166,6 @@ def copy_rest(huggingface: Path, folder: Path, *, only: Iterable[str] | None = N
             continue
         if file.name.startswith(".") or (begins is not None and not file.name.startswith(begins)):
             continue
+        if of_run and not file.resolve().is_relative_to(huggingface.resolve()):
+            raise ValueError(f"{file} is a link out of the checkpoint; put the file itself in its place, or remove it.")
         shutil.copyfile(file, folder / file.name)

@@ -2,14 +2,15 @@
 
 import importlib.util
 import json
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from fgrpo_plugin.foreign_text import say
 from fgrpo_plugin.pinned import VERL
+from fgrpo_plugin.terminal import Terminal
 
 
 def plan(
@@ -45,7 +46,6 @@ def plan(
     if measure_cpu is not None:
         _measure(measure_cpu)
         return
-    from rich.console import Console
 
     from fgrpo_plugin.plan.gpus import find_gpu
     from fgrpo_plugin.plan.older_options import rewrite
@@ -78,15 +78,15 @@ def plan(
     run, unmodelled = read_run(config, device, lengths)
     result = report.make_plan(run, assumed, words=words, notes=notes + unmodelled, refuses=refusal)
     if as_json:
-        print(json.dumps(report.as_json(result), indent=2))
+        say(json.dumps(report.as_json(result), indent=2))
     else:
-        report.print_plan(result, Console())
+        report.print_plan(result, Terminal())
     if not result.fits:
         raise typer.Exit(1)
 
 
 def _say(line: str) -> None:
-    print(f"fgrpo plan: {line}", file=sys.stderr)
+    say(f"fgrpo plan: {line}", error=True)
 
 
 def _measure(path: Path) -> None:
@@ -96,7 +96,7 @@ def _measure(path: Path) -> None:
 
     found = measure_cpu()
     OmegaConf.save(OmegaConf.create(found.described()), path)
-    print(f"{found.tflops * 1000:.0f} GFLOP/s in float32, {found.bandwidth_gb:.1f} GB/s: use it with --gpu {path}")
+    say(f"{found.tflops * 1000:.0f} GFLOP/s in float32, {found.bandwidth_gb:.1f} GB/s: use it with --gpu {path}")
 
 
 def gpu_fields() -> tuple[str, ...]:

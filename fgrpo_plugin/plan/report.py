@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from fgrpo_plugin.foreign_text import say
 from fgrpo_plugin.plan.advice import Advice, advise, excess, shortfall
 from fgrpo_plugin.plan.alternatives import alternatives
 from fgrpo_plugin.plan.configuration import overridden, overrides
@@ -17,6 +17,7 @@ from fgrpo_plugin.plan.memory import Phase, host_bytes, node_memory, phases
 from fgrpo_plugin.plan.moves import METHOD, MOST_GPUS, PRECISION, Changes
 from fgrpo_plugin.plan.planned_run import NODE_GIB_A_GPU, Assumptions, PlannedRun
 from fgrpo_plugin.plan.roofline import StepTime, step_time
+from fgrpo_plugin.terminal import Terminal
 
 WARNINGS = {
     PRECISION: "another precision: weights, gradients and optimiser states in bf16; small updates may be lost in them.",
@@ -137,7 +138,7 @@ def _warnings(advice: Advice) -> list[str]:
     return [WARNINGS[stage] for stage in stages if stage in WARNINGS]
 
 
-def print_plan(plan: Plan, console: Console) -> None:
+def print_plan(plan: Plan, console: Terminal) -> None:
     """Tables of memory and time, then what to change, then the command."""
     run = plan.run
     console.print(_headline(run), highlight=False)
@@ -161,7 +162,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         _print_advice(plan, plan.advice, console)
     fits = plan.fits or (plan.advice is not None and plan.advice.fits)
     console.print("\nCommand:" if fits else "\nCommand (does not fit):")
-    print(_command(plan.command))
+    say(_command(plan.command))
 
 
 def _host_memory(run: PlannedRun, assumed: Assumptions) -> str:
@@ -224,7 +225,7 @@ def _time_table(time: StepTime) -> Table:
     return table
 
 
-def _print_advice(plan: Plan, advice: Advice, console: Console) -> None:
+def _print_advice(plan: Plan, advice: Advice, console: Terminal) -> None:
     engine = plan.run.engine
     console.print("\nDoes not fit:", style="bold")
     for sentence in shortfall(plan.run, plan.assumed):
@@ -262,7 +263,7 @@ def _print_advice(plan: Plan, advice: Advice, console: Console) -> None:
         return
     console.print("This fits (re-evaluated, and without what turned out not to be needed):")
     for override in overrides(advice.changes, engine):
-        print(f"  {shlex.quote(override)}")  # never wrapped: it is to be copied
+        say(f"  {shlex.quote(override)}")  # never wrapped: it is to be copied
     for warning in _warnings(advice):
         console.print(f"  {warning}", highlight=False)
     after, host = step_time(advice.run, plan.assumed), host_bytes(advice.run) * advice.run.gpus_per_node / GIB

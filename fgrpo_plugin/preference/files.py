@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fgrpo_plugin import folders, tables
+from fgrpo_plugin.foreign_text import printable, without_private
 from fgrpo_plugin.preference.formats import Columns, LabelledResponse, Layout, detect, renamed, rows_of
 from fgrpo_plugin.preference.messages import BadRow, Notes
 from fgrpo_plugin.typed_settings import require_one_of
@@ -174,6 +175,7 @@ def _rows(
     source: str, table: tables.Table, columns: Columns, found: PreferenceData, on_bad_row: str
 ) -> Iterator[list[LabelledResponse]]:
     """The rows of a file, example by example; rows of JSON may bring columns that earlier ones lack."""
+    source = without_private(source)  # it is kept: in rows, in what is written of them
     notes = Notes([name for name, given in columns.items() if given is None])
     known: dict[str, None] = {}
     layout: Layout | None = None
@@ -245,11 +247,6 @@ def _check_pairs(rows: Sequence[LabelledResponse], halves: dict[str, tuple[bool,
                 "its pair is not of two different responses to one prompt, one desirable and one undesirable", row.pair
             )
         halves[row.pair] = None
-
-
-def printable(text: str) -> str:
-    """Text in which half a character is written out, so that it can be printed."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _reasons(found: PreferenceData) -> str:

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from fgrpo_plugin.foreign_text import say
 from fgrpo_plugin.preference.config import PreferenceConfig
 from fgrpo_plugin.preference.files import PreferenceData, digests_of, stream_preferences
 from fgrpo_plugin.preference.formats import LabelledResponse
@@ -62,7 +63,7 @@ def load_rows(
     tokenizer: Any,
     settings: RowSettings,
     folder: Path,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = say,
 ) -> LoadedRows:
     """The rows of `files`, or of `val_files`.
 

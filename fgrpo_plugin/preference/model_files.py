@@ -101,9 +101,13 @@ def files_fingerprint(files: Iterable[Path], root: Path, memory: Path, say: Call
 
 
 def _place(file: Path) -> str:
-    """Return what another content changes of a file: the time of its change of state too, which nobody can set."""
+    """Return what another content changes of a file: the time of its change of state too, which nobody can set.
+
+    A hash of them: the memory says nothing of where files lie.
+    """
     status = file.stat()
-    return "|".join(map(str, (file.resolve(), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)))
+    parts = (file.resolve(), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    return hashlib.sha256("|".join(map(str, parts)).encode(errors="surrogateescape")).hexdigest()
 
 
 def _remembered(memory: Path) -> dict[str, str]:

@@ -3,9 +3,7 @@
 import statistics
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from fgrpo_plugin.intervals import Measure
 from fgrpo_plugin.preference.loading import RowSettings
@@ -13,12 +11,13 @@ from fgrpo_plugin.preference.ranking import Ranked
 from fgrpo_plugin.preference.reference_ranking import Asked, rank_by_reference
 from fgrpo_plugin.preference.token_rows import TokenRow
 from fgrpo_plugin.progress import Lines, follower, progress_bars
+from fgrpo_plugin.terminal import Terminal
 
 PAPER = "arXiv 2405.19534"
 
 
 def report_ranking(
-    rows: Sequence[TokenRow], settings: RowSettings, asked: Asked, console: Console, progress: Console
+    rows: Sequence[TokenRow], settings: RowSettings, asked: Asked, console: Terminal, progress: Terminal
 ) -> None:
     """Rank pairs by the reference and print both accuracies, where they are from and what they mean.
 
@@ -35,7 +34,7 @@ def report_ranking(
         ranking = rank_by_reference(rows, settings, asked, follow, lines.say)
     if ranking.found is None:
         for line in ranking.lines:
-            console.print(Text(f"ranking accuracy of the reference: {line}", style="yellow"), soft_wrap=True)
+            console.print(f"ranking accuracy of the reference: {line}", style="yellow", highlight=False, soft_wrap=True)
         return
     count = len(ranking.found.lead)
     whole, by_token = (
@@ -50,7 +49,7 @@ def report_ranking(
     console.print(table)
     chosen = [f"the {count} pairs were drawn with --seed {asked.seed}"] if count < ranking.of else []
     for line in [*chosen, *ranking.lines, *conclusions(ranking.found, whole, by_token)]:
-        console.print(Text(line))
+        console.print(line, highlight=False)
 
 
 def conclusions(found: Ranked, whole: Measure, by_token: Measure) -> list[str]:

@@ -7,9 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from fgrpo_plugin.preference.files import PreferenceData
 from fgrpo_plugin.preference.loading import RowSettings
@@ -17,6 +15,7 @@ from fgrpo_plugin.preference.messages import BadRow
 from fgrpo_plugin.preference.template import answer_end
 from fgrpo_plugin.preference.token_rows import TokenRow
 from fgrpo_plugin.preference.tokens import Encoder, special_pattern, template_problem, templated_mark
+from fgrpo_plugin.terminal import Terminal
 
 SHOWN_ROWS = 10
 SHOWN_CHARACTERS = 200
@@ -59,7 +58,7 @@ class Reported:
 
 def print_report(
     found: PreferenceData,
-    console: Console,
+    console: Terminal,
     *,
     measured: Measured | None = None,
     seed: int = 0,
@@ -76,24 +75,23 @@ def print_report(
         said: called as rows are measured, with their number and a function that tells the share of all.
     """
     encoded = _encode(found, measured, said) if measured is not None else None
-    # Text, not markup: users' rows and paths hold brackets and colons of their own.
     for file, name in found.formats.items():
         columns = f"; not read: {', '.join(found.ignored[file])}" if found.ignored[file] else ""
-        console.print(Text(f"{file}: format {name}{columns}"))
+        console.print(f"{file}: format {name}{columns}", highlight=False)
     console.print(_counts(found))
     console.print(_lengths(found, encoded))
     templated = _templated(found, measured)
     for line in [*templated, *_template_lines(found, measured)]:
-        console.print(Text(line, style="yellow"))
+        console.print(line, style="yellow", highlight=False)
     if measured is not None and encoded is not None:
         for line in _too_long(encoded, measured.settings):
-            console.print(Text(line, style="yellow"))
+            console.print(line, style="yellow", highlight=False)
     for reason, count in found.skipped.most_common():
         text = f"cannot be used: {count} x {reason} (first: {found.first_skipped[reason]})"
-        console.print(Text(text, style="red"))
+        console.print(text, style="red", highlight=False)
     sides = {row.desirable for row in found.rows}
     if len(sides) == 1:
-        console.print(Text("desirable or undesirable rows alone: training needs both", style="red"))
+        console.print("desirable or undesirable rows alone: training needs both", style="red", highlight=False)
     console.print(_examples(found, seed))
     return Reported(not templated and not found.skipped and len(sides) == 2, encoded)
 
@@ -209,5 +207,5 @@ def _examples(found: PreferenceData, seed: int) -> Table:
     for row in random.Random(seed).sample(found.rows, min(SHOWN_ROWS, len(found.rows))):
         prompt = row.prompt[-1][1]
         shown = (prompt[-SHOWN_CHARACTERS:], row.response[:SHOWN_CHARACTERS], row.source)
-        table.add_row("D+" if row.desirable else "D-", *map(Text, shown))
+        table.add_row("D+" if row.desirable else "D-", *shown)
     return table

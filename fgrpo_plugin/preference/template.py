@@ -29,9 +29,9 @@ def stop_tokens(model: str | Path) -> list[int]:
     """
     from transformers import AutoConfig, GenerationConfig
 
-    for kind in (GenerationConfig, AutoConfig):
+    for kind, more in ((GenerationConfig, {}), (AutoConfig, {"trust_remote_code": False})):
         try:
-            found = kind.from_pretrained(model).eos_token_id
+            found = kind.from_pretrained(model, **more).eos_token_id
         except (OSError, ValueError, AttributeError):
             continue
         if found is not None:

@@ -115,7 +115,7 @@ class TokenRows(Sequence[TokenRow]):
     def save(self, folder: Path) -> None:
         """Write the arrays into an empty folder; `load` reads them."""
         for name, values in self._arrays.items():
-            np.save(folder / f"{name}.npy", values)
+            np.save(folder / f"{name}.npy", values, allow_pickle=False)
 
     @classmethod
     def load(cls, folder: Path) -> "TokenRows":
@@ -124,7 +124,7 @@ class TokenRows(Sequence[TokenRow]):
         Raises:
             OSError, ValueError: a file is missing or damaged.
         """
-        return cls({name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS})
+        return cls({name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS})
 
     def _text(self, number: int) -> str:
         ends = self._arrays["text_ends"]

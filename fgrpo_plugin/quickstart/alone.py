@@ -33,7 +33,7 @@ def only_run() -> Iterator[bool]:
     lock = Path(tempfile.gettempdir()) / "fgrpo-quickstart.lock"
     with contextlib.ExitStack() as stack:
         try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError:  # another user's, who may lock it and does not let us
             yield not other_runs()
             return

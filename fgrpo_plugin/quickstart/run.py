@@ -6,7 +6,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
@@ -38,9 +37,10 @@ from fgrpo_plugin.quickstart.summary import (
     summarize,
 )
 from fgrpo_plugin.quickstart.training import PATIENCE_SECONDS, interruptible, train
+from fgrpo_plugin.terminal import Terminal
 
 
-def run_quickstart(options: QuickstartOptions, console: Console | None = None) -> Path:
+def run_quickstart(options: QuickstartOptions, console: Terminal | None = None) -> Path:
     """Train, and write everything under one folder.
 
     Args:
@@ -65,10 +65,10 @@ def run_quickstart(options: QuickstartOptions, console: Console | None = None) -
                 "another quick start is running on this machine, and verl would send its weights to the wrong one; "
                 "wait for it to end, or stop it."
             )
-        return _run(options, user_data, console or Console())
+        return _run(options, user_data, console or Terminal())
 
 
-def _run(options: QuickstartOptions, user_data: UserData | None, console: Console) -> Path:
+def _run(options: QuickstartOptions, user_data: UserData | None, console: Terminal) -> Path:
     started = time.monotonic()
     hybrid = options.algo == "f_hal"
     steps = options.steps or (HYBRID_STEPS if hybrid else DEFAULT_STEPS)
@@ -155,7 +155,7 @@ def _say(text: str, lines: Lines) -> None:
         lines.console.print(text, soft_wrap=True)
 
 
-def _report(summary: dict[str, Any], run: Path, console: Console) -> None:
+def _report(summary: dict[str, Any], run: Path, console: Terminal) -> None:
     def shown(value: float | None) -> str:
         return "-" if value is None else f"{value:.3f}"
 

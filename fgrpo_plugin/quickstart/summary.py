@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fgrpo_plugin.foreign_text import picture_text
+
 REWARD = "critic/score/mean"
 WINDOW = 10
 
@@ -103,11 +105,11 @@ def draw(
             axes.plot(range(1, len(curve) + 1), curve, color=colour, alpha=0.25, linewidth=0.8)
         mean = [statistics.fmean(values) for values in zip(*curves, strict=False)]
         smooth = [statistics.fmean(mean[max(0, i - WINDOW + 1) : i + 1]) for i in range(len(mean))]
-        axes.plot(range(1, len(smooth) + 1), smooth, color=colour, linewidth=2, label=name)
+        axes.plot(range(1, len(smooth) + 1), smooth, color=colour, linewidth=2, label=picture_text(name))
     for marker, (name, points) in zip("osD^", (heldout or {}).items(), strict=False):
         if points:
-            axes.plot(*zip(*points, strict=True), marker, color="grey", markersize=4, label=name)
-    axes.set(xlabel="training step", ylabel="sampled reward", ylim=(0, 1.02), title=title)
+            axes.plot(*zip(*points, strict=True), marker, color="grey", markersize=4, label=picture_text(name))
+    axes.set(xlabel="training step", ylabel="sampled reward", ylim=(0, 1.02), title=picture_text(title))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.progress import Progress
 
+from fgrpo_plugin.foreign_text import without_private
 from fgrpo_plugin.leftovers import watch_for
 from fgrpo_plugin.progress import Lines
 from fgrpo_plugin.quickstart.alone import cleaned_up
@@ -60,7 +61,7 @@ def train(
         environment["OMP_NUM_THREADS"] = str(threads)
     watch_for(os.getpid(), run_id)  # should this command itself be killed
     with cleaned_up(run_id, ray_folder), log.open("w") as output:
-        output.write(" ".join(words) + "\n")
+        output.write(" ".join(map(without_private, words)) + "\n")
         output.flush()
         process = subprocess.Popen(
             words,

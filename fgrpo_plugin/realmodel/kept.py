@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fgrpo_plugin.folders import write_whole
+from fgrpo_plugin.foreign_text import without_private
 from fgrpo_plugin.realmodel.options import RealModelError
 
 PROBLEMS = "PROBLEMS"
@@ -22,7 +23,8 @@ def keep(file: Path, given: Mapping[str, Any]) -> None:
     Raises:
         RealModelError: another value is there, or the file is spoilt.
     """
-    kept = _read(file)
+    kept = _private(_read(file))  # an older one has the home folder in it
+    given = _private(given)
     for name, value in given.items():
         was = kept.get(name, value)
         if was == value:
@@ -33,6 +35,15 @@ def keep(file: Path, given: Mapping[str, Any]) -> None:
         raise RealModelError(f"{file.parent} was begun with {name}={was}; for {asked} name another RUN.")
     if {**kept, **given} != kept:
         write_whole(file, (json.dumps({**kept, **given}) + "\n").encode())
+
+
+def _private(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as they are written: two that differ in a secret alone are the same."""
+    return {
+        name: [*map(without_private, value)] if isinstance(value, list) else without_private(value)
+        if isinstance(value, str) else value
+        for name, value in given.items()
+    }  # fmt: skip
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import numpy as np
 from fgrpo_plugin import tables
 from fgrpo_plugin.data.math_sets import MATH_SETS
 from fgrpo_plugin.eval.problem_sets import question_and_answer
+from fgrpo_plugin.foreign_text import say
 from fgrpo_plugin.realmodel.options import RealModelError
 
 ONE_STEP = "mawps_singleop"
@@ -34,7 +35,7 @@ class Problem:
     answer: str
 
 
-def read_problems(data: Sequence[Path], say: Callable[[str], None] = print) -> list[Problem]:
+def read_problems(data: Sequence[Path], say: Callable[[str], None] = say) -> list[Problem]:
     """Every problem once, in an order that depends on their texts alone; one with several answers is left out.
 
     Args:

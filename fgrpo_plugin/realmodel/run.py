@@ -9,10 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from rich.text import Text
 
 from fgrpo_plugin.eval.sampling import Sampling, responses
 from fgrpo_plugin.eval.scoring import is_right
@@ -31,6 +29,7 @@ from fgrpo_plugin.realmodel.model import NAME, smollm2
 from fgrpo_plugin.realmodel.options import ARMS, RealModelError, RealModelOptions
 from fgrpo_plugin.realmodel.problems import Problem, digest, read_problems, split
 from fgrpo_plugin.realmodel.prompts import CHOSEN, chat, mixed, shares, verl_rows
+from fgrpo_plugin.terminal import Terminal
 
 MAX_TOKENS = 96
 """Of a response; 95 of 100 responses before training end by themselves within it."""
@@ -49,7 +48,7 @@ def arm_name(options: RealModelOptions) -> str:
     return "-".join(filter(None, (options.algo, divergence, f"lr{rate:g}", f"seed{options.seed}")))
 
 
-def run_realmodel(options: RealModelOptions, console: Console | None = None) -> Path:
+def run_realmodel(options: RealModelOptions, console: Terminal | None = None) -> Path:
     """Make what is missing of a run.
 
     Args:
@@ -67,16 +66,16 @@ def run_realmodel(options: RealModelOptions, console: Console | None = None) -> 
     with only_run() as alone:
         if not alone:
             raise RealModelError("another run is under way on this machine; wait for it to end, or stop it.")
-        console = console or Console()
+        console = console or Terminal()
         with progress_bars(console) as progress, interruptible():
             return _run(options, console, progress, Lines(console))
 
 
-def _run(options: RealModelOptions, console: Console, progress: Progress, lines: Lines) -> Path:
+def _run(options: RealModelOptions, console: Terminal, progress: Progress, lines: Lines) -> Path:
     folder = options.folder.absolute()
 
     def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True)
 
     # What may be wrong with what was asked for is said first: all that follows takes minutes.
     problems = read_problems(options.data, say)
@@ -283,11 +282,11 @@ def _result(
     }
 
 
-def report(result: Mapping[str, Any], model: str, console: Console) -> None:
+def report(result: Mapping[str, Any], model: str, console: Terminal) -> None:
     """The table at a run's end."""
     named = " ".join(filter(None, (result["algorithm"], result["divergence"])))
     title = f"{named} seed {result['seed']}: {model}, {result['problems']} held-out problems, greedy"
-    table = Table(title=Text(title))
+    table = Table(title=title)
     for column in ("", "before", "after"):
         table.add_column(column, justify="right" if column else "left")
 

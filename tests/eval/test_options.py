@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from fgrpo_plugin.eval import options
 from fgrpo_plugin.eval.sampling import Engine, Sampling
+from fgrpo_plugin.terminal import Terminal
 
 GIVEN = {"k": [1, 2], "samples": 2, "limit": None, "base": None, "server": "http://x/v1", "engine": Engine()}
 
@@ -53,7 +53,7 @@ def test_a_server_or_vllm_here_samples(tmp_path, monkeypatch):
 
 
 def test_tables_are_printed_and_kept(tmp_path):
-    console = Console(width=120, record=True)
+    console = Terminal(width=120, record=True)
     text = options.show_table("a title", ["set", "n"], [["x", "1"]], console)
     options.write_tables([text, text], tmp_path, console)
     assert (

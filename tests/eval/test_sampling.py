@@ -1,5 +1,6 @@
 """Responses by vLLM itself, of the tiny model: kept as they come, continued, and refused for other settings."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -55,7 +56,8 @@ def test_several_samples_of_a_prompt_that_vllm_is_given_another_template(model, 
     found = responses(model, CHATS, tmp_path / "new.jsonl", how, engine=Engine(chat_template=template))
     assert all(len(given) == 3 for given in found.values())
     settings = json.loads((tmp_path / "new.jsonl").read_text().splitlines()[0])["settings"]
-    assert settings["chat_template"] == str(template) and settings["samples"] == 3
+    of_template = hashlib.sha256(template.read_bytes()).hexdigest()[:16]  # not its place
+    assert settings["chat_template"] == of_template and settings["samples"] == 3
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import statistics
 
 import pytest
 import torch
-from rich.console import Console
 from typer.testing import CliRunner
 
 from fgrpo_plugin.cli import app
@@ -16,6 +15,7 @@ from fgrpo_plugin.preference.ranking_report import against_chance, conclusions, 
 from fgrpo_plugin.preference.reference_ranking import Asked
 from fgrpo_plugin.preference.tokens import TokenRow
 from fgrpo_plugin.quickstart.model import build_model, build_tokenizer, save_model
+from fgrpo_plugin.terminal import Terminal
 from tests.preference.conftest import lines
 from tests.preference.test_model_log_probs import one_at_a_time
 from tests.preference.test_reference_ranking import PAIRS, WIDE, fill, tokens
@@ -43,7 +43,7 @@ def words(text):
 
 def printed(rows, asked, settings=WIDE):
     """(what is printed, what progress is told)."""
-    consoles = [Console(record=True, width=300, file=open("/dev/null", "w")) for _ in range(2)]  # noqa: SIM115
+    consoles = [Terminal(record=True, width=300, file=open("/dev/null", "w")) for _ in range(2)]  # noqa: SIM115
     report_ranking(rows, settings, asked, *consoles)
     return [words(console.export_text()) for console in consoles]
 

@@ -2,7 +2,6 @@
 
 import copy
 
-from rich.console import Console
 from typer.testing import CliRunner
 
 from fgrpo_plugin.cli import app
@@ -10,6 +9,7 @@ from fgrpo_plugin.preference.files import read_preferences
 from fgrpo_plugin.preference.loading import RowSettings
 from fgrpo_plugin.preference.report import Measured, print_report
 from fgrpo_plugin.quickstart.model import build_tokenizer
+from fgrpo_plugin.terminal import Terminal
 from tests.preference.conftest import lines
 
 PAIRS = [{"prompt": f"{i}+1=", "chosen": str(i + 1), "rejected": str(i)} for i in range(5)]
@@ -19,7 +19,7 @@ BAD = {"prompt": "p", "chosen": "same", "rejected": "same"}
 def report(file, *, tokenizer=None, template=None, limits=(1000, 1000), **settings):
     """What was read, and the words that are printed of it."""
     found = read_preferences(file, on_bad_row="skip")
-    console = Console(record=True, width=200, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Terminal(record=True, width=200, file=open("/dev/null", "w"))  # noqa: SIM115
     if tokenizer is not None:
         settings["measured"] = Measured.of(tokenizer, RowSettings(*limits, template or {}))
     print_report(found, console, **settings)

@@ -3,7 +3,6 @@
 import io
 
 import pytest
-from rich.console import Console
 from safetensors.torch import load_file
 
 from fgrpo_plugin.progress import Lines, progress_bars
@@ -11,6 +10,7 @@ from fgrpo_plugin.quickstart import warm_model
 from fgrpo_plugin.quickstart.model import WarmUpResult, build_model, build_tokenizer
 from fgrpo_plugin.quickstart.options import QuickstartOptions
 from fgrpo_plugin.quickstart.run import _first_model, _report
+from fgrpo_plugin.terminal import Terminal
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def begin(tmp_path, monkeypatch):
 
         monkeypatch.setattr(warm_model, "make", made)
         said = io.StringIO()
-        console = Console(file=said, width=200, force_terminal=terminal, color_system=None)
+        console = Terminal(file=said, width=200, force_terminal=terminal, color_system=None)
         with progress_bars(console) as progress:
             folder = _first_model(tmp_path / "run", options, progress, Lines(console))
         return folder, asked, said.getvalue()
@@ -73,7 +73,7 @@ def test_the_table_shows_rewards_and_accuracies_and_what_was_not_measured(tmp_pa
         "true_reward_before": 0.125, "true_reward_after": 0.875,
     }  # fmt: skip
     said = io.StringIO()
-    _report(summary, tmp_path, Console(file=said, width=120))
+    _report(summary, tmp_path, Terminal(file=said, width=120))
     text = said.getvalue()
     for words in (
         "f_hal kl seed 3",

@@ -7,13 +7,13 @@ import sys
 import time
 
 import pytest
-from rich.console import Console
 from rich.progress import Progress, TextColumn
 
 from fgrpo_plugin.progress import Lines
 from fgrpo_plugin.quickstart.news import HostNews
 from fgrpo_plugin.quickstart.options import QuickstartError
 from fgrpo_plugin.quickstart.training import _follow, _why
+from fgrpo_plugin.terminal import Terminal
 
 
 def follow(tmp_path, code, lines=(), steps=2, patience=30.0, said=None):
@@ -24,7 +24,7 @@ def follow(tmp_path, code, lines=(), steps=2, patience=30.0, said=None):
     try:
         with Progress(TextColumn("{task.description}"), disable=True) as progress:
             news = HostNews(metrics, log, tmp_path / "checkpoints", steps, time.monotonic)
-            _follow(process, news, progress, patience, Lines(Console(file=said or io.StringIO(), width=200)))
+            _follow(process, news, progress, patience, Lines(Terminal(file=said or io.StringIO(), width=200)))
             return progress.tasks[0]
     finally:
         process.kill()

@@ -6,7 +6,6 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 
 from fgrpo_plugin.host.settings.compose import compose
 from fgrpo_plugin.host.settings.reading import is_f_divergence
@@ -17,6 +16,7 @@ from fgrpo_plugin.realmodel.options import ARMS, RealModelError, RealModelOption
 from fgrpo_plugin.realmodel.problems import Problem
 from fgrpo_plugin.realmodel.prompts import PROMPTS
 from fgrpo_plugin.realmodel.run import LEARNING_RATE, MAX_TOKENS, SAMPLES, TEMPERATURE, arm_name, report, verl_command
+from fgrpo_plugin.terminal import Terminal
 
 
 def command(tmp_path, **given):
@@ -184,7 +184,7 @@ def stages(tmp_path, monkeypatch, alone):
         with contextlib.ExitStack() as stack:
             if stopped:
                 stack.enter_context(pytest.raises(KeyboardInterrupt))
-            module.run_realmodel(options, Console(file=io.StringIO()))
+            module.run_realmodel(options, Terminal(file=io.StringIO()))
         return list(made)
 
     return run, tmp_path / "runs"
@@ -256,7 +256,7 @@ def test_a_result_holds_each_problem_and_the_paired_difference(tmp_path):
     low, high = found["gain_interval"]
     assert low == -0.5 and high == 1.0  # of (-1, 1, 1, 0), resampled
     said = io.StringIO()
-    report(found, "my [model]", Console(file=said, width=140))
+    report(found, "my [model]", Terminal(file=said, width=140))
     shown = [" ".join(line.replace("\u2502", " ").split()) for line in said.getvalue().splitlines()]
     assert "f_grpo pearson seed 3: my [model], 4 held-out problems, greedy" in shown
     assert "right 0.250 [0.000, 0.750] 0.500 [0.000, 1.000]" in shown and "with a number 0.750 1.000" in shown
@@ -278,7 +278,7 @@ def test_a_difference_is_one_where_its_interval_leaves_zero_out(interval, verdic
     result = {"algorithm": "grpo", "divergence": None, "seed": 0, "problems": 4, "before": side, "after": side}
     result |= {"before_interval": (0, 1), "after_interval": (0, 1), "gain": 0.0, "gain_interval": interval}
     said = io.StringIO()
-    report(result, "tiny", Console(file=said, width=140))
+    report(result, "tiny", Terminal(file=said, width=140))
     assert verdict in said.getvalue() and "grpo seed 0: tiny, 4" in said.getvalue()
 
 
@@ -293,7 +293,7 @@ def test_problems_of_which_none_is_solved_sometimes_are_refused(tmp_path, monkey
 
     monkeypatch.setattr(module, "responses", always_wrong)
     monkeypatch.setattr(module, "SCREENED", 18)
-    lines = module.Lines(Console(file=io.StringIO()))
+    lines = module.Lines(Terminal(file=io.StringIO()))
     with pytest.raises(RealModelError, match="of 18 training problems the model solves 0 sometimes"):
         module._screen(tmp_path, problems, tmp_path, lambda done, total: None, lines)
     assert [(how.samples, how.temperature, how.max_tokens) for how in asked] == [(SAMPLES, TEMPERATURE, MAX_TOKENS)]
@@ -306,7 +306,7 @@ def test_a_steps_prompts_are_the_least_that_is_trained_on(tmp_path, monkeypatch,
         return {key: (answer("1") if int(key) < solved else answer("2")) + answer("2") for key in chats}
 
     monkeypatch.setattr(module, "responses", sampled)
-    problems, lines = [Problem(f"problem {n}", "1") for n in range(20)], module.Lines(Console(file=io.StringIO()))
+    problems, lines = [Problem(f"problem {n}", "1") for n in range(20)], module.Lines(Terminal(file=io.StringIO()))
     given = tmp_path, problems, tmp_path, lambda done, total: None, lines
     if solved < module.PROMPTS_A_STEP == 4:
         with pytest.raises(RealModelError, match="solves 3 sometimes and not always, and 4 are a step's"):

@@ -7,12 +7,12 @@ call of the dead actor. So one call to each is kept waiting here.
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fgrpo_plugin.foreign_text import say
 from fgrpo_plugin.host.driver.parts import engine_failure, has_engine
 
 EVERY = 5.0
@@ -101,7 +101,7 @@ def watching(parts: Mapping[str, Any], every: float = EVERY) -> Iterator[None]:
 
 
 def _say(message: str) -> None:
-    print(f"fgrpo-plugin: {message}", file=sys.stderr, flush=True)
+    say(f"fgrpo-plugin: {message}", error=True)
 
 
 def _first_death(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fgrpo_plugin.folders import write_whole
+from fgrpo_plugin.foreign_text import say
 from fgrpo_plugin.host.driver.joining import deal
 from fgrpo_plugin.host.driver.reference_identity import reference_dtype, reference_identity
 from fgrpo_plugin.host.settings.preferences import (
@@ -106,9 +107,7 @@ class PreferenceSource:
         """
         file = folder / STATE_FILE
         if not file.is_file():
-            print(
-                f"fgrpo-plugin: {folder} holds no {STATE_FILE}: preference rows start from the beginning.", flush=True
-            )
+            say(f"fgrpo-plugin: {folder} holds no {STATE_FILE}: preference rows start from the beginning.")
             return
         try:
             state = json.loads(file.read_text())["preference_sampler"]
@@ -121,14 +120,14 @@ class PreferenceSource:
 
     def _load(self, *, held_out: bool) -> TokenRows:
         loaded = load_preference_rows(self._config, self._tokenizer, held_out=held_out)
-        print("fgrpo-plugin: " + "\n".join(loaded.lines), flush=True)
+        say("fgrpo-plugin: " + "\n".join(loaded.lines))
         return loaded.rows
 
     def _open_cache(self) -> ReferenceCache:
         if self._cache is None:
             self._cache = ReferenceCache(self._folder, self._key)
             for file in self._cache.damaged:
-                print(f"fgrpo-plugin: {file} was damaged; it is removed, and its rows are computed anew.", flush=True)
+                say(f"fgrpo-plugin: {file} was damaged; it is removed, and its rows are computed anew.")
         return self._cache
 
     def _to_recheck(self, loaded: Sequence[TokenRow]) -> list[TokenRow]:
@@ -180,4 +179,4 @@ def differences_of(rows: Sequence[torch.Tensor], one_token: float = 0.0) -> dict
 
 
 def _say(line: str) -> None:
-    print(f"fgrpo-plugin: {line}", flush=True)
+    say(f"fgrpo-plugin: {line}")

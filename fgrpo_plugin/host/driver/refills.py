@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from fgrpo_plugin.foreign_text import say
+
 
 class RefillNews:
     """Mixed in front of a verl trainer: with `algorithm.filter_groups`, verl draws further prompts until enough groups
@@ -21,10 +23,9 @@ class RefillNews:
             drawn, prompts = before + num_prompts, len(self.train_dataset)
             self._refilled = self.global_steps, drawn
             if drawn // prompts > before // prompts:
-                print(
+                say(
                     f"fgrpo-plugin: WARNING: step {self.global_steps} has drawn {drawn} prompts in place of groups "
                     f"with equal {filtering.metric}: every training prompt {drawn // prompts} times. It goes on; the "
-                    "prompts are too easy or too hard for the model.",
-                    flush=True,
+                    "prompts are too easy or too hard for the model."
                 )
         return super()._add_prompts_to_generate(num_prompts)  # type: ignore[misc]

@@ -16,6 +16,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from fgrpo_plugin.config import FDivergenceConfig
+from fgrpo_plugin.foreign_text import say
 from fgrpo_plugin.host.contract import ESTIMATORS, PREFIX
 from fgrpo_plugin.host.driver.joining import JoiningGroup, join_batch
 from fgrpo_plugin.host.driver.liveness import watching
@@ -82,7 +83,7 @@ class FDivergenceTrainer(RefillNews, SlowStepNews, StableOrder):
         if self.config.algorithm.adv_estimator in ESTIMATORS:
             epochs = self.config.trainer.total_epochs
             for line in unreached(self.steps_per_epoch, epochs, self.total_training_steps, self.f_divergence):
-                print(f"fgrpo-plugin: WARNING: {line}.", flush=True)
+                say(f"fgrpo-plugin: WARNING: {line}.")
 
     def _count_steps(self) -> None:
         """Set the steps of an epoch and of the run, where verl's count of prompts does not."""
@@ -172,10 +173,9 @@ class FDivergenceTrainer(RefillNews, SlowStepNews, StableOrder):
         metrics.update(divide_sums(metrics, settings, lam=self._lam(settings), compare_rollout=compare))
         difference = metrics.get("training/rollout_probs_diff_mean", 0.0)
         if difference > ROLLOUT_DIFFERENCE_WARNING["stale" if may_be_stale(self.config) else "fresh"]:
-            print(
+            say(
                 f"fgrpo-plugin: WARNING: step {self.global_steps}: mean |p_actor - p_rollout| is {difference:.2g}; "
-                "the rollout engine may hold stale weights or another precision.",
-                flush=True,
+                "the rollout engine may hold stale weights or another precision."
             )
         if self._validates_after_this_update():
             self._held_out = self._held_out_preferences()

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from fgrpo_plugin.foreign_text import say
 from fgrpo_plugin.host.settings.reading import workers_environment
 from fgrpo_plugin.host.settings.tools import MULTI_TURN, check_tools
 from fgrpo_plugin.host.settings.workers import (
@@ -128,10 +129,9 @@ class AgentLoops:
                 "set algorithm.adv_estimator=grpo"
             )
         if _may_be_a_list(returned):
-            print(
+            say(
                 f"fgrpo-plugin: {target}.run says that it may return a list of outputs a session: f-GRPO and f-HAL "
-                "take one row a response, and end the run at the first session that gives several.",
-                flush=True,
+                "take one row a response, and end the run at the first session that gives several."
             )
         return self._format_problem(loop)
 

@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fgrpo_plugin import tables
+from fgrpo_plugin.foreign_text import say
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
@@ -99,7 +100,7 @@ def load_tokenizer(model: Path, setting: str, *, has_template: bool = False) -> 
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)  # else it asks at the terminal
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{setting}={model}: its tokenizer cannot be loaded ({reason:.200}).") from None
@@ -123,10 +124,9 @@ def run_tokenizer(config: DictConfig) -> Any:
         tokenizer = hf_tokenizer(str(path), trust_remote_code=trusted, local_files_only=True)
     except Exception as error:  # of whatever kind: it is loaded again, with its error, where the run needs it
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        print(
+        say(
             f"fgrpo-plugin: the tokenizer of {path} cannot be loaded here ({reason:.120}): prompts and preference rows "
-            "are first rendered in the trainer.",
-            flush=True,
+            "are first rendered in the trainer."
         )
         return None
     template = OmegaConf.select(model, "custom_chat_template")

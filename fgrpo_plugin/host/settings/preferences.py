@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from fgrpo_plugin.config import FDivergenceConfig
+from fgrpo_plugin.foreign_text import say
 from fgrpo_plugin.host.settings.batches import check_micro_batches, prompts_of_update
 from fgrpo_plugin.host.settings.layout import data_parallel_size
 from fgrpo_plugin.host.settings.reading import recomputes_old_log_prob, section_values
@@ -48,7 +49,7 @@ def load_preference_rows(config: Any, tokenizer: Any, *, held_out: bool = False)
         stops=tuple(stop_tokens(model.get("hf_config_path") or model.path)),
     )
     folder = Path(wanted.cache_dir or DEFAULT_FOLDER)
-    return load_rows(wanted, held_out, tokenizer, settings, folder, say=lambda line: print(line, flush=True))
+    return load_rows(wanted, held_out, tokenizer, settings, folder, say=say)
 
 
 def check_preference_batch(config: Any, settings: FDivergenceConfig) -> None:

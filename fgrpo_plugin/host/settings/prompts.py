@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fgrpo_plugin import tables
 from fgrpo_plugin.folders import identity
+from fgrpo_plugin.foreign_text import say
 from fgrpo_plugin.host.settings.agent_loops import COLUMN, AgentLoops, check_agent_loops
 from fgrpo_plugin.host.settings.inputs import check_data_file, is_elsewhere
 from fgrpo_plugin.host.settings.rewards import (
@@ -91,10 +92,7 @@ def _say_what_is_not_held_out(config: DictConfig) -> None:
     trained = {name for file in _files(config, "data.train_files") for name in identity(file, "train")}
     for file in _files(config, "data.val_files"):
         if identity(file, "train") & trained:
-            print(
-                f"fgrpo-plugin: data.val_files={file} is trained on too: validation tells nothing of held-out prompts.",
-                flush=True,
-            )
+            say(f"fgrpo-plugin: data.val_files={file} is trained on too: validation tells nothing of held-out prompts.")
 
 
 def row_problem(row: Mapping[str, Any], prompt_key: str, render: Render | None) -> str | None:
@@ -211,11 +209,10 @@ def _check_count(
             break
         fitting = _fitting(some, longest, render, tokenizer)
         if fitting < len(some) and not filtered and count == 0:
-            print(
+            say(
                 f"fgrpo-plugin: {key}: {len(some) - fitting} of {len(some)} prompts are longer than "
                 f"data.max_prompt_length={longest}; verl cuts their beginning off. Raise it, or set "
-                "data.filter_overlong_prompts=true.",
-                flush=True,
+                "data.filter_overlong_prompts=true."
             )
         count += len(some)
         kept += fitting if filtered else len(some)

@@ -1,6 +1,7 @@
 """What a checkpoint keeps of its run's settings: enough to say later how a model was made, and nothing private."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -10,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 import fgrpo_plugin
+from fgrpo_plugin.foreign_text import say, without_secrets
 from fgrpo_plugin.host.contract import LOSS
 from fgrpo_plugin.host.settings.reading import is_f_divergence, read_settings
 
@@ -105,12 +107,11 @@ def report_changes(folder: Path, now: Mapping[str, Any]) -> None:
     changed = changed_settings(folder, now)
     kept = [line for line in changed if line.startswith("actor.optim.")]
     if others := [line for line in changed if line not in kept]:
-        print(f"fgrpo-plugin: the checkpoint had other settings; from here on: {'; '.join(others)}", flush=True)
+        say(f"fgrpo-plugin: the checkpoint had other settings; from here on: {'; '.join(others)}")
     if kept:
-        print(
+        say(
             "fgrpo-plugin: the checkpoint's optimiser had other settings, which FSDP restores with it, so that the new "
-            f"ones have no effect there: {'; '.join(kept)}",
-            flush=True,
+            f"ones have no effect there: {'; '.join(kept)}"
         )
 
 
@@ -155,8 +156,8 @@ def public_name(path: str | None) -> str | None:
     if path is None:
         return None
     if "://" in (text := str(path)):
-        scheme, _, rest = text.split("?")[0].partition("://")
-        return f"{scheme}://{rest.rpartition('@')[2]}"
+        scheme, _, rest = re.split(r"[?#]", text)[0].partition("://")
+        return without_secrets(f"{scheme}://{rest.rpartition('@')[2]}")
     given = PurePath(text)
     for part in given.parts:
         if part.startswith(("models--", "datasets--")):

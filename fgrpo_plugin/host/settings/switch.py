@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fgrpo_plugin.config import FDivergenceConfig
+from fgrpo_plugin.foreign_text import say
 from fgrpo_plugin.host.contract import APPLIED, F_GRPO, F_HAL, LOSS, REFUSED, VALIDATED
 from fgrpo_plugin.host.settings.batches import check_micro_batches
 from fgrpo_plugin.host.settings.determinism import check_determinism, deterministic_settings
@@ -50,7 +51,7 @@ def complete(config: DictConfig) -> None:
         check_preferences(config, tokenizer)
     _report(config.algorithm.adv_estimator, settings, changes)
     if said := missing_account(config):
-        print(f"fgrpo-plugin: {said}", flush=True)
+        say(f"fgrpo-plugin: {said}")
 
 
 def check_and_fill_in(config: DictConfig) -> tuple[FDivergenceConfig, list[tuple[str, Any, str]]]:
@@ -131,4 +132,4 @@ def _report(estimator: str, settings: FDivergenceConfig, changes: list[tuple[str
     lines.append(f"fgrpo-plugin: {nominal_coefficients(settings)}")
     lines.append("fgrpo-plugin: f_divergence " + ", ".join(f"{k}={v}" for k, v in asdict(settings).items()))
     lines.append("fgrpo-plugin: shims: " + ", ".join(f"{shim} {state}" for shim, state in sorted(APPLIED.items())))
-    print("\n".join(lines), flush=True)
+    say("\n".join(lines))

@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from fgrpo_plugin.foreign_text import say
 from fgrpo_plugin.host.settings.reading import workers_environment
 from fgrpo_plugin.host.settings.workers import (
     attribute,
@@ -82,10 +83,9 @@ def _check_functions(config: DictConfig, path: str) -> None:
         refuse_or_say(config, f"{FUNCTIONS}={path}: its tools cannot be loaded ({one_line(error)})", error)
         return
     if not found:  # verl goes on; or a module that this process had imported before registers them
-        print(
+        say(
             f"fgrpo-plugin: {FUNCTIONS}={path}: it has no function with @function_tool of its own, so that verl takes "
-            "no tool from it, unless a module that it imports has some.",
-            flush=True,
+            "no tool from it, unless a module that it imports has some."
         )
 
 

@@ -2,6 +2,7 @@
 
 from omegaconf import DictConfig, OmegaConf
 
+from fgrpo_plugin.foreign_text import say
 from fgrpo_plugin.host.contract import USED_SOURCES
 
 STOCK = ("sync", "colocate_async", "separate_async")
@@ -29,7 +30,7 @@ def check_trainer_mode(config: DictConfig) -> None:
             f"choose one of {', '.join(STOCK)}."
         )
     if mode not in STOCK:
-        print(f"fgrpo-plugin: trainer.v1.trainer_mode={mode} is not one of verl's: {_relied_on(trainer)}", flush=True)
+        say(f"fgrpo-plugin: trainer.v1.trainer_mode={mode} is not one of verl's: {_relied_on(trainer)}")
 
 
 def _relied_on(trainer: type) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fgrpo_plugin.foreign_text import say
 from fgrpo_plugin.host.settings.reading import workers_environment
 
 _RUNTIME = "ray_kwargs.ray_init.runtime_env"
@@ -41,9 +42,7 @@ def registers_more(config: DictConfig) -> str | None:
 
 def say_unknown(what: str, why: str) -> None:
     """One line of what only the workers can tell."""
-    print(
-        f"fgrpo-plugin: {what}, which may hold for this process alone, because of {why}; the workers tell.", flush=True
-    )
+    say(f"fgrpo-plugin: {what}, which may hold for this process alone, because of {why}; the workers tell.")
 
 
 def refuse_or_say(config: DictConfig, problem: str, error: BaseException | None = None) -> None:

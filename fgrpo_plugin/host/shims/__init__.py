@@ -3,11 +3,11 @@
 import hashlib
 import inspect
 import pkgutil
-import sys
 from collections.abc import Callable, Collection
 from importlib.metadata import version
 from typing import Any
 
+from fgrpo_plugin.foreign_text import say
 from fgrpo_plugin.host.contract import APPLIED, REFUSED, REPLACED_SOURCES, USED_SOURCES
 from fgrpo_plugin.pinned import VERL
 
@@ -81,4 +81,4 @@ def refuse(name: str, error: Exception) -> None:
     """Note why f-GRPO cannot run on this verl, and say so: verl hides a plugin's errors at DEBUG level."""
     known = isinstance(error, RuntimeError)
     REFUSED[name] = str(error) if known else f"{name} does not fit this verl ({type(error).__name__}: {error})."
-    print(f"fgrpo-plugin: this verl does not fit f_grpo: {REFUSED[name]}", file=sys.stderr, flush=True)
+    say(f"fgrpo-plugin: this verl does not fit f_grpo: {REFUSED[name]}", error=True)

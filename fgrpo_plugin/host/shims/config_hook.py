@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+from fgrpo_plugin.foreign_text import printable
 from fgrpo_plugin.host.shims import require_replaced
 from fgrpo_plugin.leftovers import mark_this_process, watch_for
 
@@ -79,4 +80,4 @@ def _is_ours(config: Any) -> bool:
 
 
 def _exit(sentence: str) -> NoReturn:
-    sys.exit(f"fgrpo-plugin: {sentence}")
+    sys.exit(f"fgrpo-plugin: {printable(sentence)}")
