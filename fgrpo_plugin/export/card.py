@@ -79,7 +79,7 @@ def hub_name(name: Any) -> str | None:
         validate_repo_id(name)
     except HFValidationError:
         return None
-    return str(name)
+    return None if name is None else str(name)
 
 
 def _training(record: Mapping[str, Any], named: str | None) -> list[tuple[str, Any]]:
