@@ -313,6 +313,24 @@ def test_what_a_real_model_run_was_begun_with_is_kept_without_secrets(home, tmp_
     keep(tmp_path / "older.json", given)  # one that was begun before is gone on with
 
 
+def test_inputs_of_a_quick_start_and_published_problems_are_written_without_them(home, tmp_path):
+    from fgrpo_plugin.quickstart import inputs
+
+    data = home / "own.jsonl"
+    row = {"data_source": "openai/gsm8k", "reward_model": {"style": "rule", "ground_truth": "3"}}
+    prompts = [{**row, "prompt": [{"role": "user", "content": f"{n}+1="}]} for n in range(12)]
+    data.write_text("".join(json.dumps(one) + "\n" for one in prompts))
+    out = tmp_path / "out"
+    inputs.addition_inputs(out / "sums", home / "model")
+    inputs.hybrid_inputs(out / "hybrid", home / "model")
+    inputs.user_inputs(out / "own", home / "model", inputs.prepare_user_data(data, None))
+    (home / "svamp.jsonl").write_text(json.dumps({"Body": "[red] 1 \x1b[31m.", "Question": "2?", "Answer": "3"}) + "\n")
+    words = ["data", "svamp", "--source", str(home / "svamp.jsonl"), "--split", "train", "--output", str(out)]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0 and len([*out.rglob("*.parquet")]) == 8, done.output
+    assert leaks(home, out) == []
+
+
 def test_hashes_of_model_files_say_nothing_of_their_place(home, tmp_path):
     from fgrpo_plugin.preference.model_files import model_fingerprint
 

@@ -95,6 +95,7 @@ def test_an_adapter_is_pefts_and_gives_the_same_log_probs(runs, tmp_path):
     adapted = worker_log_probs(runs.found["lora"])
     assert largest(log_probs(model, runs.folder / "f_grpo2.pt"), adapted) <= 1e-4
     assert AutoTokenizer.from_pretrained(folder).chat_template
+    assert not [file.name for file in folder.iterdir() if str(runs.folder).encode() in file.read_bytes()]
     assert "library_name: peft" in (folder / "README.md").read_text()
     alone = export_run(runs.folder / "lora_only", tmp_path / "alone", adapter=True, **QUIET)
     assert json.loads((alone / "adapter_config.json").read_text())["base_model_name_or_path"] is None
