@@ -3,8 +3,11 @@
 What cannot be told is a ValueError whose text is the reason alone: the caller names the setting and the remedy.
 """
 
+import contextlib
 import os
 import re
+import shutil
+import time
 import uuid
 from pathlib import Path
 
@@ -138,8 +141,16 @@ def _data_files(folder: Path) -> list[Path]:
     return sorted(file for file in found if not file.name.startswith(".") and file.name not in _SIDE_FILES)
 
 
+_PART = re.compile(r"\.[0-9a-f]{32}")
+_LEFT_BEHIND = 3600.0
+"""Seconds after which nobody is still writing a file of a few megabytes."""
+
+
 def write_whole(file: Path, content: bytes) -> None:
-    """Write under another name, to the disk, and rename: no reader sees a part, whoever else writes or dies."""
+    """Write under another name, to the disk, and rename: no reader sees a part, whoever else writes or dies.
+
+    What writers that were killed have left beside it is removed once it is an hour old.
+    """
     part = file.with_name(f".{uuid.uuid4().hex}")
     try:
         with part.open("wb") as target:
@@ -150,3 +161,20 @@ def write_whole(file: Path, content: bytes) -> None:
     except BaseException:
         part.unlink(missing_ok=True)  # a full disk needs the room
         raise
+    remove_parts(file.parent)
+
+
+def is_part(file: Path) -> bool:
+    """Return whether it is something under the name that `write_whole` gives to what it has not finished."""
+    return _PART.fullmatch(file.name) is not None
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what killed writers have left in a folder; what another may still be writing stays."""
+    parts: list[os.DirEntry] = []
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        parts += [entry for entry in entries if _PART.fullmatch(entry.name)]
+    for part in parts:
+        with contextlib.suppress(OSError):  # another was first, or it is another user's
+            if time.time() - part.stat().st_mtime > _LEFT_BEHIND:
+                shutil.rmtree(part) if part.is_dir(follow_symlinks=False) else os.unlink(part)

@@ -1,5 +1,8 @@
 """Which files a folder or a name stands for, and whether two names stand for the same data."""
 
+import os
+import time
+
 import pytest
 
 from fgrpo_plugin import folders
@@ -167,3 +170,17 @@ def test_what_could_not_be_written_leaves_the_old_file_and_nothing_else(tmp_path
     with pytest.raises(OSError, match="No space left"):
         folders.write_whole(file, b"newer")
     assert [path.name for path in tmp_path.iterdir()] == ["state"] and file.read_bytes() == b"new"
+
+
+def test_what_a_killed_writer_has_left_is_removed_once_it_is_old(tmp_path):
+    old, folder, young, other = (tmp_path / name for name in (f".{'a' * 32}", f".{'b' * 32}", f".{'c' * 32}", ".keep"))
+    for file in (old, young, other):
+        file.write_bytes(b"half")
+    folder.mkdir()
+    (folder / "tokens.npy").write_bytes(b"half")
+    for file in (old, folder, other):
+        os.utime(file, (time.time() - 3700,) * 2)
+    os.utime(young, (time.time() - 3500,) * 2)  # somebody may still be writing it
+    folders.write_whole(tmp_path / "state", b"new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([young.name, ".keep", "state"])
+    assert folders.is_part(young) and not folders.is_part(other)
