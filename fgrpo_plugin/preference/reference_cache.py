@@ -1,9 +1,11 @@
 """Reference log-probs of preference rows on disk: they never change, so they are computed once.
 
 A folder holds the log-probs of one reference under one way of computing them (its `key`), in files that are written
-whole and never changed. A file's name holds the hash of its content, so that damage is seen.
+whole and never changed. A file's name holds the hash of its content, so that damage is seen, and the file holds its
+folder's name, so that one of another reference is.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -28,7 +30,7 @@ class ReferenceCache:
             host/driver/reference_identity.py.
 
     Attributes:
-        damaged: files that were found damaged and removed; their rows are computed anew.
+        damaged: files that were found damaged, or of another reference, and removed; their rows are computed anew.
     """
 
     def __init__(self, folder: str | Path, key: Mapping[str, Any]):
@@ -73,7 +75,8 @@ class ReferenceCache:
                 "digest": torch.frombuffer(bytearray(b"".join(new)), dtype=torch.uint8).view(len(new), -1),
                 "length": torch.tensor([len(values) for values in new.values()]),
                 "log_prob": torch.cat(list(new.values())),
-            }
+            },
+            {"key": self.folder.name},
         )
         write_whole(self.folder / f"{hashlib.sha256(content).hexdigest()}.safetensors", content)
         self._rows.update(new)
@@ -83,9 +86,12 @@ class ReferenceCache:
             content = file.read_bytes()
         except FileNotFoundError:  # another run has found it damaged
             return
-        if hashlib.sha256(content).hexdigest() != file.stem:
+        except OSError:  # of a disk that fails
+            content = b""
+        if hashlib.sha256(content).hexdigest() != file.stem or _key_in(content) not in (None, self.folder.name):
             self.damaged.append(file)
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it is there to be read alone
+                file.unlink()
             return
         found = load(content)
         digests = [bytes(digest.tolist()) for digest in found["digest"]]
@@ -103,6 +109,12 @@ def keys_in(folder: str | Path) -> list[dict[str, Any]]:
         if isinstance(key, dict) and _name(_text(key)) == file.parent.name:
             found.append(key)
     return found
+
+
+def _key_in(content: bytes) -> str | None:
+    """The folder that a file was written for; None of one by an earlier version, which did not say."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])  # safetensors: its length, then JSON
+    return header.get("__metadata__", {}).get("key")
 
 
 def _text(key: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Reference log-probs on disk: reused where nothing has changed, never where something has, and damage is seen."""
 
+import hashlib
 import json
 
 import pytest
@@ -102,3 +103,41 @@ def test_a_cache_that_is_there_is_read_without_being_written(tmp_path):
     file.write_text("{}")
     ReferenceCache(tmp_path, KEY)
     assert json.loads(file.read_text()) == KEY
+
+
+def test_a_file_of_another_references_folder_is_not_read(tmp_path):
+    other = ReferenceCache(tmp_path, KEY | {"temperature": 0.7})
+    other.add([row(5)], [torch.tensor([-3.0])])
+    mine = ReferenceCache(tmp_path, KEY)
+    (file,) = other.folder.glob("*.safetensors")
+    copied = mine.folder / file.name
+    copied.write_bytes(file.read_bytes())
+    again = ReferenceCache(tmp_path, KEY)
+    assert again.get(row(5)) is None and again.damaged == [copied] and not copied.exists()
+
+
+def test_a_file_of_an_earlier_version_which_did_not_say_its_folder_is_read(tmp_path):
+    from safetensors.torch import load, save
+
+    cache = ReferenceCache(tmp_path, KEY)
+    cache.add([row(5)], [torch.tensor([-3.0])])
+    (file,) = cache.folder.glob("*.safetensors")
+    content = save(load(file.read_bytes()))
+    file.unlink()
+    (cache.folder / f"{hashlib.sha256(content).hexdigest()}.safetensors").write_bytes(content)
+    assert ReferenceCache(tmp_path, KEY).get(row(5)).tolist() == [-3.0]
+
+
+def test_a_damaged_file_that_cannot_be_read_or_removed_is_named_and_not_used(tmp_path, monkeypatch):
+    cache = ReferenceCache(tmp_path, KEY)
+    cache.add([row(5)], [torch.tensor([-3.0])])
+    (file,) = cache.folder.glob("*.safetensors")
+
+    def fails(*args, **given):
+        raise OSError(5, "Input/output error")
+
+    read = type(file).read_bytes
+    monkeypatch.setattr(type(file), "read_bytes", lambda path: fails() if path == file else read(path))
+    monkeypatch.setattr(type(file), "unlink", fails)
+    again = ReferenceCache(tmp_path, KEY)
+    assert again.damaged == [file] and again.get(row(5)) is None
