@@ -73,7 +73,7 @@ class PreferenceSampler:
         """Go on where the state was taken.
 
         Raises:
-            ValueError: the state belongs to other data, another seed or another way to draw.
+            ValueError: the state belongs to other data, another seed or another way to draw, or is damaged.
         """
         for name, mine in (("data", self._data), ("seed", self._seed), ("keep_pairs", self._keep_pairs)):
             if state.get(name) != mine:
@@ -82,8 +82,12 @@ class PreferenceSampler:
                     f"({state.get(name)!s:.12} there, {mine!s:.12} here), so its place in the data means nothing "
                     "here; resume with the same preference data and settings, or start a new run from the weights."
                 )
-        self._drawn = list(state["drawn"])
-        self._history = state["history"]
+        drawn, history = state.get("drawn"), state.get("history")
+        if not isinstance(history, str) or not isinstance(drawn, list) or len(drawn) != len(self._units):
+            raise ValueError("the checkpoint's preference sampler is damaged: it does not say what was drawn.")
+        if not all(type(count) is int and count >= 0 for count in drawn) or len(set(drawn)) != 1:
+            raise ValueError(f"the checkpoint's preference sampler is damaged: it says that {drawn} rows were drawn.")
+        self._drawn, self._history = list(drawn), history
 
     def _next(self, side: int, count: int) -> list[list[int]]:
         units, first = self._units[side], self._drawn[side]

@@ -113,3 +113,16 @@ def test_what_cannot_be_drawn_is_refused_by_name():
         PreferenceSampler(rows(), seed=0, keep_pairs=True)
     with pytest.raises(ValueError, match="not half of a pair"):
         PreferenceSampler(rows(4, 3, paired=True), seed=0, keep_pairs=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"drawn": None}, {"drawn": [4]}, {"drawn": [4, 6]}, {"drawn": [-2, -2]}, {"drawn": ["4", "4"]}, {"history": 3}],
+)
+def test_a_damaged_state_is_refused_and_changes_nothing(change):
+    sampler = PreferenceSampler(rows(), seed=0)
+    sampler.draw(8)
+    before = sampler.state_dict()
+    with pytest.raises(ValueError, match="the checkpoint's preference sampler is damaged: it "):
+        sampler.load_state_dict(before | change)
+    assert sampler.state_dict() == before

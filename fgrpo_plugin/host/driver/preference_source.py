@@ -1,5 +1,6 @@
 """Preference data on the driver: drawn once a step, with reference log-probs; state goes with verl's checkpoints."""
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -96,7 +97,8 @@ class PreferenceSource:
     def save(self, folder: Path) -> None:
         """Write the sampler's state into a checkpoint folder of verl."""
         folder.mkdir(parents=True, exist_ok=True)
-        state = {"preference_sampler": self.sampler.state_dict()}
+        sampler = self.sampler.state_dict()
+        state = {"preference_sampler": sampler, "sha256": _digest(sampler)}
         write_whole(folder / STATE_FILE, json.dumps(state, indent=1).encode())
 
     def load(self, folder: Path) -> None:
@@ -110,8 +112,11 @@ class PreferenceSource:
             say(f"fgrpo-plugin: {folder} holds no {STATE_FILE}: preference rows start from the beginning.")
             return
         try:
-            state = json.loads(file.read_text())["preference_sampler"]
-        except (ValueError, KeyError, TypeError) as error:
+            kept = json.loads(file.read_text())
+            state = dict(kept["preference_sampler"])
+            if kept.get("sha256", digest := _digest(state)) != digest:  # earlier versions wrote none
+                raise ValueError("its hash is another")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"{file} is damaged, so the place in the preference data is lost; go on from an earlier checkpoint by "
                 "trainer.resume_mode=resume_path and trainer.resume_from_path, or start a new run."
@@ -176,6 +181,10 @@ def differences_of(rows: Sequence[torch.Tensor], one_token: float = 0.0) -> dict
         "response": max(total for total, _ in sums[:-1]),
         "drift": max(0.0 if total <= one_token else total / tokens**0.5 for total, tokens in sums),
     }
+
+
+def _digest(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _say(line: str) -> None:

@@ -1,5 +1,6 @@
 """Reference log-probs, their cache and the sampler's state."""
 
+import json
 import math
 
 import pytest
@@ -112,6 +113,20 @@ def test_a_damaged_state_is_named_with_the_way_out(stream, tmp_path, text):
     (folder / "f_divergence.json").write_text(text)
     with pytest.raises(ValueError, match=r"f_divergence\.json is damaged, .*resume_from_path, or start a new run"):
         source.load(folder)
+
+
+def test_a_state_with_one_other_digit_is_damaged_and_one_of_an_earlier_version_is_read(stream, tmp_path):
+    source, file = stream(), tmp_path / "f_divergence.json"
+    source.draw(1, 1)
+    source.save(tmp_path)
+    state = source.sampler.state_dict()
+    file.write_text(file.read_text().replace(f"{state['drawn'][0]},", f"{state['drawn'][0] + 2},"))
+    with pytest.raises(ValueError, match=r"f_divergence\.json is damaged"):
+        stream().load(tmp_path)
+    file.write_text(json.dumps({"preference_sampler": state}))
+    again = stream()
+    again.load(tmp_path)
+    assert again.sampler.state_dict() == state
 
 
 def refused(source, reference, noise):
