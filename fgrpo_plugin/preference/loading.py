@@ -12,7 +12,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from fgrpo_plugin.folders import remove_parts
 from fgrpo_plugin.foreign_text import say
+from fgrpo_plugin.manifest import MANIFEST, damage, write_manifest
 from fgrpo_plugin.preference.config import PreferenceConfig
 from fgrpo_plugin.preference.files import PreferenceData, digests_of, stream_preferences
 from fgrpo_plugin.preference.formats import LabelledResponse
@@ -82,7 +84,7 @@ def load_rows(
     reading: dict[str, Any] = {"split": split, "config": wanted.config, "columns": wanted.columns}
     digests = digests_of(files, split=split, config=wanted.config)
     place = _place(folder, digests, reading, wanted, tokenizer, settings)
-    loaded = _kept(place, digests)
+    loaded = _kept(place, digests, say)
     if loaded is None:
         end = answer_end(tokenizer, settings.template, settings.stops)
         found = PreferenceData()
@@ -108,7 +110,7 @@ def load_rows(
         lines += [f"  template: {problem}" for problem in (end.problem, *sorted(filter(None, problems))) if problem]
         loaded = LoadedRows(encoded.rows, lines, digests)
         if len(encoded.rows):
-            loaded = _keep(place, loaded)
+            loaded = _keep(place, loaded, say)
     desirable = int(loaded.rows.desirable.sum())
     if desirable in (0, len(loaded.rows)):
         name = "val_files" if held_out else "files"
@@ -175,17 +177,20 @@ def _place(
     return folder.expanduser() / "tokens" / hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def _kept(place: Path | None, digests: dict[str, str]) -> LoadedRows | None:
-    if place is None or not (place / "lines.json").is_file():
+def _kept(place: Path | None, digests: dict[str, str], say: Callable[[str], None]) -> LoadedRows | None:
+    if place is None or not (place / MANIFEST).is_file():  # nothing, or of an earlier version that listed no files
+        return None
+    if (problem := damage(place)) is not None:
+        say(f"fgrpo-plugin: {place}: {problem}; it is removed, and its rows are made anew.")
+        shutil.rmtree(place, ignore_errors=True)
         return None
     try:
         return LoadedRows(TokenRows.load(place), json.loads((place / "lines.json").read_text()), digests)
-    except (OSError, ValueError):  # damaged: made anew
-        shutil.rmtree(place, ignore_errors=True)
+    except (OSError, ValueError):  # another run has removed it meanwhile
         return None
 
 
-def _keep(place: Path | None, loaded: LoadedRows) -> LoadedRows:
+def _keep(place: Path | None, loaded: LoadedRows, say: Callable[[str], None]) -> LoadedRows:
     """Write the rows under another name and rename, so that no reader sees a part; they are then read from disk."""
     if place is None:
         return loaded
@@ -194,12 +199,16 @@ def _keep(place: Path | None, loaded: LoadedRows) -> LoadedRows:
         part.mkdir(parents=True)
         loaded.rows.save(part)
         (part / "lines.json").write_text(json.dumps(loaded.lines, indent=1))
+        write_manifest(part, whole=None)
+        if place.is_dir() and not (place / MANIFEST).is_file():  # of an earlier version
+            shutil.rmtree(place)
         os.replace(part, place)
+        remove_parts(place.parent)
     except OSError:  # no room, not ours to write, or another run was first: they stay in memory
         shutil.rmtree(part, ignore_errors=True)
-        if not (place / "lines.json").is_file():
+        if not (place / MANIFEST).is_file():
             return loaded
-    return _kept(place, loaded.digests) or loaded
+    return _kept(place, loaded.digests, say) or loaded
 
 
 class _Progress:

@@ -117,6 +117,27 @@ def test_damaged_rows_are_made_anew_and_a_folder_that_cannot_be_written_is_no_er
     assert len(made) == 5
 
 
+def test_a_single_bit_that_has_changed_in_kept_rows_is_named_and_they_are_made_anew(file, tmp_path, made, capsys):
+    folder = tmp_path / "cache"
+    expected = [row.ids.tolist() for row in load(file, folder).rows]
+    (place,) = (folder / "tokens").iterdir()
+    content = bytearray((place / "tokens.npy").read_bytes())
+    content[-4] ^= 1
+    (place / "tokens.npy").write_bytes(content)
+    assert [row.ids.tolist() for row in load(file, folder).rows] == expected and len(made) == 2
+    assert f"{place}: tokens.npy has another content than was written; it is removed" in capsys.readouterr().out
+
+
+def test_rows_kept_by_an_earlier_version_without_a_list_of_files_are_made_anew_once(file, tmp_path, made):
+    from fgrpo_plugin.manifest import MANIFEST
+
+    load(file, tmp_path / "cache")
+    (place,) = (tmp_path / "cache" / "tokens").iterdir()
+    (place / MANIFEST).unlink()
+    for _ in range(2):
+        assert len(load(file, tmp_path / "cache").rows) == 10 and len(made) == 2
+
+
 def test_a_tokenizer_that_cannot_be_told_from_another_is_asked_each_time(file, tmp_path, made):
     class Slow:
         def __init__(self, inner):
