@@ -1,16 +1,16 @@
 """Which checkpoint a name stands for, and whether it is whole. Reads names and small files alone."""
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from fgrpo_plugin.host.driver.checkpoints import STEP, TRACKER, checkpoint_folders, tracked_step
 from fgrpo_plugin.host.settings.record import RECORD_FILE
+from fgrpo_plugin.manifest import damage
 
-TRACKER = "latest_checkpointed_iteration.txt"
-STEP = re.compile(r"global_step_(\d+)")
+__all__ = ["TRACKER", "Checkpoint", "find_checkpoint"]
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 Form = Literal["fsdp", "huggingface", "megatron", "adapter"]
@@ -80,9 +80,9 @@ def find_checkpoint(run: Path, step: int | None = None) -> Checkpoint:
 def _chosen(place: Path, run: Path, step: int | None) -> tuple[Path, tuple[int, ...]]:
     """The step's folder in a run's, and the newer ones that verl did not finish."""
     inner = place / "checkpoints"  # of a quick start
-    if not _steps(place) and _steps(inner):
+    if not checkpoint_folders(place) and checkpoint_folders(inner):
         place = inner
-    found = _steps(place)
+    found = checkpoint_folders(place)
     if not found:
         raise ValueError(
             f"RUN={run}: holds no checkpoint (global_step_N); name the folder of trainer.default_local_dir, and see "
@@ -92,7 +92,7 @@ def _chosen(place: Path, run: Path, step: int | None) -> tuple[Path, tuple[int, 
         if step not in found:
             raise ValueError(f"--step={step}: {run} has no such checkpoint; it has {_some(sorted(found))}.")
         return found[step], ()
-    finished = _tracked(place)
+    finished = tracked_step(place)
     usable = [number for number, folder in found.items() if (folder / "actor").is_dir()]
     if finished in usable:
         usable = [number for number in usable if number <= finished]
@@ -110,6 +110,8 @@ def _looked_at(actor: Path, newer: tuple[int, ...]) -> Checkpoint:
     nested, flat = actor / "model" / "huggingface", actor / "huggingface"
     huggingface = next((folder for folder in (nested, flat) if (folder / "config.json").is_file()), None)
     _refuse_other_models(actor, huggingface)
+    if problem := damage(actor.parent, lambda name: _is_read(name, actor.name)):
+        raise ValueError(f"{actor.parent} is damaged: {problem}; choose an earlier step with --step.")
 
     def made(form: Form, ranks: int = 1) -> Checkpoint:
         return Checkpoint(actor, form, step, huggingface, ranks, newer, record)
@@ -154,6 +156,12 @@ def _refuse_other_models(actor: Path, huggingface: Path | None) -> None:
         raise ValueError(f"{actor} is a critic's checkpoint, which is no language model; name the actor's folder.")
 
 
+def _is_read(name: str, actor: str) -> bool:
+    """Return whether an export needs this file of a checkpoint: not an optimiser, whose files may have been removed."""
+    folder, _, rest = name.partition("/")
+    return folder == actor and not rest.startswith(("optim", "extra"))
+
+
 def _half_written(actor: Path, what: str) -> str:
     return f"{actor} is half-written: {what}; choose an earlier step with --step."
 
@@ -172,19 +180,6 @@ def _number(folder: Path) -> int | None:
     """The training step in the name of a checkpoint's folder or of its parent."""
     found = STEP.fullmatch(folder.name) or STEP.fullmatch(folder.parent.name)
     return int(found[1]) if found else None
-
-
-def _steps(run: Path) -> dict[int, Path]:
-    """Step -> folder."""
-    names = [(STEP.fullmatch(path.name), path) for path in (run.iterdir() if run.is_dir() else ()) if path.is_dir()]
-    return {int(match[1]): path for match, path in names if match}
-
-
-def _tracked(run: Path) -> int | None:
-    try:
-        return int((run / TRACKER).read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def _has_weights(folder: Path) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fgrpo_plugin.export.checkpoint import TRACKER, find_checkpoint
+from fgrpo_plugin.manifest import mark_unfinished, write_manifest
 
 
 def fsdp(actor: Path, *, architecture: str = "Qwen2ForCausalLM") -> Path:
@@ -95,6 +96,27 @@ def test_what_is_missing_is_named_with_the_remedy(tmp_path):
     (tmp_path / "global_step_3" / "actor").mkdir()
     with pytest.raises(ValueError, match="is half-written"):
         find_checkpoint(tmp_path, 3)
+
+
+def test_a_damaged_file_is_named_unless_an_export_does_not_read_it(tmp_path):
+    place = tmp_path / "global_step_4"
+    actor = fsdp(place / "actor")
+    for name in ("optim_world_size_1_rank_0.pt", "extra_state_world_size_1_rank_0.pt"):
+        (actor / name).write_bytes(b"optimiser")
+    (place / "data.pt").write_bytes(b"prompts")
+    write_manifest(place)
+    (actor / "optim_world_size_1_rank_0.pt").unlink()
+    (actor / "extra_state_world_size_1_rank_0.pt").write_bytes(b"")
+    (place / "data.pt").write_bytes(b"")
+    assert find_checkpoint(tmp_path).step == 4
+    (actor / "model_world_size_1_rank_0.pt").write_bytes(b"x")
+    said = r"global_step_4 is damaged: actor/model_world_size_1_rank_0\.pt has 1 bytes and had 0 when .*--step\.$"
+    for given in (tmp_path, place, actor):
+        with pytest.raises(ValueError, match=said):
+            find_checkpoint(given)
+    mark_unfinished(place)
+    with pytest.raises(ValueError, match=r"its files were still being written when the run ended; choose an earlier"):
+        find_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["folder", "architecture", "role"])

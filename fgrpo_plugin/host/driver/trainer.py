@@ -5,9 +5,7 @@ preference rows of f-HAL.
 """
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.foreign_text import say
 from fgrpo_plugin.host.contract import ESTIMATORS, PREFIX
+from fgrpo_plugin.host.driver.checkpoints import Checkpoints
 from fgrpo_plugin.host.driver.joining import JoiningGroup, join_batch
 from fgrpo_plugin.host.driver.liveness import watching
 from fgrpo_plugin.host.driver.log_probs import log_prob_multiple, stage_log_probs
@@ -38,9 +37,7 @@ from fgrpo_plugin.host.metrics import divide_sums
 from fgrpo_plugin.host.preference_metrics import held_out_metrics, ranking_metrics
 from fgrpo_plugin.host.settings.batches import minibatches_of_update
 from fgrpo_plugin.host.settings.reading import joins_preferences, may_be_stale, read_settings
-from fgrpo_plugin.host.settings.record import RECORD_FILE, report_changes, run_record
 from fgrpo_plugin.losses import implicit_reward
-from fgrpo_plugin.preference.reference_cache import write_whole
 from fgrpo_plugin.preference.tokens import TokenRow
 
 ROLLOUT_DIFFERENCE_WARNING = {"fresh": 0.01, "stale": 0.05}
@@ -48,7 +45,7 @@ ROLLOUT_DIFFERENCE_WARNING = {"fresh": 0.01, "stale": 0.05}
 of this step, or of one or a few steps before."""
 
 
-class FDivergenceTrainer(RefillNews, SlowStepNews, StableOrder):
+class FDivergenceTrainer(Checkpoints, RefillNews, SlowStepNews, StableOrder):
     """Mixed in front of a verl v1 trainer: attaches a_i, w_i and denominators before the actor update, and joins the
     preference rows of f-HAL to the batch that the actor update alone sees."""
 
@@ -94,29 +91,6 @@ class FDivergenceTrainer(RefillNews, SlowStepNews, StableOrder):
                 super().fit(agent_loop_manager)  # type: ignore[misc]
         finally:
             self.end_step_time()
-
-    def _load_checkpoint(self) -> None:
-        super()._load_checkpoint()  # type: ignore[misc]
-        if self.global_steps == 0:
-            return
-        given = self.config.trainer
-        folder = Path(given.resume_from_path) if given.resume_mode == "resume_path" else self._checkpoint_folder()
-        report_changes(folder, run_record(self.config, self.global_steps, self.total_training_steps))
-        if self.preferences is not None:
-            self.preferences.load(folder)
-
-    def _save_checkpoint(self) -> None:
-        # Before verl's own: its tracker file, written last, then never names a checkpoint without this state.
-        folder = self._checkpoint_folder()
-        if self.preferences is not None:
-            self.preferences.save(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        record = run_record(self.config, self.global_steps, self.total_training_steps)
-        write_whole(folder / RECORD_FILE, (json.dumps(record, indent=1) + "\n").encode())
-        super()._save_checkpoint()  # type: ignore[misc]
-
-    def _checkpoint_folder(self) -> Path:
-        return Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
 
     def _validate(self) -> dict[str, float]:
         # Measured after the update: by now the rollout engine has its weights and cache on the same devices again.
