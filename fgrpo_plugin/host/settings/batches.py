@@ -101,7 +101,7 @@ def _check_part(config: Any, part: str, rows: int | None, what: str) -> None:
             )
         return
     if old is not None:
-        most = max(1, old // ranks) if isinstance(old, int) else 1
+        most = min(max(1, old // ranks), max(1, each)) if isinstance(old, int) else 1
         right = next(count for count in range(most, 0, -1) if each % count == 0)
         raise ValueError(
             f"{at}.{micro_batch}={old} is an old key of verl, which counts rows of all GPUs and which its workers no "

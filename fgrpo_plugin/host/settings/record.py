@@ -182,7 +182,9 @@ def _chosen(config: Any, section: str, names: Iterable[str]) -> dict[str, Any]:
 
 
 def _listed(value: Any) -> list[str]:
-    return [] if value is None else [value] if isinstance(value, str) else [str(one) for one in value]
+    """Of what need not have been checked: another algorithm's run may name anything."""
+    several = isinstance(value, Iterable) and not isinstance(value, str)
+    return [] if value is None else [str(one) for one in value] if several else [str(value)]
 
 
 def _version(package: str) -> str | None:

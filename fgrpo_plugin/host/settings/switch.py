@@ -16,6 +16,7 @@ from fgrpo_plugin.host.settings.batches import check_micro_batches
 from fgrpo_plugin.host.settings.determinism import check_determinism, deterministic_settings
 from fgrpo_plugin.host.settings.f_divergence import nominal_coefficients
 from fgrpo_plugin.host.settings.inputs import check_model_input, run_tokenizer
+from fgrpo_plugin.host.settings.kinds import check_kinds, naming_what_cannot_be_read
 from fgrpo_plugin.host.settings.preferences import check_preference_batch, check_preferences
 from fgrpo_plugin.host.settings.prompts import check_prompts
 from fgrpo_plugin.host.settings.reading import generates, recomputes_old_log_prob
@@ -37,9 +38,15 @@ def complete(config: DictConfig) -> None:
     Raises:
         ValueError: a sentence naming the setting and the remedy.
     """
+    with naming_what_cannot_be_read():
+        _complete(config)
+
+
+def _complete(config: DictConfig) -> None:
     importlib.import_module("verl.trainer.ppo.v1")  # verl does so in its task runner alone, too late to refuse
     if REFUSED:
         raise ValueError(" ".join(REFUSED.values()))
+    check_kinds(config)
     check_trainer_mode(config)
     settings, changes = check_and_fill_in(config)
     check_trackers(config)
