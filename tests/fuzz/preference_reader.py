@@ -171,27 +171,27 @@ def main() -> None:
     """Fuzz until atheris is told to stop."""
     import atheris
 
+    from fgrpo_plugin import tables
+    from fgrpo_plugin.preference import files, formats, messages, readers
     from fgrpo_plugin.quickstart.model import build_tokenizer
 
     tokenizer = build_tokenizer()
     folder = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
     for name in ("messages", "readers", "formats", "files"):
         atheris.instrument_imports(include=[f"fgrpo_plugin.preference.{name}"])
-    for function in _functions():
+    for function in functions_of(tables, messages, readers, formats, files):
         atheris.instrument_func(function)
     atheris.Setup(sys.argv, lambda data: run(data, folder, tokenizer) and None)
     atheris.Fuzz()
 
 
-def _functions() -> list[Any]:
+def functions_of(*modules: Any) -> list[Any]:
+    """The functions that these modules define."""
     import inspect
-
-    from fgrpo_plugin import tables
-    from fgrpo_plugin.preference import files, formats, messages, readers
 
     return [
         function
-        for module in (tables, messages, readers, formats, files)
+        for module in modules
         for function in vars(module).values()
         if inspect.isfunction(function) and function.__module__ == module.__name__
     ]

@@ -14,7 +14,16 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 _A, _M, _R = "actor_rollout_ref.actor", "actor_rollout_ref.model", "actor_rollout_ref.rollout"
 _ENGINES = ("fsdp_config", "megatron", "veomni")
 _RAY = "ray_kwargs.ray_init"
-SECTIONS = ("algorithm", "data", "trainer", "trainer.v1", "actor_rollout_ref", _A, f"{_A}.policy_loss", f"{_A}.optim")
+SECTIONS: tuple[str, ...] = (
+    "algorithm",
+    "data",
+    "trainer",
+    "trainer.v1",
+    "actor_rollout_ref",
+    _A,
+    f"{_A}.policy_loss",
+    f"{_A}.optim",
+)
 SECTIONS += ("actor_rollout_ref.ref", _M, _R, f"{_R}.checkpoint_engine", "algorithm.rollout_correction")
 """Always there."""
 WHERE_SET: dict[str, tuple[str, ...]] = {
