@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from fgrpo_plugin.host.doctor_reports import PREFIX
-from fgrpo_plugin.pinned import VERL
+from fgrpo_plugin.pinned import VERL, VERL_ALSO
 from fgrpo_plugin.terminal import Terminal
 
 
@@ -77,9 +77,9 @@ def _verl() -> str:
         found = version("verl")
     except PackageNotFoundError:
         raise NotReady(f"not installed; pip install verl=={VERL} TransferQueue") from None
-    if found != VERL:
+    if found not in (VERL, *VERL_ALSO):
         raise NotReady(f"{found} is not known to this plugin; pip install verl=={VERL}")
-    return found
+    return found if found == VERL else f"{found}, which has its limits (docs/versions.md); this was written for {VERL}"
 
 
 def _entry_point() -> str:

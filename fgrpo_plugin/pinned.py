@@ -6,6 +6,8 @@ package relies on inside verl is listed in ``host/contract.py``; ``python -m pat
 
 VERL = "0.9.1"
 """The release of verl."""
+VERL_ALSO = ("0.9.0",)
+"""Further releases whose sources were read and are known; docs/versions.md says how they differ."""
 
 VERL_MAIN_COMMIT = "1dda039b9c6311889a9c9a26040677e1254814f9"
 """The commit of verl's branch `main` that patches/main applies to, the newest that it was tried on."""

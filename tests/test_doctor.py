@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 from fgrpo_plugin import doctor
 from fgrpo_plugin.cli import app
-from fgrpo_plugin.pinned import VERL
+from fgrpo_plugin.pinned import VERL, VERL_ALSO
 
 
 def test_doctor_says_that_this_environment_is_ready():
@@ -92,3 +92,14 @@ def test_doctor_shows_what_an_unknown_verl_needs(monkeypatch):
 
 def test_the_plugin_reaches_a_ray_worker():
     assert doctor._ray() == "f_grpo registered there too"
+
+
+def test_a_release_that_is_taken_too_is_told_of_and_any_other_is_not_known(monkeypatch):
+    installed = {"verl": VERL_ALSO[0]}
+    monkeypatch.setattr(doctor, "version", installed.__getitem__)
+    assert doctor._verl() == f"{VERL_ALSO[0]}, which has its limits (docs/versions.md); this was written for {VERL}"
+    installed["verl"] = VERL
+    assert doctor._verl() == VERL
+    installed["verl"] = "0.8.0"
+    with pytest.raises(doctor.NotReady, match=rf"0\.8\.0 is not known to this plugin; pip install verl=={VERL}"):
+        doctor._verl()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fgrpo_plugin.host.contract import REPLACED_SOURCES, USED_SOURCES
-from fgrpo_plugin.pinned import VERL, VERL_MAIN_COMMIT, VERL_MAIN_DATE
+from fgrpo_plugin.pinned import VERL, VERL_ALSO, VERL_MAIN_COMMIT, VERL_MAIN_DATE
 
 ROOT = Path(__file__).parents[1]
 RELEASE = re.compile(r"\bverl(?:\[[\w-]+\])?(?:==| )v?(\d+\.\d+\.\d+)\b", flags=re.IGNORECASE)
@@ -19,6 +19,7 @@ PAGES = [
     ROOT / "patches/README.md",
 ]
 PAGES += (ROOT / "patches/pull_requests").glob("*.md")
+WITH_OTHERS = ("upgrading.md", "support.md", "versions.md")
 # Labels of hashes: they stay what they are when the pinned release is raised.
 LABELS = "host/contract.py"
 
@@ -29,7 +30,7 @@ def test_the_pinned_release_is_the_installed_one():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_names_no_other_release(page):
-    assert set(RELEASE.findall(page.read_text())) <= {VERL}
+    assert set(RELEASE.findall(page.read_text())) <= {VERL, *(VERL_ALSO if page.name in WITH_OTHERS else ())}
 
 
 def test_the_pages_that_say_what_is_needed_name_it():
@@ -46,10 +47,12 @@ def test_the_code_names_it_in_one_place():
     assert found == {"pinned.py", LABELS}
 
 
-def test_every_known_source_is_that_of_the_pinned_verl_or_of_its_main():
+def test_every_known_source_is_that_of_a_known_release_or_of_verls_main():
     labels = [set(hashes.values()) for hashes in (REPLACED_SOURCES | USED_SOURCES).values()]
     assert all(f"verl {VERL}" in known for known in labels)
-    assert set().union(*labels) == {f"verl {VERL}", f"verl main at {VERL_MAIN_COMMIT[:9]}"}
+    (also,) = VERL_ALSO
+    main = f"main at {VERL_MAIN_COMMIT[:9]}"
+    assert set().union(*labels) == {f"verl {VERL}", f"verl {also}", f"verl {also} and {main}"}
 
 
 def test_recipes_require_it_in_the_form_that_verls_own_recipes_have():

@@ -58,12 +58,14 @@ REPLACED_SOURCES: dict[str, dict[str, str]] = {
     },
     "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer:BucketedWeightSender": {
         "4d8596c372a144c2a2397b1c053a030268143fb1feed7e582a85ca6a6e866e7c": "verl 0.9.1",
+        "bbed4785f4fc9bd2b10c2956c6256e9a8d0360e2de77559fa3b313697f2ff6b3": "verl 0.9.0 and main at 1dda039b9",
     },
     "verl.workers.rollout.vllm_rollout.vllm_rollout:ServerAdapter._execute_method": {
         "f58c74367fbad112f461727543cbb08323de6fb4da00c55bf1085b5d183e6074": "verl 0.9.1",
     },
     "verl.workers.rollout.vllm_rollout.vllm_rollout:ServerAdapter.update_weights": {
         "db65d1f4e062c819bb77970e1339c82b80285abbe35c3f3569885a04920befd3": "verl 0.9.1",
+        "14a4e8e84fda1eef2f9ed2111d1a17e40c5875f99791776b29eba234d4b1cbe5": "verl 0.9.0 and main at 1dda039b9",
     },
 }
 """What a shim replaces or wraps in verl -> SHA-256 of each version that it was written for -> which version that is."""
@@ -76,33 +78,34 @@ USED_SOURCES: dict[str, dict[str, str]] = {
     },
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer.fit": {
         "7d83a81c2e62979ffec22f90dc8f2e44bf98dd59d6b50809c359727090cb4a56": "verl 0.9.1",
-        "2405de0aa6c5b45cd3149eb8e147402e57aefe799db5cdc37441123db11136b8": "verl main at 1dda039b9",
+        "2405de0aa6c5b45cd3149eb8e147402e57aefe799db5cdc37441123db11136b8": "verl 0.9.0 and main at 1dda039b9",
     },
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._load_checkpoint": {
         "bb446d77c48ac6cc633e86c83b7195b78d899ece10d1b5e7150908acddb17265": "verl 0.9.1",
-        "0264a1b4164f90124c773c00694ecde90681c425fb1f59f28cd2d3b19fd18fa8": "verl main at 1dda039b9",
+        "0264a1b4164f90124c773c00694ecde90681c425fb1f59f28cd2d3b19fd18fa8": "verl 0.9.0 and main at 1dda039b9",
     },
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._save_checkpoint": {
         "8c2435b577e54f19ab6012e1eb5f44f01e6c8f4dd6380467914cb6afb9ab9d23": "verl 0.9.1",
-        "7e44c7bdf605897a643dfc22e28fc7d18754ee3b78b7bec68b639698868d2974": "verl main at 1dda039b9",
+        "7e44c7bdf605897a643dfc22e28fc7d18754ee3b78b7bec68b639698868d2974": "verl 0.9.0 and main at 1dda039b9",
     },
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._validate": {
         "f1d58a70e91d7883d78f827c5fb583094ae307c85f6e50ec7a6b4e44092f5bfa": "verl 0.9.1",
-        "aef5653fc37410380b04c783b2915070834ad3cf6038a67db7b9aaf852d48944": "verl main at 1dda039b9",
+        "aef5653fc37410380b04c783b2915070834ad3cf6038a67db7b9aaf852d48944": "verl 0.9.0 and main at 1dda039b9",
     },
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._compute_ref_log_prob": {
         "f4d69ef51b12c284ab0f9961cd06a36b05b9cc662d9a8cec988701a86a6bf4f1": "verl 0.9.1",
     },
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._compute_metrics": {
         "9c5c555787889555c5bd77e59f57b87d03a08e0449903a63e26186d6f511fcec": "verl 0.9.1",
-        "9a696c6a5261bdf58bede26aa42233f4318c04dac84868cd9e879be54b9f99e2": "verl main at 1dda039b9",
+        "9a696c6a5261bdf58bede26aa42233f4318c04dac84868cd9e879be54b9f99e2": "verl 0.9.0 and main at 1dda039b9",
     },
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer.step": {
         "e22f53aadb7805d2d15d16ba6528b6ef8628dfab5949ef00abbc339f5a35ec80": "verl 0.9.1",
+        "7d41763c2475e7415813dc01564aef078d6b753a3aaec6912e7737f7d0ffcab5": "verl 0.9.0",
     },
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._setup": {
         "248aee497276b816dae699b676fc595294f90bb378f652fdf884d756d965b0da": "verl 0.9.1",
-        "f6b19038da99f6fb7ace934c6b61956a9a81e643e4a16193bbb87a356632e5cc": "verl main at 1dda039b9",
+        "f6b19038da99f6fb7ace934c6b61956a9a81e643e4a16193bbb87a356632e5cc": "verl 0.9.0 and main at 1dda039b9",
     },
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._balance_batch": {
         "f9b6e887d7504a65d89832af96dc590554ae1b234f84052c067980fba1cd5bb3": "verl 0.9.1",
@@ -115,13 +118,15 @@ USED_SOURCES: dict[str, dict[str, str]] = {
     },
     "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync.on_sample_end": {
         "16f25f1081e0fddc377b8e8357a3b4504c38edc91e5f1eeb5ec8f0f15cf9ee31": "verl 0.9.1",
-        "1b4eb3169b46779a04bc056aa20d4d5074d69ea7e29c44e5947a457c01fb947e": "verl main at 1dda039b9",
+        "1b4eb3169b46779a04bc056aa20d4d5074d69ea7e29c44e5947a457c01fb947e": "verl 0.9.0 and main at 1dda039b9",
     },
     "verl.workers.engine_workers:TrainingWorker.train_mini_batch": {
         "02b50b03fe7d8d29596ccbd41e5d3907d80a566666dc0106fbf54fc886d6601a": "verl 0.9.1",
+        "6aaa8b26d190dc7efee5b0ee66990505539c8e39f2139c302c9952da7446010a": "verl 0.9.0",
     },
     "verl.workers.engine_workers:ActorRolloutRefWorker.update_actor": {
         "c33d5103077466664a5a44a8936e739e510c28857c0a4295317590c1a90c3e6e": "verl 0.9.1",
+        "81b227f899a02beb368fccffcc5163edff3a347200db32207460cbdd115226ea": "verl 0.9.0",
     },
     "verl.workers.engine_workers:ActorRolloutRefWorker.compute_log_prob": {
         "bea185dbc78934e6063a8e23ddc1c565251881cd0e2026dbfd534d19ddbef9ec": "verl 0.9.1",

@@ -21,6 +21,7 @@ from fgrpo_plugin.host.settings.preferences import check_preference_batch, check
 from fgrpo_plugin.host.settings.prompts import check_prompts
 from fgrpo_plugin.host.settings.reading import generates, recomputes_old_log_prob
 from fgrpo_plugin.host.settings.refusals import check_settings
+from fgrpo_plugin.host.settings.releases import check_release
 from fgrpo_plugin.host.settings.tracking import check_trackers, missing_account
 from fgrpo_plugin.host.settings.trainer_mode import check_trainer_mode
 from fgrpo_plugin.host.settings.verls_own import check_by_verl
@@ -71,6 +72,7 @@ def check_and_fill_in(config: DictConfig) -> tuple[FDivergenceConfig, list[tuple
         ValueError: a sentence naming the setting and the remedy.
     """
     settings = check_settings(config)
+    check_release(config, rolls_out=generates(config, settings))
     if generates(config, settings):
         check_determinism(config)
     if settings.constant_lam != 0:

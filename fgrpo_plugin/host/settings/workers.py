@@ -122,7 +122,7 @@ def file_of(config: DictConfig, setting: str) -> Path | None:
     Raises:
         ValueError: there is none.
     """
-    from verl.utils.import_utils import resolve_config_path
+    from verl.experimental.agent_loop.utils import resolve_config_path  # where verl 0.9.0 has it, too
 
     path = str(OmegaConf.select(config, setting))
     try:
