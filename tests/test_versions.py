@@ -25,14 +25,15 @@ def touched() -> Symbols:
 
 
 def _rows(title: str) -> dict[str, list[str]]:
-    part = re.split(r"^##+ ", PAGE.partition(f"## {title}\n")[2], flags=re.MULTILINE)[0]
+    part = re.split(r"^##+ ", PAGE.partition(f"\n### {title}\n")[2], flags=re.MULTILINE)[0]
     rows = [line.strip("|").split(" | ") for line in part.splitlines() if line.startswith("| `")]
+    assert rows, title
     return {name.strip(" `"): [cell.strip() for cell in cells] for name, *cells in rows}
 
 
 def test_everything_that_is_touched_has_its_row(touched):
     for title, found in (("Symbols", touched.symbols), ("Settings", touched.settings), ("Metrics", touched.metrics)):
-        new, gone = found.keys() - _rows(f"# {title}").keys(), _rows(f"# {title}").keys() - found.keys()
+        new, gone = found.keys() - _rows(title).keys(), _rows(title).keys() - found.keys()
         assert not new and not gone, f"run `python -m patches.versions --main ... --write`: {new}, {gone}"
     assert (REPLACED_SOURCES | USED_SOURCES).keys() <= touched.symbols.keys()
     assert all(any(name.endswith(f".{duck}") for name in touched.symbols) for duck in DUCKS)
@@ -42,7 +43,7 @@ def test_everything_that_is_touched_has_its_row(touched):
 def test_the_page_has_every_release_and_the_main_with_its_date():
     labels = [*VERL_ALSO, VERL, f"main at {VERL_MAIN_COMMIT[:9]} of {VERL_MAIN_DATE}"]
     assert f"| {' | '.join(['', *labels])} |".replace("|  |", "|  |") in PAGE
-    rows = {**_rows("# Symbols"), **_rows("# Settings"), **_rows("# Metrics")}
+    rows = {**_rows("Symbols"), **_rows("Settings"), **_rows("Metrics")}
     assert all(len(row) == len(labels) and row[labels.index(VERL)] == versions.SAME for row in rows.values())
     assert not [name for name, row in rows.items() if row[0].startswith((versions.MISSING, versions.NOT_READ))]
     (tried,) = re.findall(r"^\| shims, loss \|(.*)\|$", PAGE, flags=re.MULTILINE)
