@@ -78,9 +78,11 @@ def load_rows(
         say: gets a line now and then while rows are tokenised.
 
     Raises:
-        ValueError: as `read_preferences` and `encode`; or desirable or undesirable rows alone are left.
+        ValueError: as `read_preferences` and `encode`; a file changed while it was read; or desirable or undesirable
+            rows alone are left.
     """
     files, split = (wanted.val_files, wanted.val_split) if held_out else (wanted.files, wanted.split)
+    name = "val_files" if held_out else "files"
     reading: dict[str, Any] = {"split": split, "config": wanted.config, "columns": wanted.columns}
     digests = digests_of(files, split=split, config=wanted.config)
     place = _place(folder, digests, reading, wanted, tokenizer, settings)
@@ -103,6 +105,11 @@ def load_rows(
             end=end.token,
             said=progress.line,
         )
+        if digests_of(files, split=split, config=wanted.config) != digests:  # else kept under what the files were
+            raise ValueError(
+                f"data.preference.{name} ({', '.join(files)}): a file changed while it was read; let what "
+                "writes it finish, and start again."
+            )
         lines = _lines(found, encoded)
         problems = {
             template_problem(row, tokenizer, settings.template, end.token) for row in _renderable(first, encoded)
@@ -113,7 +120,6 @@ def load_rows(
             loaded = _keep(place, loaded, say)
     desirable = int(loaded.rows.desirable.sum())
     if desirable in (0, len(loaded.rows)):
-        name = "val_files" if held_out else "files"
         raise ValueError(
             f"data.preference.{name} ({', '.join(files)}): desirable or undesirable rows alone are left; both are "
             "needed." + "".join(f"\n{line}" for line in loaded.lines)

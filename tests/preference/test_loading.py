@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -92,6 +94,37 @@ def test_a_file_that_changes_is_read_again_though_size_and_time_stay(file, tmp_p
         read_preferences([file]).rows[0], build_tokenizer()
     )
     assert len(made) == 2
+
+
+@pytest.mark.parametrize("how", ["grows", "other content", "is cut", "is gone"])
+def test_a_file_that_changes_while_it_is_read_is_refused_and_nothing_is_kept_of_it(file, tmp_path, monkeypatch, how):
+    whole, inner = Path(file).read_text(), loading.encode
+
+    def encode(rows, *args, **more):
+        found = inner(rows, *args, **more)
+        if how == "is gone":
+            os.unlink(file)
+        else:
+            changed = {"grows": whole + whole, "other content": whole.replace("1", "2"), "is cut": whole[:-40]}[how]
+            Path(file).write_text(changed)
+        return found
+
+    monkeypatch.setattr(loading, "encode", encode)
+    said = "a file changed while it was read; let what writes it finish" if how != "is gone" else "there is no"
+    with pytest.raises(ValueError, match=said):
+        load(file, tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("lines.json"))
+    monkeypatch.setattr(loading, "encode", inner)
+    Path(file).write_text(whole)
+    assert len(load(file, tmp_path / "cache").rows) == 10
+
+
+@pytest.mark.parametrize("how", ["cut", "gone"])
+def test_rows_in_use_do_not_change_with_their_file(file, tmp_path, how):
+    rows = load(file, tmp_path / "cache").rows
+    before = [(tuple(row.ids), row.desirable) for row in rows]
+    Path(file).write_text("") if how == "cut" else os.unlink(file)
+    assert [(tuple(row.ids), row.desirable) for row in rows] == before and len(before) == 10
 
 
 def test_the_same_content_under_another_name_is_named_so(file, tmp_path, made):
