@@ -41,6 +41,9 @@ SUMS = PREFIX + "sums/"
 VALIDATION = "val-preference/"
 """Metrics on held-out preference data begin with it."""
 
+BAD_REWARD = "fgrpo_bad_reward"
+"""The method by which verl's reward workers tell the driver of a response without a usable reward."""
+
 APPLIED: dict[str, str] = {}
 """Shim -> ``applied``, or ``not needed`` where verl has the feature of the shim's patch."""
 REFUSED: dict[str, str] = {}

@@ -47,6 +47,12 @@ def _config_hooks(config: ModuleType) -> None:
     use_host_hooks(config)
 
 
+def _rewards(reward_loop: ModuleType) -> None:
+    from fgrpo_plugin.host.worker.rewards import refuse_bad_rewards
+
+    refuse_bad_rewards(reward_loop)
+
+
 HOOKS = {
     "verl.trainer.ppo.core_algos": _advantage_and_loss,
     "verl.trainer.ppo.v1": _shim("trainer_mode"),
@@ -55,6 +61,7 @@ HOOKS = {
     "verl.trainer.ppo.utils": _shim("reference_policy"),
     "verl.utils.device": _shim("config_hook"),
     "verl.utils.config": _config_hooks,
+    "verl.experimental.reward_loop.reward_loop": _rewards,
     "verl.workers.rollout.vllm_rollout.vllm_rollout": _shim("weight_transfer"),
 }
 

@@ -1,4 +1,4 @@
-"""Ends a run within seconds of the death of one of its parts.
+"""Ends a run within seconds of the death of one of its parts, or of a reward that cannot be used.
 
 The driver mostly waits for rows that a dead part will never make, and Ray tells a death to those alone who wait for a
 call of the dead actor. So one call to each is kept waiting here.
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fgrpo_plugin.foreign_text import say
+from fgrpo_plugin.host.contract import BAD_REWARD
 from fgrpo_plugin.host.driver.parts import engine_failure, has_engine
 
 EVERY = 5.0
@@ -25,7 +26,7 @@ _SIGNAL = signal.SIGUSR2
 
 
 class PartDied(RuntimeError):
-    """A process of the run has died; the message says which, and why as far as Ray knows."""
+    """A process of the run has died, or has met what it cannot go on from; the message says which, and why."""
 
 
 @contextlib.contextmanager
@@ -119,10 +120,17 @@ def _first_death(
     )
     began = time.monotonic()
     waiting = {_ask(name, actor): name for name, actor in parts.items()}
+    told = [method.remote() for actor in parts.values() if (method := getattr(actor, BAD_REWARD, None))]
     while waiting and not done.is_set() and time.monotonic() - began < patience:
         # All that have answered: by itself Ray names one of them, any one, and parts that live can hide a dead one.
-        answered, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=min(1.0, every or 1.0))
+        asked = [*waiting, *told]
+        answered, _ = ray.wait(asked, num_returns=len(asked), timeout=min(1.0, every or 1.0))
         for call in answered:
+            if call in told:
+                told.remove(call)
+                with contextlib.suppress(exceptions.RayError):  # dead, which the other call tells
+                    return str(ray.get(call))
+                continue
             name = waiting.pop(call)
             again = patience == float("inf")
             try:

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -16,6 +17,22 @@ ROUTER_NAMES = ("reward_router_address", "reward_model_tokenizer")
 # Their rules read objects (test cases, or the answers to a search), or make text of what they are given.
 _NO_TEXT = ("searchR1", "codecontests", "apps", "codeforces", "taco", "numina")
 _CODE = ("codecontests", "apps", "codeforces", "taco")
+
+LARGEST_REWARD = 2.0**53
+"""Beside a larger one, rewards of 0 and 1 are the same number in float64, in which a group is compared."""
+
+
+def unusable_reward(value: Any) -> str | None:
+    """Return why no advantage can be made of a reward, or None: it is no number, not finite, or far too large."""
+    try:
+        number = math.nan if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not math.isfinite(number):
+        return "is no finite number"
+    if abs(number) > LARGEST_REWARD:
+        return "is so large that the group's other rewards vanish beside it"
+    return None
 
 
 @functools.cache

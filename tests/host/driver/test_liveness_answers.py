@@ -79,6 +79,50 @@ def test_after_an_error_each_is_asked_once_but_those_that_cannot_be_reached(part
     assert parts.asked == ["lives", "dies", "dies"]
 
 
+def _telling(parts, sentence):
+    """A reward worker that lives, and tells of a bad reward."""
+    part = parts.make(reward=[None] * 9)["reward"]
+    part.fgrpo_bad_reward = SimpleNamespace(remote=lambda: _Told(sentence))
+    return part
+
+
+class _Told:
+    answer = None
+
+    def __init__(self, sentence):
+        self.sentence = sentence
+
+
+@pytest.mark.parametrize("patience", [float("inf"), 5.0])
+def test_a_reward_worker_that_has_met_a_bad_reward_ends_the_run_with_its_sentence(parts, monkeypatch, patience):
+    get = ray.get
+    monkeypatch.setattr(ray, "get", lambda call: call.sentence if isinstance(call, _Told) else get(call))
+    made = parts.make(lives=[None] * 9) | {"reward": _telling(parts, "data_source='a': no number")}
+    assert liveness._first_death(made, 0.01, parts.done, patience=patience) == "data_source='a': no number"
+
+
+def test_one_that_has_died_before_it_could_tell_is_a_death(parts, monkeypatch):
+    get = ray.get
+
+    def died(call):
+        if isinstance(call, _Told):
+            raise exceptions.ActorDiedError()
+        return get(call)
+
+    monkeypatch.setattr(ray, "get", died)
+    part = _telling(parts, "")
+    made = {"reward": part, **parts.make(dies=[None, exceptions.ActorDiedError(), *[None] * 9])}
+    assert "dies has died" in liveness._first_death(made, 0.01, parts.done)
+
+
+def test_one_that_says_nothing_is_asked_once_and_does_not_hold_the_watch(parts, monkeypatch):
+    asked = []
+    part = parts.make(reward=[None, None])["reward"]
+    part.fgrpo_bad_reward = SimpleNamespace(remote=lambda: asked.append(1) or _Told(""))
+    monkeypatch.setattr(ray, "wait", lambda calls, **given: ([c for c in calls if not isinstance(c, _Told)], []))
+    assert liveness._first_death({"reward": part}, 0.01, parts.done) is None and asked == [1]
+
+
 def test_an_engine_that_has_died_under_a_server_that_lives_ends_the_run(parts):
     dead = "EngineCore encountered\nan issue"
     made = parts.make(**{"actor worker 0": [None] * 9, "rollout server 1": [None, None, dead, *[None] * 9]})
