@@ -14,6 +14,7 @@ from fgrpo_plugin.eval import command as eval_command
 from fgrpo_plugin.eval import safety_command, separation_command
 from fgrpo_plugin.foreign_text import say
 from fgrpo_plugin.plan.command import plan as plan_run
+from fgrpo_plugin.replay import command as replay_command
 
 app = typer.Typer(
     help="f-GRPO and f-HAL inside stock verl.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
@@ -332,6 +333,7 @@ for _name, _command in (
     ("refusals", safety_command.refusals),
 ):
     evaluation.command(_name)(_one_sentence(f"fgrpo eval {_name}")(_command))
+app.command("replay")(_one_sentence("fgrpo replay")(replay_command.replay))
 
 
 def _tokenizer(model: Path | None) -> Any:

@@ -60,7 +60,7 @@ def test_a_text_that_nobody_prints_is_noticed(ours):
 
 
 def test_the_bounds_of_the_warning_are_those_of_the_code():
-    from fgrpo_plugin.host.driver.trainer import ROLLOUT_DIFFERENCE_WARNING
+    from fgrpo_plugin.host.driver.step_news import ROLLOUT_DIFFERENCE_WARNING
 
     found = re.search(r"warning above ([\d.]+) where rollouts are of the\s+current weights, and above ([\d.]+)", PAGE)
     assert tuple(map(float, found.groups())) == (

@@ -191,7 +191,7 @@ def _rollout_difference(sums: dict[str, float]) -> dict[str, float]:
 
 
 def row_metrics(
-    advantage: torch.Tensor, weight: torch.Tensor, counted: torch.Tensor, settings: Any
+    advantage: torch.Tensor, weight: torch.Tensor, counted: torch.Tensor, settings: Any, asked: int | None = None
 ) -> dict[str, float]:
     """Shares that the driver alone can say: it has all rows of the update.
 
@@ -200,6 +200,7 @@ def row_metrics(
         weight: (n,) w_i.
         counted: (n,) bool, rows with a token that verl has not added to fill a mini-batch.
         settings: FDivergenceConfig; `weight_cap` is read.
+        asked: responses that the prompts of the update were to get; None: as many as there are rows.
     """
     rows = max(int(counted.sum()), 1)
     used = counted & (advantage != 0)
@@ -210,6 +211,7 @@ def row_metrics(
     # 0 where no row has a weight: with weights of the whole group a row at the mean may take all of it.
     size = weights.sum().square() / weights.square().sum() / len(weights) if weights.any() else torch.tensor(0.0)
     return {
+        PREFIX + "absent_share": 1 - counted.sum().item() / (asked or len(counted)),
         PREFIX + "zero_advantage_share": (counted & (advantage == 0)).sum().item() / rows,
         PREFIX + "aligned_share": (counted & (advantage > 0)).sum().item() / rows,
         PREFIX + "weight_effective_sample_share": float(size),

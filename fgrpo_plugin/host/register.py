@@ -47,6 +47,12 @@ def _config_hooks(config: ModuleType) -> None:
     use_host_hooks(config)
 
 
+def _gradients(base: ModuleType) -> None:
+    from fgrpo_plugin.host.worker.non_finite import watch_gradients
+
+    watch_gradients(base)
+
+
 def _rewards(reward_loop: ModuleType) -> None:
     from fgrpo_plugin.host.worker.rewards import refuse_bad_rewards
 
@@ -61,6 +67,7 @@ HOOKS = {
     "verl.trainer.ppo.utils": _shim("reference_policy"),
     "verl.utils.device": _shim("config_hook"),
     "verl.utils.config": _config_hooks,
+    "verl.workers.engine.base": _gradients,
     "verl.experimental.reward_loop.reward_loop": _rewards,
     "verl.workers.rollout.vllm_rollout.vllm_rollout": _shim("weight_transfer"),
 }

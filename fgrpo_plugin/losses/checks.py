@@ -9,6 +9,10 @@ LOG_PROBS = "log_prob, ref_log_prob or old_log_prob"
 """What made an implicit reward that is not finite."""
 
 
+class NotFinite(ValueError):
+    """An argument of a loss is not finite; the message names it and the rows."""
+
+
 def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
@@ -35,7 +39,7 @@ def finite_extremes(
         constants: name -> (n,).
 
     Raises:
-        ValueError: something is not finite (rows named).
+        NotFinite: something is not finite (rows named).
     """
     if not reward.numel():
         return 0.0, 0.0
@@ -54,6 +58,6 @@ def require_finite(argument: str, tensor: torch.Tensor) -> None:
         return
     bad = (~torch.isfinite(tensor)).reshape(len(tensor), -1).any(dim=-1).nonzero().flatten().tolist()
     if bad:
-        raise ValueError(
+        raise NotFinite(
             f"{argument} is not finite in {len(bad)} rows, the first of them {bad[:8]}; find what made it so"
         )

@@ -122,7 +122,10 @@ def test_shares_of_an_update_of_one_row_and_of_none():
     names = ("aligned_share", "zero_advantage_share", "weight_effective_sample_share", "weight_capped_share")
     assert [shares[PREFIX + name] for name in names] == [1, 0, 1, 1]
     assert [row_metrics(0 * one, one, yes, settings)[PREFIX + name] for name in names] == [0, 1, 0, 0]
-    assert set(row_metrics(one, one, ~yes, settings).values()) == {0}
+    none = row_metrics(one, one, ~yes, settings)
+    assert (shares[PREFIX + "absent_share"], none.pop(PREFIX + "absent_share")) == (0, 1)
+    assert set(none.values()) == {0}
+    assert row_metrics(one, one, yes, settings, 4)[PREFIX + "absent_share"] == 0.75
 
 
 def test_quantiles_of_distances_lie_in_the_documented_bins():

@@ -21,6 +21,7 @@ from fgrpo_plugin.preference.tokens import TokenRow
 
 LENGTHS = [3, 5, 1, 6, 2, 4, 6, 3, 5, 2, 1, 4, 3, 2, 5, 1, 6, 4, 2]
 ON, OFF = 12, 7  # rows
+ASKED = 16  # responses: of 4 prompts, of which one has none
 UIDS = ["a"] * 4 + ["b"] * 4 + ["c"] * 3 + ["pad"]  # c is flat; the last row is what verl fills a mini-batch with
 REWARDS = [0.0, 1.0, 0.25, 1.0, 0.5, -1.0, 0.0, 2.0, 1.0, 1.0, 1.0, 0.0]
 DESIRABLE = [True, False, True, True, False, True, False]
@@ -85,6 +86,7 @@ class Update:
             padding=torch.arange(ON) == ON - 1,
             settings=self.settings,
             normalize_by_std=True,
+            asked=ASKED,
         )
         ids = [TokenRow([1], [2] * n, True, None, "") for n in self.lengths]
         fields = as_queue_rows(ids[:ON], self.ref[:ON]) | numbers | on_policy_fields(ON, lam)
@@ -217,6 +219,7 @@ class Update:
             PREFIX + "on_policy_loss": sum(map(loss, counted)) / units,
             PREFIX + "clipped_share": mean(any(clip for _, clip in self.rewards(i)) for i in counted),
             PREFIX + "reference_gap": mean(abs(gap) for i in counted for gap in self.token_ratios(i)),
+            PREFIX + "absent_share": (ASKED - len(counted)) / ASKED,
             PREFIX + "zero_advantage_share": mean(a[i] == 0 for i in counted),
             PREFIX + "aligned_share": mean(a[i] > 0 for i in counted),
             PREFIX + "weight_effective_sample_share": sum(used) ** 2 / sum(x**2 for x in used) / len(used),

@@ -106,3 +106,24 @@ def run_loss(rows, config, splits, dp_size=1, minibatch=None):
         total += loss.item()
         metrics.append(extra)
     return total, metrics, torch.cat([row.grad for row in rows["log_prob"]])
+
+
+def loss_arguments(rows=3, tokens=4, seed=0, **settings):
+    """What verl's ``ppo_loss`` hands to our f-GRPO loss for a micro-batch; advantages are 1 and -1 in turn."""
+    generator = torch.Generator().manual_seed(seed)
+    log_prob, old, reference = (-torch.rand(rows, tokens, generator=generator) for _ in range(3))
+    config = actor_config(**settings)
+    config.global_batch_info["dp_size"] = 1
+    sides = torch.tensor([1.0 - 2.0 * (row % 2) for row in range(rows)])
+    return {
+        "old_log_prob": old,
+        "log_prob": log_prob.requires_grad_(),
+        "advantages": torch.zeros(rows, tokens),
+        "response_mask": torch.ones(rows, tokens, dtype=torch.int64),
+        "config": config,
+        "ref_log_prob": reference,
+        "f_divergence_advantage": sides,
+        "f_divergence_weight": torch.ones(rows),
+        "f_divergence_count": torch.full((rows,), float(rows)),
+        "f_divergence_fresh": torch.ones(rows),
+    }

@@ -8,12 +8,14 @@ first computed here: by a reference worker with that model folder, or "adapter o
 weights rows wrongly), `log_probs` (passes before the update: the actor's, the reference's with the adapter off, or
 those of a reference worker), `export` (the weights as verl sends them to the rollout engine, before the update),
 `save` (a folder to save the updated actor to, with its log-probs of the rows; `shards`: Megatron's own form of the
-weights) and `checkpoint` (a folder to save to; then an update, and the same update by a new worker that loads from
-there). Every job starts from the model folder's weights and a new optimiser. The ranks are forked from this process,
-which has imported verl once for all of them.
+weights), `fails` (the update is to end as one that is not finite, or for want of memory) and `checkpoint` (a folder to
+save to; then an update, and the same update by a new worker that loads from there). Every job starts from the model
+folder's weights and a new optimiser. The ranks are forked from this process, which has imported verl once for all of
+them.
 """
 
 import copy
+import pickle
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +31,7 @@ from verl.utils.metric import reduce_metrics
 from verl.workers.engine.fsdp.utils import unfuse_moe_params
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
+from fgrpo_plugin.host.replay_rows import NonFiniteUpdate
 from tests.support.worker import config, free_port, join_process_group, nested, update
 
 
@@ -112,6 +115,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     def loss_fn(data: Any, **kwargs: Any) -> Any:
         found["micro_batches"].append(data["f_divergence_side"].tolist())
         found["tokens"].append(data["input_ids"].values().numel())
+        if job.get("fails") == f"memory in micro-batch {len(found['tokens'])}":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
         return loss(data=data, **kwargs)
 
     def before_forward(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -121,7 +126,15 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     worker.set_loss_fn(loss_fn)
     for module in engine.module if isinstance(engine.module, list) else [engine.module]:
         module.register_forward_pre_hook(before_forward, with_kwargs=True)
-    output = update(worker, share, ranks=size, temperature=job["temperature"])
+    try:
+        output = update(worker, share, ranks=size, temperature=job["temperature"])
+    except (NonFiniteUpdate, torch.OutOfMemoryError) as error:
+        if not job.get("fails"):
+            raise
+        if isinstance(error, torch.OutOfMemoryError):
+            return {"failed": str(error), "parameters": parameters(engine)}
+        error = pickle.loads(pickle.dumps(error))  # as Ray takes it to the driver
+        return {"failed": [str(error), error.rows, error.about], "parameters": parameters(engine)}
     if engine.is_mp_src_rank_with_outputs():
         found["loss"] = output["metrics"]["loss"]
         found["metrics"] = {name: float(value) for name, value in reduce_metrics(dict(output["metrics"])).items()}

@@ -8,6 +8,7 @@ import torch
 from fgrpo_plugin.advantages import group_advantages, group_weights
 from fgrpo_plugin.host.contract import PREFERENCE_FIELDS, ROW_FIELDS
 from fgrpo_plugin.host.metrics import row_metrics
+from fgrpo_plugin.host.settings.rewards import LARGEST_REWARD, unusable_reward
 
 _BLOCK_ROWS = 256
 
@@ -73,6 +74,7 @@ def row_numbers(
     padding: torch.Tensor,
     settings: Any,
     normalize_by_std: bool,
+    asked: int | None = None,
 ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """Return what f-GRPO attaches to each row, and what the driver alone can say about it.
 
@@ -86,9 +88,20 @@ def row_numbers(
         settings: FDivergenceConfig.
         normalize_by_std: divide the advantage by the group's standard deviation.
 
+        asked: responses that the prompts of the update were to get; None: as many as there are rows.
+
     Returns:
         ``ROW_FIELDS``, each (n,) float32, and a dict of metrics.
+
+    Raises:
+        ValueError: a reward that no advantage can be made of; names its prompt.
     """
+    # What an agent loop of the user's own gives as reward; the others are refused in worker/rewards.py.
+    for row in (~(rewards.abs() <= LARGEST_REWARD)).nonzero().flatten().tolist()[:1]:
+        raise ValueError(
+            f"a response to prompt {uids[row]} has the reward {float(rewards[row])}, which "
+            f"{unusable_reward(float(rewards[row]))}; correct what gives it, in the agent loop or the reward model."
+        )
     advantage = group_advantages(rewards.float(), uids, normalize_by_std=normalize_by_std)
     tokens = row_sums(response_mask)
     if old_log_prob is not None:
@@ -113,7 +126,7 @@ def row_numbers(
     count = torch.zeros(int(minibatch.max()) + 1, dtype=torch.float64).index_add_(0, minibatch, share)
     fields = dict(zip(ROW_FIELDS, (advantage, weight, count[minibatch].clamp(min=1), (minibatch == 0)), strict=True))
     return {name: values.float() for name, values in fields.items()}, row_metrics(
-        advantage, weight, (tokens > 0) & ~padding, settings
+        advantage, weight, (tokens > 0) & ~padding, settings, asked
     )
 
 

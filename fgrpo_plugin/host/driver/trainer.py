@@ -22,7 +22,6 @@ from fgrpo_plugin.host.driver.liveness import watching
 from fgrpo_plugin.host.driver.log_probs import log_prob_multiple, stage_log_probs
 from fgrpo_plugin.host.driver.parts import parts_of
 from fgrpo_plugin.host.driver.preference_source import PreferenceSource
-from fgrpo_plugin.host.driver.refills import RefillNews
 from fgrpo_plugin.host.driver.rows import (
     minibatch_of_row,
     on_policy_fields,
@@ -30,22 +29,20 @@ from fgrpo_plugin.host.driver.rows import (
     row_numbers,
     row_sums,
 )
+from fgrpo_plugin.host.driver.run_endings import RunEndings
 from fgrpo_plugin.host.driver.run_length import unreached
 from fgrpo_plugin.host.driver.stable_order import StableOrder
+from fgrpo_plugin.host.driver.step_news import StepNews
 from fgrpo_plugin.host.driver.step_times import SlowStepNews
 from fgrpo_plugin.host.metrics import divide_sums
 from fgrpo_plugin.host.preference_metrics import held_out_metrics, ranking_metrics
-from fgrpo_plugin.host.settings.batches import minibatches_of_update
-from fgrpo_plugin.host.settings.reading import joins_preferences, may_be_stale, read_settings
+from fgrpo_plugin.host.settings.batches import minibatches_of_update, prompts_of_update
+from fgrpo_plugin.host.settings.reading import joins_preferences, read_settings
 from fgrpo_plugin.losses import implicit_reward
 from fgrpo_plugin.preference.tokens import TokenRow
 
-ROLLOUT_DIFFERENCE_WARNING = {"fresh": 0.01, "stale": 0.05}
-"""Mean |p_actor - p_rollout| above which the rollouts are probably not from the weights that they should be from: those
-of this step, or of one or a few steps before."""
 
-
-class FDivergenceTrainer(Checkpoints, RefillNews, SlowStepNews, StableOrder):
+class FDivergenceTrainer(RunEndings, Checkpoints, StepNews, SlowStepNews, StableOrder):
     """Mixed in front of a verl v1 trainer: attaches a_i, w_i and denominators before the actor update, and joins the
     preference rows of f-HAL to the batch that the actor update alone sees."""
 
@@ -88,7 +85,7 @@ class FDivergenceTrainer(Checkpoints, RefillNews, SlowStepNews, StableOrder):
     def fit(self, agent_loop_manager: Any) -> None:
         try:
             with watching(parts_of(self, agent_loop_manager)):
-                super().fit(agent_loop_manager)  # type: ignore[misc]
+                super().fit(agent_loop_manager)
         finally:
             self.end_step_time()
 
@@ -131,6 +128,7 @@ class FDivergenceTrainer(Checkpoints, RefillNews, SlowStepNews, StableOrder):
             padding=torch.from_numpy(padding),
             settings=settings,
             normalize_by_std=bool(self.config.algorithm.get("norm_adv_by_std_in_grpo", True)),
+            asked=prompts_of_update(self.config) * self.config.actor_rollout_ref.rollout.n,
         )
         if self.preferences is not None:
             numbers |= on_policy_fields(len(batch), self._lam(settings))
@@ -145,12 +143,7 @@ class FDivergenceTrainer(Checkpoints, RefillNews, SlowStepNews, StableOrder):
         # Where the actor recomputes the old log-probs, verl makes this comparison itself.
         compare = actor.ppo_epochs == 1 and bool(self.config.algorithm.rollout_correction.bypass_mode)
         metrics.update(divide_sums(metrics, settings, lam=self._lam(settings), compare_rollout=compare))
-        difference = metrics.get("training/rollout_probs_diff_mean", 0.0)
-        if difference > ROLLOUT_DIFFERENCE_WARNING["stale" if may_be_stale(self.config) else "fresh"]:
-            say(
-                f"fgrpo-plugin: WARNING: step {self.global_steps}: mean |p_actor - p_rollout| is {difference:.2g}; "
-                "the rollout engine may hold stale weights or another precision."
-            )
+        self._say_what_is_odd(metrics)
         if self._validates_after_this_update():
             self._held_out = self._held_out_preferences()
         return batch

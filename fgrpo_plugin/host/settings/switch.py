@@ -27,6 +27,7 @@ from fgrpo_plugin.host.settings.trainer_mode import check_trainer_mode
 from fgrpo_plugin.host.settings.verls_own import check_by_verl
 
 OURS = "fgrpo_plugin.host.worker.loss_section.FDivergencePolicyLossConfig"
+ACTOR = "actor_rollout_ref.actor"
 OFFLINE = "fgrpo_plugin.host.driver.offline"
 
 
@@ -107,6 +108,10 @@ def _fill_in(config: DictConfig, settings: FDivergenceConfig) -> list[tuple[str,
     else:
         why = "nothing needs the actor's own old log-probs: the extra forward pass is saved"
         fill("algorithm.rollout_correction.bypass_mode", True, why)
+    checks = f"{ACTOR}.megatron.override_ddp_config.check_for_nan_in_grad"
+    half = OmegaConf.select(config, f"{ACTOR}.megatron.dtype") == "float16"  # whose scale is found by overflows
+    if config.actor_rollout_ref.actor.strategy == "megatron" and OmegaConf.select(config, checks) is None and not half:
+        fill(checks, True, "Megatron steps with a gradient that is not finite unless it looks before")
     if not generates(config, settings):
         why = "lambda is 1 throughout: nothing is rolled out, and prompts are not read"
         fill("actor_rollout_ref.rollout.agent.agent_loop_manager_class", f"{OFFLINE}.NoRollouts", why)

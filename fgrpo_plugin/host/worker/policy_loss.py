@@ -15,6 +15,7 @@ import torch
 from fgrpo_plugin.host.contract import F_GRPO, F_HAL, PREFERENCE_FIELDS, ROW_FIELDS, SUMS
 from fgrpo_plugin.host.metrics import COMPARED, ON_POLICY_SUMS, compared_with_rollout, on_policy_sides
 from fgrpo_plugin.host.preference_metrics import PREFERENCE_SUMS, preference_values
+from fgrpo_plugin.host.worker.non_finite import remembered
 from fgrpo_plugin.losses import f_hal_loss
 from fgrpo_plugin.losses.checks import LOG_PROBS, compute_dtype, finite_extremes
 from fgrpo_plugin.losses.f_grpo import row_magnitudes
@@ -149,7 +150,7 @@ def f_hal_policy_loss(
 f_hal_policy_loss.batch_fields = ("ref_log_prob", *ROW_FIELDS, *PREFERENCE_FIELDS)  # type: ignore[attr-defined]
 
 
-POLICY_LOSSES = {F_GRPO: f_grpo_policy_loss, F_HAL: f_hal_policy_loss}
+POLICY_LOSSES = {F_GRPO: remembered(f_grpo_policy_loss), F_HAL: remembered(f_hal_policy_loss)}
 """loss_mode -> what verl's registry holds under that name."""
 
 
@@ -176,10 +177,7 @@ class _Preferences(NamedTuple):
 
 
 def _policy_loss(rows: _Rows, config: Any) -> tuple[torch.Tensor, dict[str, float]]:
-    """Compute the loss of both halves at once, and the sums that the logged metrics are made of.
-
-    The host waits for the device twice: to see that all is finite, and for the sums.
-    """
+    """The loss of both halves, and the sums for the metrics; two waits for the device: is all finite, and the sums."""
     settings, dp_size = config.policy_loss.f_divergence, config.global_batch_info["dp_size"]
     s_all, s_on = settings.scales()
     divergence, per_token = settings.build_divergence(), settings.level == "token"

@@ -40,3 +40,28 @@ def test_several_outputs_of_one_session_are_refused():
     refuse_several_outputs(["uid_0_0", "uid_1_0", "pad12_3_0"])
     with pytest.raises(ValueError, match="one output a session"):
         refuse_several_outputs(["uid_0_0", "uid_0_1"])
+
+
+@pytest.mark.parametrize("reward", [float("nan"), float("-inf"), 1e30])
+def test_a_reward_of_which_no_advantage_can_be_made_is_refused_with_its_prompt(reward):
+    """Of an agent loop that rewards by itself; verl's reward workers refuse theirs before."""
+    rows = loss_rows()
+    rows["rewards"][6] = reward
+    with pytest.raises(
+        ValueError, match=r"a response to prompt prompt1 has the reward (nan|-inf|1\.0+\d*e\+30), which is"
+    ):
+        micro_batch(rows, FDivergenceConfig(), list(range(12)), torch.zeros(12, dtype=torch.int64))
+
+
+def test_the_largest_reward_that_is_taken_leaves_finite_numbers():
+    from fgrpo_plugin.host.settings.rewards import LARGEST_REWARD
+
+    rows = loss_rows()
+    rows["rewards"][6] = LARGEST_REWARD
+    for weighting in ("none", "softmax"):
+        settings = FDivergenceConfig(weighting=weighting)
+        data = micro_batch(rows, settings, list(range(12)), torch.zeros(12, dtype=torch.int64))
+        assert (
+            torch.isfinite(data["f_divergence_advantage"]).all() and torch.isfinite(data["f_divergence_weight"]).all()
+        )
+        assert data["f_divergence_advantage"][6] == pytest.approx(1.5) and data["f_divergence_weight"][6] == 1

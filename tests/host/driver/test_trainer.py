@@ -51,6 +51,8 @@ def test_the_actor_sees_both_halves_everywhere_and_nobody_else_the_preference_ro
         assert metrics["actor/f_divergence/lam"] == pytest.approx(lam)
         share = PREFERENCES / (PREFERENCES + MINIBATCH * ANSWERS)
         assert metrics["actor/f_divergence/preference_share"] == pytest.approx(share)
+        # A mean of the updates, which verl weights by answers.
+        assert metrics["actor/f_divergence/absent_share"] == pytest.approx(1 / (PROMPTS * ANSWERS), abs=0.005)
         padding = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if tag.get("is_padding")]
         assert len(padding) == 1 and len(batch) == PROMPTS * ANSWERS
         assert not any(key.startswith("preference") for key in batch.keys)

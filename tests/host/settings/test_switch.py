@@ -80,6 +80,29 @@ def test_the_report_says_what_a_preset_is_now_and_calls_the_coefficients_nominal
     assert "on_policy_slope" in nominal
 
 
+MEGATRON = "actor_rollout_ref.actor.megatron"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "found"),
+    [
+        ([], True),
+        ([f"+{MEGATRON}.override_ddp_config.check_for_nan_in_grad=false"], False),
+        ([f"{MEGATRON}.dtype=float16"], None),  # whose scale is found by gradients that overflow
+    ],
+)
+def test_megatron_looks_at_the_gradient_before_it_steps(stock_config, inputs, monkeypatch, overrides, found):
+    monkeypatch.setenv("VERL_PLATFORM", "cpu")
+    config = stock_config("+fgrpo=cpu_megatron", *inputs, SWITCH, *overrides)
+    complete(config)
+    assert config.actor_rollout_ref.actor.megatron.override_ddp_config.get("check_for_nan_in_grad") is found
+
+
+def test_other_engines_are_asked_nothing_of_the_kind(stock_config, inputs, capsys):
+    complete(stock_config(*inputs, SWITCH))
+    assert "check_for_nan_in_grad" not in capsys.readouterr().out
+
+
 def test_f_hal_fills_in_its_loss_and_half_of_lambda(stock_config, inputs, preferences, capsys):
     from verl.utils.config import omega_conf_to_dataclass
 

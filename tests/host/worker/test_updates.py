@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fgrpo_plugin.config import FDivergenceConfig
-from fgrpo_plugin.host.contract import PREFIX
+from fgrpo_plugin.host.contract import PREFIX, SUMS
 from fgrpo_plugin.host.metrics import divide_sums
 from fgrpo_plugin.losses import fdo_loss, implicit_reward
 from tests.support.engine_jobs import (
@@ -48,7 +48,13 @@ def updates(tmp_path_factory) -> SimpleNamespace:
         lam0=on_policy(lam=0.0),
         lam1=preferences(preference_rows(), lam=1.0),
     )
-    jobs = []
+    flat = {loss: joined(1) if loss == "f_hal" else on_policy(lam=0.0) for loss in ROWS}
+    for data in flat.values():  # every group's rewards are equal
+        data["f_divergence_advantage"] = torch.where(
+            data["f_divergence_side"] == 0, 0.0, data["f_divergence_advantage"]
+        )
+    dump(folder, **{f"flat {loss}": data for loss, data in flat.items()})
+    jobs = [job(folder, f"flat {loss}", f"flat {loss}", loss, optimiser="adamw") for loss in ROWS]
     for optimiser in FSDP2:
         for batch, loss in (("lam0", "f_grpo"), ("lam0", "f_hal"), ("lam1", "f_hal")):
             name = f"{batch} {loss} {optimiser}"
@@ -79,6 +85,20 @@ def test_lambda_0_is_the_f_grpo_path_bit_for_bit(updates, optimiser):
     for name, value in f_grpo.items():
         assert torch.equal(value, f_hal[name]), name
         assert not torch.equal(value, start[name]), name
+
+
+def test_a_batch_of_equal_rewards_has_no_gradient_of_f_grpo_and_moves_by_weight_decay_alone(updates):
+    found, start = updates.found["flat f_grpo"][0], _weights(updates.model)
+    assert largest(found["gradients"]) == 0 and found["loss"] == [0.0]
+    decay = 1 - OPTIMISERS["adamw"]["lr"] * OPTIMISERS["adamw"]["weight_decay"]
+    for name, value in found["parameters"].items():
+        assert torch.allclose(value, decay * start[name], rtol=1e-6, atol=0), name
+
+
+def test_in_a_batch_of_equal_rewards_preference_rows_have_their_gradient(updates):
+    found = updates.found["flat f_hal"][0]
+    assert largest(found["gradients"]) > 1e-4
+    assert found["metrics"][f"{SUMS}slope"] == 0 < found["metrics"][f"{SUMS}desirable_slope"]
 
 
 @pytest.mark.parametrize("optimiser", FSDP2)

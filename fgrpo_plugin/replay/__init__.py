@@ -1,0 +1,1 @@
+"""``fgrpo replay``: an update that was not finite, computed again from its file."""
