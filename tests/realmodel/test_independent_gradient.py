@@ -1,7 +1,7 @@
 """One update in verl's own worker (FSDP2, CPU, float32) against a plain transformers loop on the same dumped rows.
 
 verl's side is all of ours: the driver's numbers, verl's reference pass, uneven micro-batches, the loss, the optimiser.
-The other side is tests/realmodel/independent.py, which knows the definitions alone. The policy is not the reference.
+The other side is tests/support/independent.py, which knows the definitions alone. The policy is not the reference.
 """
 
 import json
@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.realmodel.model import smollm2
-from tests.realmodel import independent
-from tests.realmodel.verl_update import queued
+from tests.support import independent
 from tests.support.engine_jobs import OPTIMISERS, TEMPERATURE, adapter, difference, dump, job, largest, run_jobs
+from tests.support.verl_update import queued
 from tests.support.worker import make_data, make_model
 
 LAM = 0.3
@@ -141,7 +141,7 @@ def _plain(place: Place, loss: str, preset: str, divergence: str, lam: float) ->
         independent.reference_log_probs(reference, some, place.temperature) for some in (rows, preferences)
     )
     wanted = independent.Loss(divergence, independent.PRESETS[preset], lam, place.temperature)
-    return model, independent.gradient(model, rows, references, preferences, theirs, wanted)
+    return model, independent.gradient(model, rows, references, preferences, theirs, wanted).loss
 
 
 def _gradients(model: Any) -> dict[str, torch.Tensor]:

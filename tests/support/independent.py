@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import softplus
@@ -117,6 +117,24 @@ def implicit_reward(policy: torch.Tensor, reference: torch.Tensor, mask: Sequenc
     return BETA * (policy - reference).sum() + gamma * (policy - policy.detach()).sum()
 
 
+class Row(NamedTuple):
+    """What one row came to: a and w (of D+, D-: +-1 and 1), r, -g(r) or f*(g(r)), |log(pi / pi_ref)| of each token."""
+
+    advantage: float
+    weight: float
+    reward: float
+    term: float
+    gaps: list[float]
+
+
+class Update(NamedTuple):
+    """What was minimised, and the rows with a token that it is made of."""
+
+    loss: float
+    on_policy: list[Row]
+    preferences: list[Row]
+
+
 def gradient(
     model: Any,
     rows: Sequence[dict[str, Any]],
@@ -124,8 +142,8 @@ def gradient(
     preferences: Sequence[dict[str, Any]],
     preference_references: Sequence[torch.Tensor],
     loss: Loss,
-) -> float:
-    """The loss of one update; its gradient is added to the parameters' `.grad`, response by response.
+) -> Update:
+    """The loss of one update and its rows; its gradient is added to the parameters' `.grad`, response by response.
 
     Args:
         model: of transformers or peft.
@@ -136,6 +154,7 @@ def gradient(
         loss: what is minimised.
     """
     preset, total = loss.preset, 0.0
+    found = Update(0.0, [], [])
     counted = sum(any(row["mask"]) for row in rows)
     for name in dict.fromkeys(row["group"] for row in rows):
         members = [i for i, row in enumerate(rows) if row["group"] == name]
@@ -143,19 +162,39 @@ def gradient(
         of_advantage = advantages([row["reward"] for row in group])
         of_weight = weights(group, of_advantage, preset)
         for i, advantage, weight in zip(members, of_advantage, of_weight, strict=True):
-            if advantage == 0 or not any(rows[i]["mask"]):
+            if not any(rows[i]["mask"]):
                 continue
             policy = log_probs(model, rows[i], loss.temperature)
             r = implicit_reward(policy, references[i], rows[i]["mask"], preset.gamma)
-            term = abs(advantage) * weight * (loss.good(r) if advantage > 0 else loss.bad(r)) / counted
-            term = preset.s_all * (1 - loss.lam) * preset.s_on * term
-            term.backward()
-            total += term.item()
+            term = loss.good(r) if advantage > 0 else loss.bad(r)
+            found.on_policy.append(_row(advantage, weight, r, term, policy, references[i], rows[i]["mask"]))
+            if advantage:
+                total += _add(preset.s_all * (1 - loss.lam) * preset.s_on * abs(advantage) * weight * term / counted)
     for row, reference in zip(preferences, preference_references, strict=True):
         same_side = sum(other["desirable"] == row["desirable"] for other in preferences)
-        policy = log_probs(model, row, loss.temperature)
-        r = implicit_reward(policy, reference, [1] * len(row["response"]), gamma=0.0)
-        term = preset.s_all * loss.lam * (loss.good(r) if row["desirable"] else loss.bad(r)) / same_side
-        term.backward()
-        total += term.item()
-    return total
+        policy, mask = log_probs(model, row, loss.temperature), [1] * len(row["response"])
+        r = implicit_reward(policy, reference, mask, gamma=0.0)
+        term = loss.good(r) if row["desirable"] else loss.bad(r)
+        found.preferences.append(_row(1.0 if row["desirable"] else -1.0, 1.0, r, term, policy, reference, mask))
+        total += _add(preset.s_all * loss.lam * term / same_side)
+    return found._replace(loss=total)
+
+
+def _add(share: torch.Tensor) -> float:
+    """A row's share of the loss, once its gradient has been added."""
+    share.backward()
+    return share.item()
+
+
+def _row(
+    advantage: float,
+    weight: float,
+    r: torch.Tensor,
+    term: torch.Tensor,
+    policy: torch.Tensor,
+    reference: torch.Tensor,
+    mask: Sequence[int],
+) -> Row:
+    written = torch.tensor(mask, dtype=torch.bool)
+    gaps = (policy.detach()[written].double() - reference[written].double()).abs()
+    return Row(advantage, weight, r.item(), term.item(), gaps.tolist())

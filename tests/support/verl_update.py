@@ -8,28 +8,44 @@ import torch
 from tensordict import TensorDict
 
 from fgrpo_plugin.config import FDivergenceConfig
-from fgrpo_plugin.host.driver.joining import as_queue_rows, joined_order, preference_numbers
+from fgrpo_plugin.host.driver.joining import as_queue_rows, deal, joined_order, preference_numbers
 from fgrpo_plugin.host.driver.rows import minibatch_of_row, on_policy_fields, row_numbers
 from fgrpo_plugin.preference.tokens import TokenRow
 from tests.support.worker import in_order, nested
 
 
 def queued(
-    rows: Sequence[dict[str, Any]], preferences: Sequence[dict[str, Any]], settings: FDivergenceConfig, lam: float
+    rows: Sequence[dict[str, Any]],
+    preferences: Sequence[dict[str, Any]],
+    settings: FDivergenceConfig,
+    lam: float,
+    ranks: int = 1,
 ) -> TensorDict:
-    """Rows of `tests.realmodel.independent` as one mini-batch for one rank; log pi_ref is left to the worker.
+    """Rows of `tests.support.independent` as one mini-batch; without preference rows it is a batch of f-GRPO.
 
-    Without preference rows it is a batch of f-GRPO.
+    Args:
+        rows: on-policy; a row without ``ref_log_prob`` has zeros there, which are left to the worker to fill.
+        preferences: the same.
+        settings: of the loss.
+        lam: lambda.
+        ranks: data-parallel ranks, each of which has its share of both kinds.
     """
     on = _on_policy(rows, settings)
     on.update(on_policy_fields(len(rows), lam))
     if not preferences:
         return on
-    tokens = [TokenRow(row["prompt"], row["response"], row["desirable"], None, "") for row in preferences]
-    nothing = [torch.zeros(len(row["response"])) for row in preferences]
-    fields = as_queue_rows(tokens, nothing) | preference_numbers(tokens, settings, lam)
-    off = TensorDict(fields, batch_size=len(tokens))
-    return in_order(joined_order(len(rows), 1, 1, len(tokens)), on=on, off=off)
+    drawn = [
+        TokenRow(row["prompt"], row["response"], row["desirable"], None, str(i)) for i, row in enumerate(preferences)
+    ]
+    dealt = [row for rank in deal(drawn, ranks) for row in rank]
+    reference = [_reference(preferences[int(row.source)]) for row in dealt]
+    fields = as_queue_rows(dealt, reference) | preference_numbers(dealt, settings, lam)
+    off = TensorDict(fields, batch_size=len(dealt))
+    return in_order(joined_order(len(rows), 1, ranks, len(dealt) // ranks), on=on, off=off)
+
+
+def _reference(row: dict[str, Any]) -> torch.Tensor:
+    return torch.tensor(row.get("ref_log_prob", [0.0] * len(row["response"])))
 
 
 def _on_policy(rows: Sequence[dict[str, Any]], settings: FDivergenceConfig) -> TensorDict:
@@ -55,7 +71,7 @@ def _on_policy(rows: Sequence[dict[str, Any]], settings: FDivergenceConfig) -> T
         "response_mask": nested(masks),
         "loss_mask": nested(torch.cat(parts) for parts in zip(before, masks, strict=True)),
         "old_log_probs": old,
-        "ref_log_prob": nested(torch.zeros(len(response)) for response in responses),
+        "ref_log_prob": nested(map(_reference, rows)),
         "advantages": nested(torch.full((len(response),), 9.0) for response in responses),  # must not be read
     }
     return TensorDict(fields | numbers, batch_size=len(rows))
