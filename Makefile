@@ -56,7 +56,7 @@ test: $(READY)
 test-long: test-long-workers test-long-realmodel test-long-runs test-long-warm-up test-long-quickstart
 
 test-long-workers: $(READY)
-	@$(BIN)/python -m pytest -m long tests/host tests/export
+	@$(BIN)/python -m pytest -m long tests/host tests/trajectories tests/export
 
 test-long-realmodel: $(READY)
 	@$(BIN)/python -m pytest -m long tests/realmodel

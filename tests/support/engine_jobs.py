@@ -1,7 +1,7 @@
 """Updates in verl's own workers: what batches hold, what a job asks for, and what its ranks report.
 
-Used by tests/host/{worker/test_updates,test_engines,cpu/test_megatron}.py and tests/realmodel/verl_update.py; the ranks
-run `tests.support.worker_process`, since each belongs to a process group.
+Used by tests/host/{worker/test_updates,test_engines,cpu/test_megatron}.py, tests/realmodel, tests/trajectories and
+tests/last_release; the ranks run `tests.support.worker_process`, since each belongs to a process group.
 """
 
 import math
@@ -42,6 +42,8 @@ EXPERTS = {
 OPTIMISERS = {
     # The step is the gradient itself: a wrong scale of the loss shows, which Adam's first step and clipping hide.
     "sgd": {"optimizer": "SGD", "lr": 0.05, "weight_decay": 0.0, "clip_grad": 1e6},
+    # Fifty steps on the same rows, which shall not jump about.
+    "sgd slow": {"optimizer": "SGD", "lr": 0.02, "weight_decay": 0.0, "clip_grad": 1e6},
     # verl's optimiser and clipping. Adam's first step is lr g / (|g| + eps): where |g| is rounding noise, the
     # default eps of 1e-8 turns it into a full step of random sign. This eps lies above the noise, which is 1e-7.
     "adamw": {"optimizer": "AdamW", "lr": 1e-3, "weight_decay": 0.01, "clip_grad": 1.0, "eps": 1e-2},

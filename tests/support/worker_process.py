@@ -3,15 +3,16 @@
     python -m tests.support.worker_process JOBS RESULTS
 
 A job: name, ranks, model folder, overrides of the configuration, file with a dumped batch (each data-parallel rank
-takes its contiguous share, as verl deals them), temperature. Where asked, `reference` (the rows' log pi_ref are
-first computed here: by a reference worker with that model folder, or "adapter off"), `per_micro_batch` (a control that
-weights rows wrongly), `log_probs` (passes before the update: the actor's, the reference's with the adapter off, or
-those of a reference worker), `export` (the weights as verl sends them to the rollout engine, before the update),
-`save` (a folder to save the updated actor to, with its log-probs of the rows; `shards`: Megatron's own form of the
-weights), `fails` (the update is to end as one that is not finite, or for want of memory) and `checkpoint` (a folder to
-save to; then an update, and the same update by a new worker that loads from there). Every job starts from the model
-folder's weights and a new optimiser. The ranks are forked from this process, which has imported verl once for all of
-them.
+takes its contiguous share, as verl deals them), temperature. Where asked, `load` (a checkpoint to go on from),
+`reference` (the rows' log pi_ref are first computed here: by a reference worker with that model folder, or "adapter
+off"), `per_micro_batch` and `planted` (controls that weight rows wrongly), `log_probs` (passes before the update: the
+actor's, the reference's with the adapter off, or those of a reference worker), `export` (the weights as verl sends them
+to the rollout engine, before the update), `save` (a folder to save the updated actor to, with its log-probs of the
+rows; `shards`: Megatron's own form of the weights), `fails` (the update is to end as one that is not finite, or for
+want of memory) and `checkpoint` (a folder to save to; then an update, and the same
+update by a new worker that loads from there). With `trajectory`, so many updates on the same rows are all that is done.
+Every job starts from the model folder's weights and a new optimiser. The ranks are forked from this process, which has
+imported verl once for all of them.
 """
 
 import copy
@@ -32,6 +33,7 @@ from verl.workers.engine.fsdp.utils import unfuse_moe_params
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from fgrpo_plugin.host.replay_rows import NonFiniteUpdate
+from tests.support.trajectories import where
 from tests.support.worker import config, free_port, join_process_group, nested, update
 
 
@@ -81,6 +83,18 @@ def averaging_micro_batches(loss: Callable, count: int) -> Callable:
     return wrong
 
 
+def multiplied(loss: Callable, on_policy: float = 1.0, preferences: float = 1.0) -> Callable:
+    """A small mistake: each half of `loss` multiplied by a number, through its rows' denominators."""
+
+    def wrong(data: Any, **kwargs: Any) -> Any:
+        data = data.copy()
+        factor = torch.where(data["f_divergence_side"] == 0, on_policy, preferences)
+        data["f_divergence_count"] = data["f_divergence_count"] / factor
+        return loss(data=data, **kwargs)
+
+    return wrong
+
+
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """Loss, metrics, gradients before clipping, parameters after the update, micro-batches, what was asked for."""
     torch.manual_seed(0)
@@ -88,6 +102,10 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     worker = ActorRolloutRefWorker(settings, role="actor")
     worker.init_model()
     engine, loss = worker.actor.engine, worker.actor.loss_fn
+    if job.get("load"):
+        worker.load_checkpoint(job["load"])
+    if job.get("planted"):
+        loss = multiplied(loss, **job["planted"])
     if job.get("per_micro_batch"):
         loss = averaging_micro_batches(loss, job["per_micro_batch"])
     size, place = engine.get_data_parallel_size(), engine.get_data_parallel_rank()
@@ -126,6 +144,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     worker.set_loss_fn(loss_fn)
     for module in engine.module if isinstance(engine.module, list) else [engine.module]:
         module.register_forward_pre_hook(before_forward, with_kwargs=True)
+    if job.get("trajectory"):
+        found["trajectory"] = trajectory(worker, share, job)
+        return found
     try:
         output = update(worker, share, ranks=size, temperature=job["temperature"])
     except (NonFiniteUpdate, torch.OutOfMemoryError) as error:
@@ -137,7 +158,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         return {"failed": [str(error), error.rows, error.about], "parameters": parameters(engine)}
     if engine.is_mp_src_rank_with_outputs():
         found["loss"] = output["metrics"]["loss"]
-        found["metrics"] = {name: float(value) for name, value in reduce_metrics(dict(output["metrics"])).items()}
+        found["metrics"] = reduced(output)
     found["parameters"] = parameters(engine)
     if job.get("save"):
         if job.get("shards"):  # asked for from the start, verl would want such weights to begin with
@@ -155,6 +176,21 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         found["loaded"] = parameters(resumed.actor.engine)
         update(resumed, share, ranks=size, temperature=job["temperature"])
         found["updated after loading"] = parameters(resumed.actor.engine)
+    return found
+
+
+def reduced(output: Any) -> dict[str, float]:
+    """Metrics of an update, as verl's driver reduces what micro-batches reported."""
+    return {name: float(value) for name, value in reduce_metrics(dict(output["metrics"])).items()}
+
+
+def trajectory(worker: Any, share: Any, job: dict[str, Any]) -> list[dict[str, float]]:
+    """So many updates on the same rows: of each the metrics, on a rank that has them, and where the parameters are."""
+    engine, start, found = worker.actor.engine, parameters(worker.actor.engine), []
+    for _ in range(job["trajectory"]):
+        output = update(worker, share, ranks=engine.get_data_parallel_size(), temperature=job["temperature"])
+        mine = reduced(output) if engine.is_mp_src_rank_with_outputs() else {}
+        found.append(mine | where(parameters(engine), start))
     return found
 
 
