@@ -84,7 +84,7 @@ def _problem(result: Any) -> str:
     info = result.get("reward_extra_info") or {}
     # Of verl's rate-limited manager, which gives 0 then; a function's own dictionary always has a score.
     if "score" not in info and info.get("timeout") is True:
-        return "has not answered within reward.timeout (verl would count 0)"
+        return "has not answered within +reward.timeout, in seconds (verl would count 0)"
     if "score" not in info and "error" in info:
         return f"has raised an error (verl would count 0): {_one_line(info['error'])}"
     reason = unusable_reward(result["reward_score"])

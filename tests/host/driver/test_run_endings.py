@@ -169,6 +169,19 @@ def test_the_innermost_pass_is_the_one_that_is_named(make, capsys, method, setti
     assert sentence.endswith("There is no earlier checkpoint, so that the run then begins anew.")
 
 
+def test_it_is_so_too_where_the_driver_has_wrapped_the_error(make, capsys):
+    def _compute_ref_log_prob():
+        raise in_a_worker(torch.OutOfMemoryError("CUDA out of memory."))
+
+    def _update_actor():
+        try:
+            _compute_ref_log_prob()
+        except RuntimeError as error:
+            raise RuntimeError("the update failed") from error
+
+    assert "out of memory in _compute_ref_log_prob (" in ended(make(lambda trainer: _update_actor()), capsys)
+
+
 def test_memory_that_is_short_elsewhere_is_said_without_a_setting(make, capsys):
     def fail(trainer):
         raise MemoryError

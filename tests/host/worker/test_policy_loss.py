@@ -9,6 +9,7 @@ import torch
 from fgrpo_plugin.config import FDivergenceConfig
 from fgrpo_plugin.host import metrics
 from fgrpo_plugin.host.metrics import divide_sums
+from fgrpo_plugin.host.replay_rows import NonFiniteUpdate
 from tests.support import micro_batches
 from tests.support.micro_batches import BETA, actor_config, loss_rows, run_loss
 
@@ -93,7 +94,8 @@ def test_what_is_not_finite_is_refused_with_its_row(field, level, bad, monkeypat
 
         monkeypatch.setattr(micro_batches, "row_numbers", one_bad)
     named = "log_prob, ref_log_prob or old_log_prob" if field in ("log_prob", "ref") else "advantages or weights"
-    with pytest.raises(ValueError, match=rf"^{named} is not finite in 1 rows, the first of them \[2\]"):
+    said = rf"^the loss of a mini-batch cannot be computed: {named} is not finite in 1 rows, the first of them \[2\]"
+    with pytest.raises(NonFiniteUpdate, match=said):
         run_loss(rows, actor_config(beta=BETA, level=level), [[2, 3, 4, 5]])
 
 

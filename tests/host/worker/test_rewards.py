@@ -134,7 +134,10 @@ def test_a_function_that_raises_ends_the_run(score, manager):
 def test_an_answer_that_comes_too_late_ends_the_run(score):
     given = ("reward.reward_manager.name=rate_limited", "+reward.timeout=0.05")
     error, told = score("1", *given, name="late")
-    assert isinstance(error, BadReward) and "has not answered within reward.timeout (verl would count 0)" in told
+    assert (
+        isinstance(error, BadReward)
+        and "has not answered within +reward.timeout, in seconds (verl would count 0)" in told
+    )
 
 
 def test_other_algorithms_have_verls_own_treatment(score):
