@@ -131,6 +131,8 @@ class History(RuleBasedStateMachine):
     @initialize(seed=st.integers(0, 3), batch=st.sampled_from((2, 4, 6)))
     def begin(self, seed, batch):
         self.seed, self.batch, self.reference = seed, batch, 0.0
+        other = ReferenceCache(self.cache, {"reference": 0.5})  # of a run before
+        other.add(DATA[:8], [log_prob(row, 0.5) for row in DATA[:8]])
         self.start()
 
     def start(self, *, rows=DATA, seed=None, path=None):
@@ -268,10 +270,9 @@ class History(RuleBasedStateMachine):
 
     @rule()
     def a_file_of_the_cache_comes_from_another_references(self):
-        caches = [folder for folder in self.cache.glob("*") if list(folder.glob("*.safetensors"))]
-        if len(caches) == 2:
-            one, other = caches
-            for file in one.glob("*.safetensors"):
+        caches = [folder for folder in self.cache.glob("*") if folder.is_dir()]
+        for one, other in itertools.permutations(caches, 2):
+            for file in list(one.glob("*.safetensors")):
                 shutil.copy(file, other / file.name)
 
     @rule(old=st.booleans())
