@@ -368,6 +368,7 @@ def test_a_run_record_names_no_home_and_no_secret(home):
     for path in (
         f"{home}/data/x.parquet",
         "https://u:planted@h/x?token=planted#planted",
+        "https://h/x#planted",
         f"hdfs://h/{SECRETS['HF_TOKEN']}",
     ):
         found = public_name(path)
@@ -396,3 +397,21 @@ def test_states_of_an_evaluation_are_safetensors(tmp_path):
     kept.add([prompt_key([1])], np.zeros((1, 2, 3), dtype=np.float32))
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
     assert load_file(next(tmp_path.glob("*.safetensors")))["states"].shape == (1, 2, 3)
+
+
+def test_a_refusal_before_ray_is_text():
+    from fgrpo_plugin.host.shims.config_hook import _exit
+
+    with pytest.raises(SystemExit, match=r"^fgrpo-plugin: column \\x1b\[2J is missing$"):
+        _exit("column \x1b[2J is missing")
+
+
+def test_a_lock_that_somebody_has_laid_as_a_link_makes_no_file(tmp_path, monkeypatch):
+    from fgrpo_plugin.quickstart import processes
+
+    monkeypatch.setattr(processes.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(processes, "other_runs", list)
+    (tmp_path / "fgrpo-quickstart.lock").symlink_to(tmp_path / "elsewhere")
+    with processes.only_run() as alone:
+        assert alone
+    assert not (tmp_path / "elsewhere").exists()
