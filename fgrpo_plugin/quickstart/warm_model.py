@@ -26,6 +26,7 @@ from safetensors.torch import save
 from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
 
 from fgrpo_plugin.folders import write_whole
+from fgrpo_plugin.foreign_text import say
 from fgrpo_plugin.quickstart import hybrid, task
 from fgrpo_plugin.quickstart import model as tiny
 from fgrpo_plugin.quickstart.model import Example, WarmUpResult, build_model, build_tokenizer, success_rates, warm_up
@@ -204,9 +205,8 @@ def _damaged(file: Path, reason: str) -> QuickstartError:
 
 def main() -> None:
     """Make the package's file anew, and print what its header says."""
-    model, tokenizer, result = make(SEED, on_step=lambda step, success: print(f"\r{step} steps, {success:.2f}", end=""))
-    print()
-    print(json.dumps(asdict(write(model, tokenizer, result, SEED, FILE)), indent=2))
+    model, tokenizer, result = make(SEED, on_step=lambda step, success: say(f"{step} steps, {success:.2f}"))
+    say(json.dumps(asdict(write(model, tokenizer, result, SEED, FILE))))
 
 
 if __name__ == "__main__":

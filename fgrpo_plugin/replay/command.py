@@ -11,9 +11,8 @@ def replay(
     float64: Annotated[bool, typer.Option("--float64", help="In double precision, not in the run's.")] = False,
 ) -> None:
     """Compute an update that was not finite again, and name the rows; exit code 1 if it is not finite here either."""
-    from rich.console import Console
-
     from fgrpo_plugin.replay.recompute import replay as recompute
+    from fgrpo_plugin.terminal import Terminal
 
-    if recompute(file, Console(), float64=float64):
+    if recompute(file, Terminal(), float64=float64):
         raise typer.Exit(1)

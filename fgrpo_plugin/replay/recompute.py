@@ -11,8 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from fgrpo_plugin.config import FDivergenceConfig
@@ -20,6 +18,7 @@ from fgrpo_plugin.host.contract import F_GRPO, F_HAL, PREFERENCE_FIELDS, ROW_FIE
 from fgrpo_plugin.host.replay_rows import Saved, unpack
 from fgrpo_plugin.host.worker.policy_loss import f_grpo_policy_loss, f_hal_policy_loss
 from fgrpo_plugin.losses.checks import NotFinite
+from fgrpo_plugin.terminal import Terminal
 
 LOSSES = {F_GRPO: f_grpo_policy_loss, F_HAL: f_hal_policy_loss}
 SHOWN = 20
@@ -116,7 +115,7 @@ def _bad_inputs(given: dict[str, torch.Tensor], mask: torch.Tensor) -> Iterator[
             yield f"{name.removeprefix('f_divergence_')} = {float(given[name])}"
 
 
-def replay(file: Path, console: Console, *, float64: bool = False) -> bool:
+def replay(file: Path, console: Terminal, *, float64: bool = False) -> bool:
     """Print what becomes of a file's update, and return whether it is not finite here either.
 
     Raises:
@@ -131,7 +130,7 @@ def replay(file: Path, console: Console, *, float64: bool = False) -> bool:
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
 
     def say(line: str) -> None:
-        console.print(escape(line), soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
     say(f"{file}: {where}rank {about['rank']}, {len(rows)} rows, loss {about['loss']} ({versions})")
     say(f"in the run: {about['said']}")
@@ -157,7 +156,7 @@ def replay(file: Path, console: Console, *, float64: bool = False) -> bool:
     return False
 
 
-def _print_table(saved: Saved, rows: list[Row], console: Console) -> None:
+def _print_table(saved: Saved, rows: list[Row], console: Terminal) -> None:
     table = Table("row", "kind", "tokens", "a", "w", "r", "loss", "largest slope", "why", "first token ids")
     for row in rows[:SHOWN]:
         numbers = [float(saved.rows[name][row.index]) for name in ROW_FIELDS[:2]]

@@ -23,6 +23,7 @@ def release(tmp_path) -> Path:
     folder = tmp_path / FIXTURE.name
     make_data(str(shutil.copytree(FIXTURE, folder) / "model"))
     shutil.copy(FIXTURE / "model" / "pairs.jsonl", folder / "model")
+    (folder / "latest_checkpointed_iteration.txt").write_text(str(STEPS))  # verl's
     return folder
 
 
@@ -47,7 +48,8 @@ def test_settings_that_are_not_the_checkpoints_are_said(release, capsys):
     resumed = trainer(release, STEPS, f"{F}.beta=0.3", "actor_rollout_ref.actor.optim.lr=5e-6")
     capsys.readouterr()
     resumed._load_checkpoint()
-    others, kept = capsys.readouterr().out.splitlines()
+    goes_on, others, kept = capsys.readouterr().out.splitlines()
+    assert f"continues from {release / SAVED} (step {STEPS}); it has no " in goes_on
     assert others.endswith("from here on: f_divergence.beta: 0.2 -> 0.3")
     assert kept.endswith("actor.optim.lr: 1e-06 -> 5e-06")
 

@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from fgrpo_plugin.processes import end_run, marked_processes
+from fgrpo_plugin.quickstart import alone
 from fgrpo_plugin.quickstart.alone import cleaned_up, only_run
 from fgrpo_plugin.quickstart.options import QuickstartError, QuickstartOptions
 from fgrpo_plugin.quickstart.run import run_quickstart
 from tests.support.marked_tree import start_tree
 
 
-def test_a_second_quick_start_is_refused_before_the_first_has_started_its_host(tmp_path):
+def test_a_second_quick_start_is_refused_before_the_first_has_started_its_host(tmp_path, monkeypatch):
+    monkeypatch.setattr(alone, "other_runs", list)  # other tests' may run beside this
     with only_run() as first:
         assert first
         with pytest.raises(QuickstartError, match="another quick start is running"):

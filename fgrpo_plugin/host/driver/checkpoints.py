@@ -16,6 +16,7 @@ from typing import Any
 from omegaconf import OmegaConf, open_dict
 
 from fgrpo_plugin.folders import write_whole
+from fgrpo_plugin.foreign_text import say
 from fgrpo_plugin.host.settings.record import RECORD_FILE, report_changes, run_record
 from fgrpo_plugin.manifest import MANIFEST, damage, mark_unfinished, read_manifest, write_manifest
 
@@ -141,7 +142,7 @@ def _earlier(folder: Path) -> tuple[int, ...]:
 
 
 def _say(line: str) -> None:
-    print(f"fgrpo-plugin: {line}", flush=True)
+    say(f"fgrpo-plugin: {line}")
 
 
 class Checkpoints:

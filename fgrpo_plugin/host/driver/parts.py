@@ -52,6 +52,8 @@ def _queue(config: Any) -> dict[str, list[Any]]:
     """Controller and storage of TransferQueue, by which the parts hand rows to one another."""
     import ray
 
+    if not ray.is_initialized():  # else asking for an actor would start a Ray
+        return {}
     units = OmegaConf.select(config, "transfer_queue.backend.SimpleStorage.num_data_storage_units") or 0
     wanted: dict[str, list[tuple[str, str | None]]] = {
         "queue controller": [("TransferQueueController", "transfer_queue")],

@@ -4,7 +4,6 @@ little memory."""
 import contextlib
 import errno
 import shutil
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from fgrpo_plugin.folders import write_whole
+from fgrpo_plugin.foreign_text import say
 from fgrpo_plugin.host.replay_rows import MEGATRONS_CHECK, NonFiniteUpdate, pack
 
 FAILED = "failed"
@@ -48,7 +48,7 @@ class RunEndings:
             sentence = explained(error, self.config, self.global_steps)
             if sentence is None:
                 raise
-            print(f"fgrpo-plugin: {sentence}", file=sys.stderr, flush=True)
+            say(f"fgrpo-plugin: {sentence}", error=True)
             raise RunEnded(sentence) from error
 
 

@@ -4,6 +4,8 @@ import statistics
 import threading
 import time
 
+from fgrpo_plugin.foreign_text import say
+
 SLOW, LEAST_SECONDS, LEAST_STEPS = 5.0, 60.0, 3
 """A step is slow beyond so many times the median of those before it, and beyond so many seconds, once there are so many
 steps. The median and no fixed time: a step of a large model may take ten minutes."""
@@ -57,8 +59,7 @@ def slow_after(seconds: list[float]) -> float | None:
 
 def say_slow(step: int, seconds: float, median: float) -> None:
     """Say that a step is slow."""
-    print(
+    say(
         f"fgrpo-plugin: WARNING: step {step} has taken {seconds:.0f} s so far, where the median is {median:.0f} s; no "
-        "part of the run has died, and it goes on.",
-        flush=True,
+        "part of the run has died, and it goes on."
     )

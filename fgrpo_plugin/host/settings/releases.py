@@ -5,6 +5,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from fgrpo_plugin.foreign_text import say
 from fgrpo_plugin.pinned import VERL
 
 
@@ -25,11 +26,10 @@ def check_release(config: Any, *, rolls_out: bool) -> None:
         )
     filtering = OmegaConf.select(config, "algorithm.filter_groups")
     if filtering is not None and filtering.enable and filtering.metric == "reward" and not filters_by_own_reward():
-        print(
+        say(
             f"fgrpo-plugin: WARNING: algorithm.filter_groups.metric=reward: verl {version('verl')} takes the number "
             "`reward` that the reward function reports, and ends the run where it reports none; name another that it "
-            f"reports, such as acc, or install verl=={VERL}.",
-            flush=True,
+            f"reports, such as acc, or install verl=={VERL}."
         )
 
 

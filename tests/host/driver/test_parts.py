@@ -23,6 +23,7 @@ def trainer(monkeypatch):
         raise ValueError(name)
 
     monkeypatch.setattr(ray, "get_actor", get_actor)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
     workers = SimpleNamespace(workers=several("actor"))
     judges = [SimpleNamespace(servers=[f"judge{number}"]) for number in range(2)]
     return SimpleNamespace(
@@ -56,6 +57,12 @@ def test_what_a_run_has_not_is_not_watched(trainer, monkeypatch):
     assert set(parts_of(trainer, None)) == {
         "actor worker 0", "actor worker 1", "reward loop worker 0", "reward loop worker 1"
     }  # fmt: skip
+
+
+def test_where_no_ray_runs_none_is_started(trainer, monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "get_actor", None)
+    assert not any("queue" in name for name in parts_of(trainer, None))
 
 
 def test_servers_alone_have_an_engine():

@@ -6,6 +6,7 @@ do, and run its loss on log-probs that are a function of the tokens.
 
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -214,7 +215,7 @@ def test_a_resumed_run_says_which_settings_its_checkpoint_had_otherwise(make, tm
     if mode == "resume_path":
         where = [f"trainer.resume_mode={mode}", f"trainer.resume_from_path={tmp_path / 'run' / 'global_step_1'}"]
     trainer, workers = make("sync", 1, estimator, f"trainer.default_local_dir={tmp_path / 'run'}")
-    workers.save_checkpoint = workers.load_checkpoint = lambda *given, **more: None
+    workers.save_checkpoint = lambda folder, *given, **more: Path(folder).mkdir()
     loader = SimpleNamespace(state_dict=dict, load_state_dict=lambda state: None)
     trainer.use_critic, trainer.train_dataloader = False, loader
     trainer._save_checkpoint()
