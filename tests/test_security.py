@@ -407,11 +407,11 @@ def test_a_refusal_before_ray_is_text():
 
 
 def test_a_lock_that_somebody_has_laid_as_a_link_makes_no_file(tmp_path, monkeypatch):
-    from fgrpo_plugin.quickstart import processes
+    from fgrpo_plugin.quickstart import alone as lock
 
-    monkeypatch.setattr(processes.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(processes, "other_runs", list)
+    monkeypatch.setattr(lock.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(lock, "other_runs", list)
     (tmp_path / "fgrpo-quickstart.lock").symlink_to(tmp_path / "elsewhere")
-    with processes.only_run() as alone:
+    with lock.only_run() as alone:
         assert alone
     assert not (tmp_path / "elsewhere").exists()
