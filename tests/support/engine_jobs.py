@@ -42,7 +42,7 @@ EXPERTS = {
 OPTIMISERS = {
     # The step is the gradient itself: a wrong scale of the loss shows, which Adam's first step and clipping hide.
     "sgd": {"optimizer": "SGD", "lr": 0.05, "weight_decay": 0.0, "clip_grad": 1e6},
-    # Fifty steps on the same rows, which shall not jump about.
+    # Of fifty steps on the same rows.
     "sgd slow": {"optimizer": "SGD", "lr": 0.02, "weight_decay": 0.0, "clip_grad": 1e6},
     # verl's optimiser and clipping. Adam's first step is lr g / (|g| + eps): where |g| is rounding noise, the
     # default eps of 1e-8 turns it into a full step of random sign. This eps lies above the noise, which is 1e-7.
@@ -201,7 +201,7 @@ def run_jobs(jobs: list[dict], folder: Path) -> dict[str, list[dict]]:
         ) as process,
     ):
         try:
-            failed = process.wait(timeout=900)
+            failed = process.wait(timeout=3000)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise

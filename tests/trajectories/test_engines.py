@@ -31,7 +31,7 @@ SPLITS = {
 TENSOR_PARALLEL = "actor_rollout_ref.actor.megatron.tensor_model_parallel_size=2"
 MEGATRON = "Megatron, tensor parallel"
 PRESETS = ("stable", "paper", "released")
-SEEN_IN = 5
+SEEN_IN = 10
 # loss, name -> what its halves are multiplied by, for so many updates
 MISTAKES = {
     ("f_grpo", "on-policy half"): {"on_policy": 1.001},
