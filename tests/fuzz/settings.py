@@ -140,7 +140,7 @@ def settings_of(data: bytes) -> tuple[str, dict[str, Any]]:
             given = json.loads(data)
             return str(given["base"]), dict(given["settings"])
         except (ValueError, KeyError, TypeError, RecursionError):
-            return "f_grpo", {}
+            pass  # a mutation of a seed that is no JSON any more: choices like any other bytes
     choices = Choices(data)
     base, found = choices.of(tuple(BASES)), {}
     for _ in range(1 + choices.below(4)):

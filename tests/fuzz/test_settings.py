@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz import settings
 from tests.fuzz.settings import BASES, OWN, named, run, settings_of
 
 SEEDS = sorted(path for path in (Path(__file__).parent / "seeds_settings").iterdir() if path.is_file())
@@ -32,7 +31,7 @@ def test_a_refusal_that_names_nothing_and_another_error_are_faults(monkeypatch):
 
         monkeypatch.setattr(switch, "complete", complete)
         with pytest.raises((AssertionError, KeyError)):
-            run(b"{}")
+            run(json.dumps({"base": "f_grpo", "settings": {}}).encode())
 
 
 def test_what_is_accepted_and_a_loss_does_not_take_is_a_fault(monkeypatch):
@@ -50,7 +49,8 @@ def test_bytes_stand_for_settings_of_ours_and_of_verls():
     names = {name for _, some in given for name in some}
     assert names & set(OWN) and names & (set(named()) - set(OWN))
     assert {"trainer.v1.trainer_mode", "data.train_batch_size", "actor_rollout_ref.ref"} <= set(named())
-    assert settings_of(b'{"base": 1}') == ("f_grpo", {}) and settings.settings_of(b"{") == ("f_grpo", {})
+    assert settings_of(b'{"base": "static", "settings": {"data.seed": 1}}') == ("static", {"data.seed": 1})
+    assert settings_of(b'{"base": 1}') == settings_of(bytearray(b'{"base": 1}')) and settings_of(b'{"base": 1}')[1]
 
 
 def test_random_settings_are_accepted_or_refused_by_name():

@@ -33,6 +33,7 @@ from fgrpo_plugin.preference.token_rows import TokenRow, TokenRows
 
 DATA = [TokenRow([1], [i + 2] * (i % 3 + 1), i < 7, None, f"f: row {i}") for i in range(12)]  # 7 D+, 5 D-
 OTHER_DATA = [*DATA[:-1], TokenRow([1], [99], False, None, "f: row 11")]
+WAYS = st.sampled_from(("flip", "cut", "empty", "remove", "other"))
 CONFIG = OmegaConf.create(
     {
         "actor_rollout_ref": {
@@ -117,9 +118,9 @@ class History(RuleBasedStateMachine):
         self.patches = contextlib.ExitStack()
         patch = pytest.MonkeyPatch()
         self.patches.callback(patch.undo)
-        replace, fsync, unlink = os.replace, os.fsync, Path.unlink
+        replace, unlink = os.replace, Path.unlink
         patch.setattr(folders.os, "replace", lambda *names: (fails.at("replace"), replace(*names)))
-        patch.setattr(folders.os, "fsync", lambda number: (fails.at("fsync"), fsync(number)))
+        patch.setattr(folders.os, "fsync", lambda number: fails.at("fsync"))  # the disk itself is not asked to
         dead = lambda: fails.left is not None and fails.left < 0  # noqa: E731  (who is dead tidies up nothing)
         patch.setattr(Path, "unlink", lambda file, **more: None if dead() else unlink(file, **more))
         self.patches.callback(shutil.rmtree, self.home, ignore_errors=True)
@@ -173,10 +174,21 @@ class History(RuleBasedStateMachine):
         return True
 
     running = precondition(lambda self: self.trainer is not None)
-    stopped = precondition(lambda self: self.trainer is None)
 
     @running
-    @rule(after=st.none() | st.integers(0, 3), ranks=st.sampled_from((1, 2)))
+    @rule(
+        ranks=st.lists(st.sampled_from((1, 2)), min_size=1, max_size=3),
+        step_dies=st.none() | st.none() | st.integers(0, 3),
+        save_dies=st.none() | st.none() | st.integers(0, 12),
+    )
+    def train(self, ranks, step_dies, save_dies):
+        """A few steps and a checkpoint; killed in the first step, in the save, or not at all."""
+        for number, count in enumerate(ranks):
+            if self.trainer is not None:
+                self.step(step_dies if number == 0 else None, count)
+        if self.trainer is not None:
+            self.save(save_dies)
+
     def step(self, after, ranks):
         """A training step: draw, look up or compute the reference's log-probs, keep them."""
         source, computed = self.trainer.preferences, []
@@ -200,9 +212,13 @@ class History(RuleBasedStateMachine):
             assert all(row.digest in before or row in computed for row in rows)
             self.trainer.global_steps += 1
             self.drawn.append(indices)
+            if any(row.digest not in before for row in rows):  # not computed again alone: kept
+                self.no_old_part_in(source._open_cache().folder)
 
-    @precondition(lambda self: self.trainer is not None and self.trainer.global_steps > 0)
-    @rule(after=st.none() | st.integers(0, 12))
+    def no_old_part_in(self, folder):
+        parts = [file for file in folder.iterdir() if is_part(file)]
+        assert all(time.time() - file.stat().st_mtime < 3600 for file in parts), "killed writers' parts accumulate"
+
     def save(self, after):
         """A checkpoint of verl's and ours; killed in the middle it is never loaded, nor what it was written over."""
         step = self.trainer.global_steps
@@ -211,6 +227,7 @@ class History(RuleBasedStateMachine):
             self.contents[step] = self.files_of(step) if whole else None
             if whole:
                 self.saved[step] = list(self.drawn)
+                self.no_old_part_in(self.run / f"global_step_{step}")
 
     def files_of(self, step):
         files = (self.run / f"global_step_{step}").rglob("*")
@@ -228,28 +245,22 @@ class History(RuleBasedStateMachine):
 
     @running
     @rule()
-    def crash(self):
-        self.trainer = None
-
-    @running
-    @rule()
     def another_batch_size(self):
         self.batch = {2: 4, 4: 6, 6: 2}[self.batch]
         self.trainer.preferences.batch_size = self.batch
 
-    @stopped
-    @rule(reference=st.sampled_from((0.0, 0.5)))
-    def another_reference(self, reference):
-        self.reference = reference
+    @precondition(lambda self: self.saved)
+    @rule(which=st.integers(0, 50), way=WAYS, place=st.integers(0, 10**6), last=st.booleans())
+    def damage_a_checkpoint(self, which, way, place, last):
+        """A file of a checkpoint, or verl's tracker, is damaged on the disk."""
+        self.damage(self.run / f"global_step_{max(self.saved)}" if last else self.run, which, way, place)
 
-    @rule(
-        which=st.integers(0, 50),
-        way=st.sampled_from(("flip", "cut", "empty", "remove", "other")),
-        place=st.integers(0, 10**6),
-    )
-    def damage(self, which, way, place):
-        """A file of a checkpoint or of the cache is damaged on the disk."""
-        files = sorted(file for part in (self.run, self.cache) for file in part.rglob("*") if file.is_file())
+    @rule(which=st.integers(0, 50), way=WAYS, place=st.integers(0, 10**6))
+    def damage_the_cache(self, which, way, place):
+        self.damage(self.cache, which, way, place)
+
+    def damage(self, folder, which, way, place):
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
         files = [file for file in files if file.name not in (MANIFEST, "hashes.json") and not is_part(file)]
         if not files:
             return
@@ -284,10 +295,10 @@ class History(RuleBasedStateMachine):
             if old:
                 os.utime(part, (time.time() - 7200,) * 2)
 
-    @stopped
-    @rule()
-    def resume(self):
-        """Go on from the newest whole checkpoint, whatever was damaged."""
+    @rule(reference=st.sampled_from((0.0, 0.5)))
+    def resume(self, reference):
+        """The process ends, and another goes on from the newest whole checkpoint, whatever was damaged."""
+        self.reference = reference
         try:
             said = self.start()
         except ValueError as reason:
@@ -296,7 +307,6 @@ class History(RuleBasedStateMachine):
             return self.begin_anew()
         self.went_on_from(self.trainer.global_steps, said)
 
-    @stopped
     @precondition(lambda self: self.saved)
     @rule(which=st.integers(0, 20))
     def resume_from(self, which):
@@ -309,7 +319,6 @@ class History(RuleBasedStateMachine):
             return
         self.went_on_from(step, said)
 
-    @stopped
     @precondition(lambda self: self.saved)
     @rule(which=st.sampled_from(("seed", "data")))
     def resume_with_another(self, which):
@@ -330,6 +339,8 @@ class History(RuleBasedStateMachine):
     def went_on_from(self, step, said):
         """What was loaded is a checkpoint that was whole, and the timeline is the one that it was saved in."""
         newest = tracked_step(self.run)
+        if newest in self.saved and newest not in self.spoilt | self.uncertain and not self.asked:
+            assert step == newest, "a whole checkpoint was passed over"
         if newest in self.spoilt and not self.asked:
             assert f"global_step_{newest} is not loaded: " in said, said
         if step == 0:
@@ -383,7 +394,7 @@ class History(RuleBasedStateMachine):
 
 History.TestCase.settings = settings(
     max_examples=20,
-    stateful_step_count=30,
+    stateful_step_count=25,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),
