@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
 from fgrpo_plugin.export.dcp_metadata import PlainReader
 
@@ -35,6 +36,18 @@ def test_torchs_own_index_is_read_and_its_weights_are_the_same(saved):
     found = {"a": torch.zeros(2, 3), "b": torch.zeros(4, dtype=torch.bfloat16)}
     dcp.load(found, storage_reader=ours, no_dist=True)
     assert torch.equal(found["a"], state["a"]) and torch.equal(found["b"], state["b"])
+
+
+def test_an_index_with_the_plans_of_its_ranks_is_read(saved):
+    """As Megatron writes it."""
+    folder, state = saved
+    index = dcp.FileSystemReader(folder).read_metadata()
+    planner = DefaultSavePlanner()
+    planner.set_up_planner(state, is_coordinator=True)
+    index.all_local_plans = dcp.FileSystemWriter(folder).prepare_global_plan([planner.create_local_plan()])
+    (folder / ".metadata").write_bytes(pickle.dumps(index))
+    plans = PlainReader(folder).read_metadata().all_local_plans
+    assert plans == index.all_local_plans and plans[0].items and plans[0].storage_data is not None
 
 
 @pytest.mark.parametrize("call", [os.mkdir, eval, getattr, torch.load])
