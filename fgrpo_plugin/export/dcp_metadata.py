@@ -50,7 +50,7 @@ class PlainReader(FileSystemReader):
         """
         with self.fs.create_stream(self._get_metadata_path(kwargs.get("rank")), "rb") as file:
             found = _Index(file).load()
-        if not isinstance(found, Metadata):
+        if not hasattr(found, "state_dict_metadata"):  # Megatron has had a class of its own for it
             raise pickle.UnpicklingError("its .metadata is no index of a checkpoint")
         found.storage_meta = getattr(found, "storage_meta", None) or StorageMeta()
         found.storage_meta.load_id = self.load_id

@@ -50,6 +50,16 @@ def test_an_index_with_the_plans_of_its_ranks_is_read(saved):
     assert plans == index.all_local_plans and plans[0].items and plans[0].storage_data is not None
 
 
+def test_an_index_of_megatrons_own_class_is_read(saved):
+    """Megatron 0.15 wrote it."""
+    module = pytest.importorskip("megatron.core.dist_checkpointing.strategies.torch")
+    folder, _ = saved
+    index = module.MCoreMetadata()
+    vars(index).update(vars(dcp.FileSystemReader(folder).read_metadata()), mcore_data={"a": {"shape": (2, 3)}})
+    (folder / ".metadata").write_bytes(pickle.dumps(index))
+    assert PlainReader(folder).read_metadata().state_dict_metadata == index.state_dict_metadata
+
+
 @pytest.mark.parametrize("call", [os.mkdir, eval, getattr, torch.load])
 def test_what_an_index_would_run_is_refused_and_not_run(saved, call, tmp_path):
     folder, _ = saved
