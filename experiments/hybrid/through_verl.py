@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fgrpo_plugin.quickstart.options import QuickstartOptions
 from fgrpo_plugin.quickstart.run import run_quickstart
+from fgrpo_plugin.terminal import Terminal
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
@@ -78,7 +78,7 @@ def main(
     ),
 ) -> None:
     """Make the runs and the table, and say whether they agree with the lab."""
-    console = Console()
+    console = Terminal()
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     for value in [] if report_only else LAMBDAS if lam is None else (lam,):
         run = folder / f"lam{value:g}"

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fgrpo_plugin.quickstart.options import QuickstartOptions
 from fgrpo_plugin.quickstart.run import run_quickstart
 from fgrpo_plugin.quickstart.summary import draw, read_metrics, rewards
+from fgrpo_plugin.terminal import Terminal
 
 ROOT = Path(__file__).parents[2]
 DIVERGENCES = ("pearson", "jensen_shannon", "kl")
@@ -75,7 +75,7 @@ def default_folder() -> Path:
     return ROOT / "runs" / f"matrix-{commit()}"
 
 
-def run_matrix(folder: Path, wanted: Iterable[Cell], console: Console) -> dict[Cell, dict]:
+def run_matrix(folder: Path, wanted: Iterable[Cell], console: Terminal) -> dict[Cell, dict]:
     """Make the missing runs, one at a time, record each, and return every summary.
 
     The warmed-up model depends on the seed alone, so each seed's first run makes it and the others take it as MODEL.
@@ -112,7 +112,7 @@ def main(
     """Make the runs and the documents."""
     if not report_only:
         wanted = [cell for cell in cells() if not only or cell.folder in only.split(",")]
-        run_matrix(folder or default_folder(), wanted, Console())
+        run_matrix(folder or default_folder(), wanted, Terminal())
     write_report()
 
 

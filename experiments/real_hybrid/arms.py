@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from experiments.real_hybrid.page import STEPS, learned, write_page
 from experiments.real_hybrid.reward import compute_score
@@ -35,6 +34,7 @@ from fgrpo_plugin.quickstart.task import write_parquet
 from fgrpo_plugin.quickstart.training import PATIENCE_SECONDS, interruptible, train
 from fgrpo_plugin.realmodel.model import smollm2
 from fgrpo_plugin.realmodel.problems import Problem
+from fgrpo_plugin.terminal import Terminal
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
@@ -167,7 +167,7 @@ def verl_command(arm: Arm, rate: float, seed: int, run: Path, inputs: Inputs, ra
     return [sys.executable, "-m", "verl.trainer.main_ppo", *words]
 
 
-def make(arm: Arm, rate: float, seed: int, folder: Path, console: Console) -> dict[str, Any]:
+def make(arm: Arm, rate: float, seed: int, folder: Path, console: Terminal) -> dict[str, Any]:
     """One run, from what is missing of its inputs to its result."""
     run = folder / arm.name(rate, seed)
     lines = Lines(console)
@@ -243,7 +243,7 @@ def main(
     report_only: Annotated[bool, typer.Option("--report-only")] = False,
 ) -> None:
     """Make the missing runs, and the page."""
-    console = Console()
+    console = Terminal()
     while not report_only and most > 0:
         runs = list(wanted(read(RESULTS)))
         if only:
@@ -252,7 +252,7 @@ def main(
         if not runs:
             break
         name, measured = runs[0][0].name(*runs[0][1:]), commit()
-        console.print(f"{name}: {len(runs)} runs are missing", markup=False)
+        console.print(f"{name}: {len(runs)} runs are missing")
         record(RESULTS, name, make(*runs[0], folder.absolute(), console), measured)
         write_page(read(RESULTS), HERE)
         if committed:

@@ -7,14 +7,15 @@ import statistics
 
 import pytest
 from matrix import CONTROL_STEPS, DIVERGENCES, Cell, cells, default_folder, run_matrix, write_report
-from rich.console import Console
+
+from fgrpo_plugin.terminal import Terminal
 
 pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
 def summaries() -> dict[Cell, dict]:
-    made = run_matrix(default_folder(), cells(), Console())
+    made = run_matrix(default_folder(), cells(), Terminal())
     write_report()
     return made
 
