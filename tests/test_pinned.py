@@ -19,7 +19,7 @@ PAGES = [
     ROOT / "patches/README.md",
 ]
 PAGES += (ROOT / "patches/pull_requests").glob("*.md")
-WITH_OTHERS = ("upgrading.md", "support.md", "versions.md")
+WITH_OTHERS = ("upgrading.md", "support.md", "testing.md", "versions.md")
 # Labels of hashes: they stay what they are when the pinned release is raised.
 LABELS = "host/contract.py"
 
