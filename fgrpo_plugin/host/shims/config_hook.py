@@ -5,7 +5,6 @@ reference policy is needed. The patched verl calls registered configuration hook
 """
 
 import importlib.util
-import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -15,7 +14,7 @@ from typing import Any, NoReturn
 
 from fgrpo_plugin.foreign_text import printable
 from fgrpo_plugin.host.shims import require_replaced
-from fgrpo_plugin.leftovers import mark_this_process, watch_for
+from fgrpo_plugin.leftovers import watch_this_process
 
 ENTRY_POINT = "verl/trainer/main_ppo.py"
 HOOK = "register_config_hook"
@@ -70,7 +69,7 @@ def complete_or_exit(config: Any) -> None:
             complete(config)
         except ValueError as error:
             _exit(str(error))
-        watch_for(os.getpid(), mark_this_process())
+        watch_this_process()
 
 
 def _is_ours(config: Any) -> bool:
