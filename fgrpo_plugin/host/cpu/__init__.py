@@ -1,7 +1,8 @@
 """A platform that lets the stock verl run without an accelerator.
 
 What verl offers an extension point for is registered: the platform, the engines, the worker extension, the
-distribution's metadata. `gloo` and `sampler` wrap functions of verl; `attention` stands in for the flash kernel.
+distribution's metadata. `gloo` and `sampler` wrap functions of verl, `inspection` one of vLLM; `attention` stands
+in for the flash kernel.
 """
 
 from functools import cache
@@ -10,12 +11,13 @@ import wrapt
 
 from fgrpo_plugin.host.cpu import package_metadata
 
-# module of verl -> what to call with it once it is imported
+# module of verl or vLLM -> what to call with it once it is imported
 _HOOKS = {
     "verl.plugin.platform.platform_manager": "fgrpo_plugin.host.cpu.platform:register",
     "verl.utils.distributed": "fgrpo_plugin.host.cpu.gloo:register",
     "verl.models.transformers.monkey_patch": "fgrpo_plugin.host.cpu.attention:register",
     "verl.trainer.ppo.v1.replay_buffer": "fgrpo_plugin.host.cpu.sampler:register",
+    "vllm.model_executor.models.registry": "fgrpo_plugin.host.cpu.inspection:register",
     "verl.workers.engine.fsdp.transformer_impl": "fgrpo_plugin.host.cpu.fsdp:register",
     "verl.workers.engine.megatron.transformer_impl": "fgrpo_plugin.host.cpu.megatron:register",
 }
