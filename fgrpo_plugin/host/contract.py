@@ -123,6 +123,12 @@ USED_SOURCES: dict[str, dict[str, str]] = {
         "16f25f1081e0fddc377b8e8357a3b4504c38edc91e5f1eeb5ec8f0f15cf9ee31": "verl 0.9.1",
         "1b4eb3169b46779a04bc056aa20d4d5074d69ea7e29c44e5947a457c01fb947e": "verl 0.9.0 and main at 1dda039b9",
     },
+    "verl.experimental.reward_loop.reward_loop:RewardLoopWorker.compute_score": {
+        "163c1ca0102cfb2dc8e02cf4dc994feb6a154bb22a019d01736fce5607dc7649": "verl 0.9.1",
+    },
+    "verl.workers.engine.base:BaseEngine.train_batch": {
+        "dd5e7dba6b8f69b5955685c20823674199e24ba8395f9309f770f575c8bf2d66": "verl 0.9.1",
+    },
     "verl.workers.engine_workers:TrainingWorker.train_mini_batch": {
         "02b50b03fe7d8d29596ccbd41e5d3907d80a566666dc0106fbf54fc886d6601a": "verl 0.9.1",
         "6aaa8b26d190dc7efee5b0ee66990505539c8e39f2139c302c9952da7446010a": "verl 0.9.0",
