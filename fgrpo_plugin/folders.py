@@ -24,6 +24,18 @@ _SHARD = re.compile(r"(.+?)[-_.]\d+[-_.]of[-_.]\d+")
 _SIDE_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with the home folder in place of `~`.
+
+    Raises:
+        ValueError: nobody knows that folder: no user has the name, or HOME is not set and the user has no name.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{path}: the home folder that it names is not known; write the whole path") from None
+
+
 def files_of(
     source: str,
     split: str = "train",
@@ -45,7 +57,7 @@ def files_of(
         ValueError: the folder holds no data files, files of several kinds, several splits that only a guess could tell
             apart, or other splits than that one.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     if not path.is_dir() or is_saved(path):
         return [source]
     if config is not None and (path / config).is_dir():
@@ -99,7 +111,7 @@ def split_of(file: Path) -> str | None:
 
 def identity(source: str, split: str, config: str | None = None) -> set[str]:
     """Names of the data, equal where the data are: the files behind a file or folder; name and split of a dataset."""
-    path = Path(source).expanduser()
+    path = expanded(source)
     if not path.exists() and not looks_like_a_path(source):
         return {f"{source}|{config}|{split}"}
     if path.is_dir() and is_saved(path):
@@ -109,7 +121,7 @@ def identity(source: str, split: str, config: str | None = None) -> set[str]:
         files = files_of(source, split, config)
     except ValueError:  # what is wrong with it is said where it is read
         files = [*map(str, _data_files(path)), source]
-    return {str(Path(file).expanduser().resolve()) for file in files}
+    return {str(expanded(file).resolve()) for file in files}
 
 
 def has_splits(path: Path) -> bool:

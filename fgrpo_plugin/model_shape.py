@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
+
+from fgrpo_plugin.folders import expanded
 
 ARCHITECTURES = ("llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
 
@@ -185,7 +186,7 @@ def find_model(model: str) -> ModelShape:
     Raises:
         ValueError: it is neither; the message says how to describe it.
     """
-    path = Path(model).expanduser()
+    path = expanded(model)
     if path.is_dir():
         path = path / "config.json"
         if not path.is_file():

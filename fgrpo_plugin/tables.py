@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fgrpo_plugin.folders import COMPRESSIONS, ENDINGS, is_saved, kind_ending, looks_like_a_path
+from fgrpo_plugin.folders import COMPRESSIONS, ENDINGS, expanded, is_saved, kind_ending, looks_like_a_path
 
 HOST_ENDINGS = (".parquet", ".json", ".jsonl")
 """What verl reads prompts from, and `columns` and `rows` read."""
@@ -101,8 +101,8 @@ def load(
     Raises:
         ValueError: the reason.
     """
-    path = Path(source).expanduser()
     with _one_reason():
+        path = expanded(source)
         if path.is_file():
             _check_ending(path, tuple(ENDINGS))
             table = _file_table(path)

@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -184,3 +185,19 @@ def test_what_a_killed_writer_has_left_is_removed_once_it_is_old(tmp_path):
     folders.write_whole(tmp_path / "state", b"new")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([young.name, ".keep", "state"])
     assert folders.is_part(young) and not folders.is_part(other)
+
+
+def test_a_home_folder_that_nobody_knows_is_a_reason(monkeypatch):
+    import pwd
+
+    with pytest.raises(ValueError, match=r"^~nosuchuser/x: the home folder that it names is not known"):
+        folders.expanded("~nosuchuser/x")
+
+    def no_name(number):
+        raise KeyError(number)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", no_name)
+    with pytest.raises(ValueError, match=r"^~/x: the home folder that it names is not known; write the whole path$"):
+        folders.files_of("~/x")
+    assert folders.expanded("x/~") == Path("x/~")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fgrpo_plugin import tables
+from fgrpo_plugin.folders import expanded
 
 _MATH = "DigitalLearningGmbH/MATH-lighteval"
 _GSM8K = "openai/gsm8k"  # verl's rule for a number behind "####"
@@ -142,9 +143,9 @@ def prepare(
     known = MATH_SETS[name]
     if split is not None and split not in known.splits:
         raise ValueError(f"--split={split}: {name} has {' and '.join(known.splits)}.")
-    one_file = source is not None and Path(source).expanduser().is_file()
+    one_file = source is not None and expanded(source).is_file()
     splits = (split,) if split else known.splits[:1] if one_file else known.splits
-    return [_prepare(name, known, part, output.expanduser(), source, earns_full_reward) for part in splits]
+    return [_prepare(name, known, part, expanded(output), source, earns_full_reward) for part in splits]
 
 
 def _prepare(

@@ -12,7 +12,7 @@ from fgrpo_plugin.eval.kept import Chats, Responses
 from fgrpo_plugin.eval.sampling import Engine, Sampling, responses
 from fgrpo_plugin.eval.scores import markdown
 from fgrpo_plugin.eval.server import server_responses
-from fgrpo_plugin.folders import write_whole
+from fgrpo_plugin.folders import expanded, write_whole
 from fgrpo_plugin.terminal import Terminal
 
 Models = Annotated[
@@ -105,7 +105,7 @@ def check_folder(model: str, setting: str, server_setting: str | None, *, has_te
     """
     from fgrpo_plugin.host.settings.inputs import check_model, load_tokenizer  # with omegaconf: not at every start
 
-    path = Path(model).expanduser()
+    path = expanded(model)
     if not path.is_dir():
         elsewhere = f", or {server_setting}" if server_setting else ""
         raise ValueError(f"{setting} {model}: there is no such folder; give a local Hugging Face folder{elsewhere}.")
@@ -119,7 +119,7 @@ def sampler(server: str | None, how: Sampling, engine: Engine) -> Sampler:
     def sample(model: str, chats: Chats, file: Path, follow: Progress) -> Responses:
         if server is not None:
             return server_responses(server, model, chats, file, how, on_progress=follow)
-        folder = Path(model).expanduser().absolute()
+        folder = expanded(model).absolute()
         return responses(folder, chats, file, how, engine=engine, on_progress=follow)
 
     return sample

@@ -22,7 +22,7 @@ from fgrpo_plugin.eval.separation_report import (
     notes,
     settings_line,
 )
-from fgrpo_plugin.folders import write_whole
+from fgrpo_plugin.folders import expanded, write_whole
 from fgrpo_plugin.foreign_text import without_private
 from fgrpo_plugin.progress import Follow, Lines, follower, progress_bars
 from fgrpo_plugin.terminal import Terminal
@@ -94,7 +94,7 @@ def _measured(
 
     from fgrpo_plugin.eval.hidden_states import hidden_states, kept_states, rendered
 
-    folders = {name: Path(model).expanduser().absolute() for name, model in named.items()}
+    folders = {name: expanded(model).absolute() for name, model in named.items()}
     chats = [*kinds["safe"], *kinds["harmful"]]
     prompts = {name: rendered(folder, chats, chat_template) for name, folder in folders.items()}  # each, before weights
     for name, ids in prompts.items():

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from fgrpo_plugin.folders import expanded
 from fgrpo_plugin.host.driver.checkpoints import STEP, TRACKER, checkpoint_folders, tracked_step
 from fgrpo_plugin.host.settings.record import RECORD_FILE
 from fgrpo_plugin.manifest import damage
@@ -52,7 +53,7 @@ def find_checkpoint(run: Path, step: int | None = None) -> Checkpoint:
     Raises:
         ValueError: there is none, or it is not whole; one sentence with the remedy.
     """
-    given = Path(run).expanduser()
+    given = expanded(run)
     if not given.is_dir():
         raise ValueError(
             f"RUN={run}: there is no such folder; name a run's checkpoint folder (trainer.default_local_dir), a "

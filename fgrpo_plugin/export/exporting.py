@@ -13,6 +13,7 @@ from fgrpo_plugin.export.lora import Adapter, adapter_of, is_adapters, merge, re
 from fgrpo_plugin.export.megatron import load_shards
 from fgrpo_plugin.export.model_folder import check_names, copy_rest, empty_model, linear_modules, write_model
 from fgrpo_plugin.export.weights import State, load_model, load_rank_files
+from fgrpo_plugin.folders import expanded
 from fgrpo_plugin.foreign_text import say
 from fgrpo_plugin.host.settings.inputs import TOKENIZER_FILES
 from fgrpo_plugin.host.settings.record import public_name
@@ -53,11 +54,11 @@ def export_run(
         ValueError: bad input; one sentence that names the setting and the remedy.
         OSError: the disk.
     """
-    output = Path(output).expanduser().absolute()
+    output = expanded(output).absolute()
     if dtype is not None and dtype not in get_args(Dtype):
         raise ValueError(f"--dtype={dtype}: choose one of {', '.join(get_args(Dtype))}.")
     checkpoint = find_checkpoint(run, step)
-    base_folder = Path(base_model).expanduser() if base_model else None
+    base_folder = expanded(base_model) if base_model else None
     local = base_folder is not None and base_folder.exists()
     kept = [checkpoint.actor, *([base_folder] if base_folder is not None and local else [])]
     refuse_target(output, overwrite=overwrite, keep=kept)
@@ -132,7 +133,7 @@ def _local(model: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if (folder / "config.json").is_file():
         return folder
     if folder.exists() or model.startswith(("/", ".", "~")):

@@ -7,6 +7,8 @@ import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from fgrpo_plugin.folders import expanded
+
 _MODEL = ("config.json", "adapter_config.json")
 
 
@@ -23,7 +25,7 @@ def new_folder(target: Path, *, overwrite: bool, keep: Iterable[Path] = ()) -> I
         ValueError: the name is taken; one sentence with the remedy.
         OSError: it cannot be written.
     """
-    target = target.expanduser().absolute()
+    target = expanded(target).absolute()
     refuse_target(target, overwrite=overwrite, keep=keep)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
@@ -46,7 +48,7 @@ def new_folder(target: Path, *, overwrite: bool, keep: Iterable[Path] = ()) -> I
 
 def refuse_target(target: Path, *, overwrite: bool, keep: Iterable[Path] = ()) -> None:
     """Raise `new_folder`'s ValueError, before anything is read."""
-    target = target.expanduser().absolute()
+    target = expanded(target).absolute()
     above = next(folder for folder in target.parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         what = "cannot be written to" if above.is_dir() else "is no folder"

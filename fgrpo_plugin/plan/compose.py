@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from fgrpo_plugin.folders import expanded
 from fgrpo_plugin.host.contract import ESTIMATORS, F_HAL, LOSS
 from fgrpo_plugin.host.settings.compose import compose, describe_unknown, host_defaults, unknown_settings
 from fgrpo_plugin.host.settings.preferences import preference_settings
@@ -149,12 +149,12 @@ def _fill_in_files(config: DictConfig) -> list[str]:
 
 
 def _is_missing(file: str) -> bool:
-    return file.startswith(("/", ".", "~")) and not Path(file).expanduser().exists()
+    return file.startswith(("/", ".", "~")) and not expanded(file).exists()
 
 
 def _model_path(model: str) -> str:
     """Return what verl takes for a model: the folder of a local one, the Hub's name of a known one."""
-    path = Path(model).expanduser()
+    path = expanded(model)
     if path.exists():
         return str(path if path.is_dir() else path.parent)
     return find_model(model).name

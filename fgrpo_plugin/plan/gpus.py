@@ -8,6 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from fgrpo_plugin.folders import expanded
+
 GIB = 2**30
 MAKERS = ("nvidia", "geforce", "tesla", "amd", "instinct")
 """Words that nvidia-smi and torch put before a name, and people leave out."""
@@ -73,7 +75,7 @@ def find_gpu(gpu: str, **changes: float | None) -> Gpu:
     """
     given = {key: value for key, value in changes.items() if value is not None}
     needed = [field.name for field in fields(Gpu)][1:]
-    path = Path(gpu).expanduser()
+    path = expanded(gpu)
     if path.suffix in (".yaml", ".yml"):
         return Gpu(**{"name": path.stem, **_read(path), **given})
     spellings = {plain_name(known): name for name, entry in known_gpus().items() for known in (name, *entry["names"])}

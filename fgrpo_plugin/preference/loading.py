@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fgrpo_plugin.folders import remove_parts
+from fgrpo_plugin.folders import expanded, remove_parts
 from fgrpo_plugin.foreign_text import say
 from fgrpo_plugin.manifest import MANIFEST, damage, write_manifest
 from fgrpo_plugin.preference.config import PreferenceConfig
@@ -180,7 +180,7 @@ def _place(
         "tokenizer": backend.to_str(),
     }
     text = json.dumps(key, sort_keys=True, default=str)
-    return folder.expanduser() / "tokens" / hashlib.sha256(text.encode()).hexdigest()[:24]
+    return expanded(folder) / "tokens" / hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def _kept(place: Path | None, digests: dict[str, str], say: Callable[[str], None]) -> LoadedRows | None:

@@ -8,6 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from fgrpo_plugin import tables
+from fgrpo_plugin.folders import expanded
 from fgrpo_plugin.preference.reference_cache import write_whole
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
@@ -35,7 +36,7 @@ def model_fingerprint(
     Raises:
         ValueError: the folder holds no weights, or the name is neither a folder nor in the local hub cache.
     """
-    path = Path(model).expanduser()
+    path = expanded(model)
     if not path.is_dir():
         return _hub_commit(model, setting)
     files = [file for file in path.iterdir() if file.is_file() and not _is_any(file, NOT_THE_MODEL)]
@@ -72,7 +73,7 @@ def folder_fingerprint(folder: str, setting: str, memory: Path, say: Callable[[s
     Raises:
         ValueError: it is no folder, or an empty one.
     """
-    path = Path(folder).expanduser()
+    path = expanded(folder)
     files = [file for file in path.glob("**/*") if file.is_file()]
     if not files:
         raise ValueError(f"{setting}={folder}: there is no such folder, or it is empty; name the checkpoint's folder.")

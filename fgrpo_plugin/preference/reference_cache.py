@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
-from fgrpo_plugin.folders import write_whole
+from fgrpo_plugin.folders import expanded, write_whole
 from fgrpo_plugin.preference.tokens import TokenRow
 
 DEFAULT_FOLDER = "~/.cache/fgrpo/reference"
@@ -35,7 +35,7 @@ class ReferenceCache:
 
     def __init__(self, folder: str | Path, key: Mapping[str, Any]):
         text = _text(key)
-        self.folder = Path(folder).expanduser() / _name(text)
+        self.folder = expanded(folder) / _name(text)
         self.folder.mkdir(parents=True, exist_ok=True)
         if not _is_text(self.folder / "key.json", text):  # another's cache may be there to be read alone
             write_whole(self.folder / "key.json", text.encode())
@@ -101,7 +101,7 @@ class ReferenceCache:
 def keys_in(folder: str | Path) -> list[dict[str, Any]]:
     """The keys of all caches in a folder, by which `ReferenceCache` opens them; one that is damaged is passed over."""
     found = []
-    for file in sorted(Path(folder).expanduser().glob("*/key.json")):
+    for file in sorted(expanded(folder).glob("*/key.json")):
         try:
             key = json.loads(file.read_text())
         except (OSError, ValueError):

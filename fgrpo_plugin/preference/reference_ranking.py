@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 import torch
 
+from fgrpo_plugin.folders import expanded
 from fgrpo_plugin.model_loading import check_vocabulary, load_causal_lm, parameters_in, window_of
 from fgrpo_plugin.preference.loading import RowSettings
 from fgrpo_plugin.preference.model_files import WEIGHTS, model_fingerprint, weight_files
@@ -160,7 +161,7 @@ def _cached(
     pairs: Sequence[Pair], asked: Asked, say: Callable[[str], None]
 ) -> tuple[dict[int, list[torch.Tensor]], float, list[str]]:
     """Of the cache with most pairs: place of a pair -> its rows' log-probs; the temperature; what is to be said."""
-    folder = Path(asked.cache_dir or DEFAULT_FOLDER).expanduser()
+    folder = expanded(asked.cache_dir or DEFAULT_FOLDER)
     keys = keys_in(folder)
     if not keys:
         return {}, 1.0, [f"--cache-dir {folder} holds no cache of reference log-probs"] if asked.cache_dir else []

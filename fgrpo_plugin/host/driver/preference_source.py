@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fgrpo_plugin.folders import write_whole
+from fgrpo_plugin.folders import expanded, write_whole
 from fgrpo_plugin.foreign_text import say
 from fgrpo_plugin.host.driver.joining import deal
 from fgrpo_plugin.host.driver.reference_identity import reference_dtype, reference_identity
@@ -55,7 +55,7 @@ class PreferenceSource:
         self.batch_size = preference_rows_per_minibatch(config)
         if self.batch_size > len(self.sampler):
             self.sampler.draw(self.batch_size)  # says what is wrong
-        self._folder = Path(self.settings.cache_dir or DEFAULT_FOLDER).expanduser()
+        self._folder = expanded(self.settings.cache_dir or DEFAULT_FOLDER)
         # Now, since it may be refused.
         self._key = reference_identity(config, self._folder / "hashes.json", _say)
         self._cache: ReferenceCache | None = None

@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fgrpo_plugin import tables
+from fgrpo_plugin.folders import expanded
 from fgrpo_plugin.foreign_text import say
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
@@ -42,7 +43,7 @@ def check_data_file(path: str | Path, columns: Iterable[str], setting: str) -> N
     """
     if is_elsewhere(str(path)):
         return
-    file = Path(path).expanduser()
+    file = expanded(path)
     if not file.is_file():
         raise ValueError(f"{setting}={path}: there is no such file; give the path of a .parquet or .jsonl file.")
     try:

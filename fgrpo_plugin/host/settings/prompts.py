@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from fgrpo_plugin import tables
-from fgrpo_plugin.folders import identity
+from fgrpo_plugin.folders import expanded, identity
 from fgrpo_plugin.foreign_text import say
 from fgrpo_plugin.host.settings.agent_loops import COLUMN, AgentLoops, check_agent_loops
 from fgrpo_plugin.host.settings.inputs import check_data_file, is_elsewhere
@@ -68,7 +67,7 @@ def _files(config: DictConfig, key: str) -> list[str]:
 def _columns(file: str) -> list[str]:
     """Of a file on this machine that can be read."""
     try:
-        return [] if is_elsewhere(file) else tables.columns(Path(file).expanduser())
+        return [] if is_elsewhere(file) else tables.columns(expanded(file))
     except (OSError, ValueError):  # it is refused where it is looked at
         return []
 
@@ -185,7 +184,7 @@ def _check_file(
 
 def _rows(file: str, key: str) -> Iterable[dict[str, Any]]:
     try:
-        yield from tables.load(str(Path(file).expanduser()), "train", split_setting=key).rows
+        yield from tables.load(str(expanded(file)), "train", split_setting=key).rows
     except ValueError as reason:
         raise ValueError(f"{key}={file}: cannot be read ({reason}).") from reason
 

@@ -1,6 +1,7 @@
 """What a checkpoint keeps of its run's settings: enough to say later how a model was made, and nothing private."""
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -60,7 +61,7 @@ def run_record(config: Any, step: int, total_steps: int) -> dict[str, Any]:
         "step": step,
         "total_steps": total_steps,
         "model": public_name(path),
-        "model_is_local": path is not None and Path(path).expanduser().exists() and "models--" not in str(path),
+        "model_is_local": path is not None and Path(os.path.expanduser(path)).exists() and "models--" not in str(path),
         "algorithm": OmegaConf.select(config, "algorithm.adv_estimator"),
         "actor": _chosen(config, "actor_rollout_ref.actor", _ACTOR),
         "data": _chosen(config, "data", _DATA)
@@ -164,9 +165,9 @@ def public_name(path: str | None) -> str | None:
             return part.split("--", 1)[1].replace("--", "/")
     if not Path(text).exists() and not text.startswith(("/", ".", "~")):
         return text
-    place = PurePath(Path(text).expanduser().absolute())
+    place = PurePath(Path(os.path.expanduser(text)).absolute())
     parts = place.parts
-    home = PurePath(Path.home())
+    home = PurePath(os.path.expanduser("~"))  # "~" itself of a user without HOME and without a name
     first = len(home.parts) if place.is_relative_to(home) else 0
     for index, part in enumerate(parts[:-1]):
         if part in _HOMES:
