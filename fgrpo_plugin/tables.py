@@ -216,6 +216,8 @@ def _json_rows(file: Path, table: Table) -> Iterator[dict[str, Any]]:
             if number == 0 and isinstance(row, list):
                 for place, part in enumerate(row):
                     yield _object(part, place)
+                if any(rest.strip() for rest in content):
+                    raise ValueError(f"there is more behind its first list, of {len(row)} rows; write one list")
                 return
             yield _object(row, number)
             number += 1

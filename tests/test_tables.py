@@ -81,6 +81,18 @@ def test_a_byte_order_mark_is_no_text_and_another_encoding_is_named(tmp_path):
         load(file)
 
 
+@pytest.mark.parametrize("behind", ['[{"a": 2}]', '{"a": 2}', "]"])
+@pytest.mark.parametrize("between", ["\n", "\n\n"])
+def test_what_stands_behind_a_list_is_not_left_out(tmp_path, between, behind):
+    """As where two files of one list each have been put together by `cat`."""
+    file = tmp_path / "a.json"
+    file.write_text(f'[{{"a": 0}}, {{"a": 1}}]{between}{behind}\n')
+    with pytest.raises(ValueError, match=r"^there is more behind its first list, of 2 rows; write one list$"):
+        load(file)
+    file.write_text(f'[{{"a": 0}}, {{"a": 1}}]{between} \n')
+    assert load(file)[1] == [{"a": 0}, {"a": 1}]
+
+
 def test_utf_16_and_columns_of_one_name_are_named(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
