@@ -10,6 +10,7 @@ import sys
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 HIDDEN = "***"
 """Stands where a secret stood."""
@@ -45,7 +46,19 @@ def _is_plain(char: str) -> bool:
 
 def say(line: str, *, error: bool = False) -> None:
     """Print a line, `printable`, at once; to the error output if it is an error."""
-    print(printable(line), file=sys.stderr if error else sys.stdout, flush=True)
+    target = sys.stderr if error else sys.stdout
+    print(encodable(printable(line), target), file=target, flush=True)
+
+
+def encodable(text: str, target: Any) -> str:
+    """Text in which what an output has no letters for is written out as in Python: a line of a log never ends a run.
+
+    Args:
+        text: what is to be written.
+        target: where to; one without an encoding takes everything.
+    """
+    encoding = getattr(target, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def markdown_text(text: str) -> str:
@@ -63,7 +76,10 @@ def picture_text(text: str, longest: int = 100) -> str:
 
 def without_home(text: str) -> str:
     """Text in which the user's home folder is `~`."""
-    homes = {str(Path.home()), str(Path.home().resolve())} - {"/"}
+    try:
+        homes = {str(Path.home()), str(Path.home().resolve())} - {"/"}
+    except RuntimeError:  # a user without HOME and without a name, as in a container
+        return text
     for home in sorted(homes, key=len, reverse=True):
         text = re.sub(rf"(?<![\w.~-]){re.escape(home)}(?![\w.-])", "~", text)
     return text

@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from fgrpo_plugin.foreign_text import printable
+from fgrpo_plugin.foreign_text import encodable, printable
 
 
 class Terminal(Console):
@@ -19,4 +19,6 @@ class Terminal(Console):
 
     def render_str(self, text: str, **settings: Any) -> Text:
         """A string as rich's text; rich calls this for whatever string it is given."""
-        return super().render_str(printable(text), **{**settings, "markup": False, "emoji": False})
+        return super().render_str(
+            encodable(printable(text), self.file), **{**settings, "markup": False, "emoji": False}
+        )

@@ -1,6 +1,8 @@
 """What others wrote is shown as text, and what is private is left out."""
 
+import io
 import os
+from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
@@ -45,6 +47,17 @@ def test_a_line_is_said_where_it_belongs(capsys):
     say("a\x1bb")
     say("c\x1bd", error=True)
     assert capsys.readouterr() == ("a\\x1bb\n", "c\\x1bd\n")
+
+
+@pytest.mark.parametrize(
+    "encoding, shown", [("ascii", r"gr\xfcn \u6f22 \U0001f642"), ("latin-1", r"grün \u6f22 \U0001f642")]
+)
+def test_a_line_is_said_where_the_output_has_no_letters_for_it(monkeypatch, encoding, shown):
+    """As under a locale that is not UTF-8: a line of a log would else end the run."""
+    target = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr("sys.stdout", target)
+    say("grün 漢 🙂")
+    assert target.buffer.getvalue().decode(encoding) == f"{shown}\n"
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -133,3 +146,11 @@ def test_home_folders_behind_a_link_are_known(tmp_path, monkeypatch):
     os.symlink(tmp_path / "real", tmp_path / "link")
     monkeypatch.setenv("HOME", str(tmp_path / "link"))
     assert without_home(f"{tmp_path}/real/x {tmp_path}/link/y") == "~/x ~/y"
+
+
+def test_a_user_of_whom_no_home_is_known_hides_secrets_all_the_same(monkeypatch):
+    def unknown():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", unknown)
+    assert without_private("/data/x?api_key=abc") == "/data/x?api_key=***"

@@ -48,3 +48,11 @@ def test_a_bar_of_a_terminal_is_named_with_it(text):
         follower(progress, Lines(console))(text)(1, 2)
     assert not set("\x00\x07\x9b\x9d\u202e\ud800") & set(file.getvalue())
     assert "[31m" not in file.getvalue().replace(r"\x1b[31m", "").replace(r"\x9b31m", "")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_it_is_shown_where_the_output_has_no_letters_for_it(way):
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    WAYS[way](Terminal(file=file, width=200, color_system=None), "grün 漢")
+    file.flush()
+    assert r"gr\xfcn \u6f22" in file.buffer.getvalue().decode("ascii")
