@@ -16,12 +16,10 @@ HIDDEN = "***"
 """Stands where a secret stood."""
 _JOINERS = "\u200c\u200d"  # which words of Persian and Indic scripts, and emoji, are made with
 _NAME = (
-    r"(?:api_?key|access_?key(?:_?id)?|secret(?:_?key)?|(?:access|auth|identity|hf|hub)?_?token|passw(?:or)?d"
-    r"|credentials?)"
+    r"(?:api[_-]?key|access[_-]?key(?:[_-]?id)?|secret(?:[_-]?key)?|(?:access|auth|identity|hf|hub)?[_-]?token"
+    r"|passw(?:or)?d|credentials?)"
 )
-_NAMED = re.compile(
-    rf"((?<![a-z0-9])(?:[\w.-]*[._-])?{_NAME}['\"]?\s*[:=]\s*)('[^']*'|\"[^\"]*\"|[^,}}\]&'\"\n]+)", re.IGNORECASE
-)
+_NAMED = re.compile(rf"((?<![a-z0-9]){_NAME}['\"]?\s*[:=]\s*)('[^']*'|\"[^\"]*\"|[^,}}\]&'\"\n]+)", re.IGNORECASE)
 _SECRET_VARIABLE = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$")
 _LIKE_A_TOKEN = re.compile(r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|gh[pousr]_\w{16,})")
 _LEAST = 8
