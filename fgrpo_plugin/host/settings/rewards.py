@@ -3,6 +3,7 @@
 import functools
 import inspect
 import math
+import sys
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -26,6 +27,8 @@ def unusable_reward(value: Any) -> str | None:
     """Return why no advantage can be made of a reward, or None: it is no number, not finite, or far too large."""
     try:
         number = math.nan if isinstance(value, str | bytes) else float(value)
+    except OverflowError:  # a whole number beyond every float
+        number = sys.float_info.max
     except (TypeError, ValueError, RuntimeError):
         number = math.nan
     if not math.isfinite(number):

@@ -7,6 +7,7 @@ into the group's mean.
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 from functools import wraps
 from types import ModuleType
 from typing import Any
@@ -81,6 +82,8 @@ def _news(worker: Any) -> _News:
 
 def _problem(result: Any) -> str:
     """Return what is wrong with what a reward manager gave, or ""."""
+    if not isinstance(result, Mapping) or "reward_score" not in result:  # of a reward manager of one's own
+        return f"has come to nothing: the reward manager has given {_shown(result)}, without a reward_score,"
     info = result.get("reward_extra_info") or {}
     # Of verl's rate-limited manager, which gives 0 then; a function's own dictionary always has a score.
     if "score" not in info and info.get("timeout") is True:
@@ -88,7 +91,13 @@ def _problem(result: Any) -> str:
     if "score" not in info and "error" in info:
         return f"has raised an error (verl would count 0): {_one_line(info['error'])}"
     reason = unusable_reward(result["reward_score"])
-    return f"has given {result['reward_score']!r:.80}, which {reason}," if reason else ""
+    return f"has given {_shown(result['reward_score'])}, which {reason}," if reason else ""
+
+
+def _shown(value: Any) -> str:
+    with contextlib.suppress(Exception):  # of a number of thousands of digits Python writes none
+        return f"{value!r:.80}"
+    return f"something that cannot be shown, of type {type(value).__name__}"
 
 
 def _function(config: Any) -> str:

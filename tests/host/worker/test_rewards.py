@@ -106,6 +106,8 @@ def test_a_number_is_passed_on(score, value):
         ("{'score': None}", "None, which is no finite number"),
         ("1e30", "1e+30, which is so large that the group's other rewards vanish beside it"),
         ("1e300", "1e+300, which is so large"),
+        ("10**400", "1000000000000000000000000000000000000000000000000000000000000000000000000000000"),
+        ("10**5000", "something that cannot be shown, of type int, which is so large"),
     ],
 )
 def test_what_is_no_usable_number_ends_the_run_with_its_source_function_and_value(score, tmp_path, value, shown):
@@ -129,6 +131,20 @@ def test_a_function_that_raises_ends_the_run(score, manager):
     )
     assert f"{how} for the response '" in told
     assert str(pickle.loads(pickle.dumps(error))) == told  # through Ray
+
+
+@pytest.mark.parametrize("given", [None, {}, {"reward": 1.0}, 1.0])
+def test_a_reward_manager_that_gives_no_reward_ends_the_run(score, monkeypatch, given):
+    """verl fails at it where the response is put together, and drops the response."""
+    from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
+
+    async def run_single(self, data):
+        return given
+
+    monkeypatch.setattr(NaiveRewardManager, "run_single", run_single)
+    error, told = score()
+    assert isinstance(error, BadReward) and told == str(error)
+    assert f"the reward manager has given {given!r}, without a reward_score, for the response '" in told
 
 
 def test_an_answer_that_comes_too_late_ends_the_run(score):
