@@ -13,6 +13,7 @@ import torch
 
 from fgrpo_plugin.folders import write_whole
 from fgrpo_plugin.foreign_text import say
+from fgrpo_plugin.host.driver.checkpoints import tracked_step
 from fgrpo_plugin.host.replay_rows import MEGATRONS_CHECK, NonFiniteUpdate, pack
 
 FAILED = "failed"
@@ -148,11 +149,16 @@ def _too_little_memory(error: BaseException, frames: list[str], config: Any, ste
 
 
 def _resume(config: Any) -> str:
-    tracker = Path(config.trainer.default_local_dir) / "latest_checkpointed_iteration.txt"
-    try:
-        return f"The same command then goes on from global_step_{tracker.read_text().strip()}."
-    except OSError:
+    trainer = config.trainer
+    step = tracked_step(Path(trainer.default_local_dir))
+    if trainer.resume_mode == "resume_path":
+        later = "" if step is None else f"; the newest checkpoint is global_step_{step} of {trainer.default_local_dir}"
+        return f"The same command then goes on from {trainer.resume_from_path}{later}."
+    if step is None:
         return "There is no earlier checkpoint, so that the run then begins anew."
+    if trainer.resume_mode == "disable":
+        return f"The same command begins anew; with trainer.resume_mode=auto it goes on from global_step_{step}."
+    return f"The same command then goes on from global_step_{step}."
 
 
 def _line(error: BaseException) -> str:

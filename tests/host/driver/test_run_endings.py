@@ -120,6 +120,35 @@ def test_another_error_while_saving_is_called_an_error(make, run, capsys):
     assert f"could not be saved to {run}: an error ([Errno 13] Permission denied), " in ended(trainer, capsys)
 
 
+@pytest.mark.parametrize(
+    ("given", "tracker", "end"),
+    [
+        (("resume_mode=auto",), b"4", "The same command then goes on from global_step_4."),
+        (("resume_mode=auto",), b"\xff\x00", "There is no earlier checkpoint, so that the run then begins anew."),
+        (
+            ("resume_mode=disable",),
+            b"4",
+            "The same command begins anew; with trainer.resume_mode=auto it goes on from global_step_4.",
+        ),
+        (
+            ("resume_mode=resume_path", "resume_from_path=/x/global_step_2"),
+            b"4",
+            "goes on from /x/global_step_2; the newest checkpoint is global_step_4 of {run}.",
+        ),
+        (("resume_mode=resume_path", "resume_from_path=/x/global_step_2"), None, "goes on from /x/global_step_2."),
+    ],
+)
+def test_what_the_same_command_then_does_is_as_its_settings_have_it(make, run, capsys, given, tracker, end):
+    def short(trainer):
+        raise MemoryError
+
+    trainer = make(short, *(f"trainer.{setting}" for setting in given))
+    (run / "latest_checkpointed_iteration.txt").unlink()
+    if tracker is not None:
+        (run / "latest_checkpointed_iteration.txt").write_bytes(tracker)
+    assert ended(trainer, capsys).endswith(end.format(run=run))
+
+
 def test_a_full_disk_elsewhere_is_said_too(make, capsys):
     def full(trainer):
         raise in_a_worker(OSError(errno.EDQUOT, "Disk quota exceeded"))
