@@ -7,7 +7,8 @@ into the group's mean.
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from functools import wraps
 from types import ModuleType
 from typing import Any
@@ -24,6 +25,10 @@ HELD = 30.0
 
 class BadReward(ValueError):
     """A response has no usable reward; the message names data source, reward function and value."""
+
+
+class _Raised(Exception):
+    """What a reward function has raised, where asyncio would not pass it on."""
 
 
 class _News:
@@ -43,7 +48,14 @@ def refuse_bad_rewards(reward_loop: ModuleType) -> None:
     What it raises alone would end the session of one response. Other algorithms are left alone.
     """
     worker = reward_loop.RewardLoopWorker
-    stock = worker.compute_score
+    stock, stock_start = worker.compute_score, worker._init_reward_fn
+
+    @wraps(stock_start)
+    def _init_reward_fn(self: Any) -> None:
+        stock_start(self)
+        function = getattr(self.reward_manager, "compute_score", None)  # a manager of the user's own need not have it
+        if is_f_divergence(self.config) and callable(function):
+            self.reward_manager.compute_score = _raising_errors(function)
 
     @wraps(stock)
     async def compute_score(self: Any, data: Any) -> Any:
@@ -52,7 +64,8 @@ def refuse_bad_rewards(reward_loop: ModuleType) -> None:
         try:
             result = await stock(self, data)
         except Exception as error:
-            problem = f"has raised {type(error).__name__}: {_one_line(error)}"
+            known = "" if isinstance(error, _Raised) else f"{type(error).__name__}: "
+            problem = f"has raised {known}{_one_line(error)}"
             cause: Exception | None = error
         else:
             problem, cause = _problem(result), None
@@ -72,8 +85,46 @@ def refuse_bad_rewards(reward_loop: ModuleType) -> None:
         await _news(self).there.wait()
         return _news(self).said
 
-    worker.compute_score = compute_score
+    worker._init_reward_fn, worker.compute_score = _init_reward_fn, compute_score
     setattr(worker, BAD_REWARD, wait_for_bad_reward)
+
+
+def _raising_errors(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A reward function whose every exception reaches who waits for it.
+
+    In a thread asyncio cannot pass StopIteration on, and the wait has no end; SystemExit ends the worker's event loop,
+    and CancelledError looks like the cancelling of the wait.
+    """
+    if inspect.iscoroutinefunction(function):
+
+        @wraps(function)
+        async def awaited(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return await function(*args, **kwargs)
+            except Exception:
+                raise
+            except BaseException as error:
+                task = asyncio.current_task()
+                if isinstance(error, GeneratorExit) or (task is not None and task.cancelling()):  # verl's limit of time
+                    raise
+                raise _raised(error) from error
+
+        return awaited
+
+    @wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except BaseException as error:
+            if isinstance(error, Exception) and not isinstance(error, StopIteration):
+                raise
+            raise _raised(error) from error
+
+    return called
+
+
+def _raised(error: BaseException) -> _Raised:
+    return _Raised(f"{type(error).__name__}: {_one_line(error)}")
 
 
 def _news(worker: Any) -> _News:

@@ -29,6 +29,12 @@ async def late(data_source, solution_str, ground_truth, extra_info, **kwargs):
 
 def fails(data_source, solution_str, ground_truth, extra_info, **kwargs):
     raise Own("the judge\\nsays no")
+
+def ends(data_source, solution_str, ground_truth, extra_info, **kwargs):
+    raise {value}
+
+async def ends_async(data_source, solution_str, ground_truth, extra_info, **kwargs):
+    raise {value}
 """
 
 
@@ -80,7 +86,7 @@ def score(folder, tmp_path, stock_config, monkeypatch):
             waiting.cancel()
             return result["reward_score"], told
 
-        return asyncio.run(ask())
+        return asyncio.run(asyncio.wait_for(ask(), 20))
 
     return scored
 
@@ -145,6 +151,20 @@ def test_a_reward_manager_that_gives_no_reward_ends_the_run(score, monkeypatch, 
     error, told = score()
     assert isinstance(error, BadReward) and told == str(error)
     assert f"the reward manager has given {given!r}, without a reward_score, for the response '" in told
+
+
+@pytest.mark.parametrize("manager", ["naive", "rate_limited"])
+@pytest.mark.parametrize("value", ["StopIteration()", "SystemExit('usage')", "asyncio.CancelledError()"])
+@pytest.mark.parametrize("name", ["ends", "ends_async"])
+def test_what_asyncio_does_not_pass_on_ends_the_run_as_any_other_error(score, manager, value, name):
+    """`next` without a default in a plain function: the thread's StopIteration would let verl wait for ever."""
+    error, told = score(value, f"reward.reward_manager.name={manager}", name=name)
+    assert isinstance(error, BadReward) and told == str(error)
+    how = "has raised an error (verl would count 0)" if manager == "rate_limited" else "has raised"
+    # Python makes a RuntimeError of a coroutine's StopIteration by itself.
+    shown = value.removeprefix("asyncio.").split("(")[0]
+    known = "coroutine raised StopIteration" if (name, shown) == ("ends_async", "StopIteration") else f"{shown}: "
+    assert how in told and known in told
 
 
 def test_an_answer_that_comes_too_late_ends_the_run(score):
