@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from fgrpo_plugin.processes import MARKER, end_run, family, remove_segments, segments_of, shared_memory_segments
+from fgrpo_plugin.processes import MARKER, end_run, family, remove_segments, runs, segments_of, shared_memory_segments
 
 EVERY_SECONDS = 5.0
 """Between two looks at what the run's processes have in shared memory."""
@@ -72,7 +72,8 @@ def clean_up_after(pid: int, run_id: str, every: float = EVERY_SECONDS, grace: f
     began = time.time() - every  # it takes a moment from the run's start to here
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
-        while True:
+        # Not until it is gone: where nobody asks how it ended, as in a container without an init, it stays in the list.
+        while runs(process):
             known = family(run_id, known)
             segments |= segments_of(known)
             with contextlib.suppress(psutil.TimeoutExpired):

@@ -72,12 +72,29 @@ def test_after_a_kill_its_workers_end_and_its_buffers_go_and_nothing_else(buffer
     assert [name.exists() for name in buffers] == [False, True, False, True, False]
 
 
+def test_a_command_whose_end_nobody_asks_for_has_ended_all_the_same(buffers):
+    """In a container without an init it stays in the list of processes, as long as the container lives."""
+    run_id = uuid.uuid4().hex
+    process, worker = start(buffers[0], run_id)
+    watch_for(process.pid, run_id)
+    time.sleep(3)
+    process.kill()
+    deadline = time.monotonic() + 60
+    while (runs(worker) or buffers[0].exists()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    ended = runs(worker), buffers[0].exists()
+    process.wait()
+    assert ended == (False, False) and buffers[1].exists()
+
+
 def test_what_ends_by_itself_in_time_is_left_to_itself(buffers):
     run_id = uuid.uuid4().hex
     process, worker = start(buffers[0], run_id)
     process.kill()
     process.wait()
     began = time.monotonic()
+    for name in (buffers[2], buffers[4]):  # of this run, however long its start has taken
+        os.utime(name)
     later = subprocess.Popen(["sh", "-c", f"sleep 8; kill -9 {worker.pid}"])
     clean_up_after(process.pid, run_id, every=0.2, grace=30.0)  # the command had ended before the watch began
     assert time.monotonic() - began < 25
