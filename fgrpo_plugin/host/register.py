@@ -59,6 +59,12 @@ def _rewards(reward_loop: ModuleType) -> None:
     refuse_bad_rewards(reward_loop)
 
 
+def _weight_sockets(transfer: ModuleType) -> None:
+    from fgrpo_plugin.host.worker.weight_sockets import separate_runs
+
+    separate_runs(transfer)
+
+
 HOOKS = {
     "verl.trainer.ppo.core_algos": _advantage_and_loss,
     "verl.trainer.ppo.v1": _shim("trainer_mode"),
@@ -69,6 +75,7 @@ HOOKS = {
     "verl.utils.config": _config_hooks,
     "verl.workers.engine.base": _gradients,
     "verl.experimental.reward_loop.reward_loop": _rewards,
+    "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer": _weight_sockets,
     "verl.workers.rollout.vllm_rollout.vllm_rollout": _shim("weight_transfer"),
 }
 
