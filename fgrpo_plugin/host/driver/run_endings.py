@@ -19,6 +19,7 @@ from fgrpo_plugin.host.replay_rows import MEGATRONS_CHECK, NonFiniteUpdate, pack
 FAILED = "failed"
 """Folder in trainer.default_local_dir for the files of updates that were not finite."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _FULL_TEXTS = ("No space left on device", "Disk quota exceeded")
 _CUT_TEXTS = ("iostream error", "unexpected pos", "file write failed")
 """What torch.save says of a full disk, and of little else."""
@@ -119,12 +120,19 @@ def _not_saved(full: BaseException | None, chain: list[BaseException], config: A
         free = f", {shutil.disk_usage(folder).free / 2**30:.2f} GiB are free there now"
     cut = next((cause for cause in chain if any(text in str(cause) for text in _CUT_TEXTS)), None)
     reason = "no space is left on the disk" if full else "a file could not be written whole, as on a full disk or quota"
-    reason = reason if full or cut else "an error"
+    remedy = "free space"
+    closed = next((cause for cause in chain if getattr(cause, "errno", None) in _CLOSED), None)
+    if not (full or cut):
+        reason, remedy = "an error", "see to it"
+        if closed:
+            reason, free, remedy = "it cannot be written to", "", "make it writable"
+    begun = (folder / f"global_step_{step}").exists()
+    before = f"global_step_{step} in it is half-written, and what" if begun else "What"
     return (
-        f"the checkpoint of step {step} could not be saved to {folder}: {reason} ({_line(full or cut or chain[0])})"
-        f"{free}. "
-        f"global_step_{step} in it is half-written, and what was saved before is as it was; free space, or name "
-        f"another trainer.default_local_dir. {_resume(config)}"
+        f"the checkpoint of step {step} could not be saved to {folder}: {reason} "
+        f"({_line(full or cut or closed or chain[0])}){free}. "
+        f"{before} was saved before is as it was; {remedy}, or name another trainer.default_local_dir. "
+        f"{_resume(config)}"
     )
 
 
@@ -151,13 +159,13 @@ def _too_little_memory(error: BaseException, frames: list[str], config: Any, ste
 def _resume(config: Any) -> str:
     trainer = config.trainer
     step = tracked_step(Path(trainer.default_local_dir))
+    auto = "" if step is None else f"; with trainer.resume_mode=auto it goes on from global_step_{step}"
     if trainer.resume_mode == "resume_path":
-        later = "" if step is None else f"; the newest checkpoint is global_step_{step} of {trainer.default_local_dir}"
-        return f"The same command then goes on from {trainer.resume_from_path}{later}."
+        return f"The same command then goes on from {trainer.resume_from_path} once more{auto}."
+    if trainer.resume_mode == "disable":
+        return f"The same command then begins anew, as trainer.resume_mode=disable says{auto}."
     if step is None:
         return "There is no earlier checkpoint, so that the run then begins anew."
-    if trainer.resume_mode == "disable":
-        return f"The same command begins anew; with trainer.resume_mode=auto it goes on from global_step_{step}."
     return f"The same command then goes on from global_step_{step}."
 
 

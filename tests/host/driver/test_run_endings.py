@@ -110,14 +110,53 @@ def test_a_full_disk_while_saving_leaves_the_checkpoint_before_and_names_the_fol
     assert (run / "global_step_4" / "actor" / "model.pt").read_text() == "whole"
 
 
+def _refusing(error):
+    def refuse(*given, **more):
+        raise in_a_worker(error)
+
+    return refuse
+
+
 def test_another_error_while_saving_is_called_an_error(make, run, capsys):
     trainer = make(lambda trainer: trainer._save_checkpoint())
+    trainer.actor_rollout_wg.save_checkpoint = _refusing(OSError(errno.EIO, "Input/output error"))
+    sentence = ended(trainer, capsys)
+    assert f"could not be saved to {run}: an error ([Errno 5] Input/output error), " in sentence
+    assert "global_step_8 in it is half-written" in sentence and "free space" not in sentence
 
-    def refuse(*given, **more):
-        raise in_a_worker(PermissionError(13, "Permission denied"))
 
-    trainer.actor_rollout_wg.save_checkpoint = refuse
-    assert f"could not be saved to {run}: an error ([Errno 13] Permission denied), " in ended(trainer, capsys)
+def test_a_folder_that_cannot_be_written_to_is_not_called_full(make, run, capsys):
+    trainer = make(lambda trainer: trainer._save_checkpoint())
+    trainer.actor_rollout_wg.save_checkpoint = _refusing(PermissionError(13, "Permission denied"))
+    closed = f"could not be saved to {run}: it cannot be written to ([Errno 13] Permission denied). "
+    sentence = ended(trainer, capsys)
+    assert closed + "global_step_8 in it is half-written, and what was saved before is as it was; make it" in sentence
+    assert "GiB" not in sentence and "free space" not in sentence
+
+
+def test_what_could_not_be_begun_is_not_called_half_written(make, run, capsys, monkeypatch):
+    monkeypatch.setattr(Path, "mkdir", _refusing(OSError(errno.EROFS, "Read-only file system")))
+    sentence = ended(make(lambda trainer: trainer._save_checkpoint()), capsys)
+    assert "it cannot be written to ([Errno 30] Read-only file system). What was saved before is as it" in sentence
+    assert "half-written" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("trainer.resume_mode=disable",), "The same command then begins anew, as trainer.resume_mode=disable says; "),
+        (
+            ("trainer.resume_mode=resume_path", "trainer.resume_from_path=/runs/other/global_step_2"),
+            "The same command then goes on from /runs/other/global_step_2 once more; ",
+        ),
+    ],
+)
+def test_where_the_same_command_would_not_go_on_from_the_newest_it_does_not_say_so(make, run, capsys, given, said):
+    def fail(trainer):
+        raise MemoryError
+
+    sentence = ended(make(fail, *given), capsys)
+    assert sentence.endswith(said + "with trainer.resume_mode=auto it goes on from global_step_4.")
 
 
 @pytest.mark.parametrize(
