@@ -24,7 +24,7 @@ def write_manifest(folder: Path, *, whole: int | None = WHOLE, kept: Mapping[str
         whole: bytes up to which all of a file is hashed; None hashes every file as a whole.
         kept: what `read_manifest` shall give back beside the files, as JSON holds it.
     """
-    files = {name: _known_by(folder / name, whole) for name in _names(folder)}
+    files = {name: known_by(folder / name, whole) for name in _names(folder)}
     _write(folder, {"whole": whole, "files": files, "kept": dict(kept or {})})
 
 
@@ -64,7 +64,7 @@ def damage(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> s
         if not wanted(name):
             continue
         try:
-            now = _known_by(folder / name, found["whole"])
+            now = known_by(folder / name, found["whole"])
         except FileNotFoundError:
             return f"{name} is missing"
         except OSError as error:
@@ -81,7 +81,7 @@ def _names(folder: Path) -> list[str]:
     return sorted(file.relative_to(folder).as_posix() for file in files)
 
 
-def _known_by(file: Path, whole: int | None) -> list[Any]:
+def known_by(file: Path, whole: int | None = WHOLE) -> list[Any]:
     """Size and SHA-256, of all of it or of its two ends. The size is that of the opened file: a shared disk may tell an
     older one by name."""
     with file.open("rb") as source:

@@ -17,6 +17,8 @@ from omegaconf import OmegaConf, open_dict
 
 from fgrpo_plugin.folders import write_whole
 from fgrpo_plugin.foreign_text import say
+from fgrpo_plugin.host.driver.preference_source import STATE_FILE
+from fgrpo_plugin.host.driver.run_folder import hold
 from fgrpo_plugin.host.settings.record import RECORD_FILE, report_changes, run_record
 from fgrpo_plugin.manifest import MANIFEST, damage, mark_unfinished, read_manifest, write_manifest
 
@@ -155,9 +157,14 @@ class Checkpoints:
     checkpoint_callback: Any
     _saved: tuple[int, ...] = ()
     """Steps of the checkpoints that this run came by or has saved."""
+    _held: int | None = None
+    """The lock of the run's folder, for as long as the process lives."""
 
     def _load_checkpoint(self) -> None:
+        if self._held is None and (OmegaConf.select(self.config, "trainer.save_freq") or 0) > 0:
+            self._held = hold(Path(self.config.trainer.default_local_dir))
         chosen = choose(self.config.trainer)
+        run_record(self.config, 0, self.total_training_steps)  # now: it remembers what the files of prompts hold
         if chosen is not None:
             listed = "" if _is_listed(chosen.folder) else f"; it has no {MANIFEST}, so its files are taken as they are"
             _say(f"continues from {chosen.folder} (step {chosen.step}){listed}")
@@ -166,6 +173,11 @@ class Checkpoints:
         if chosen is None:
             return
         self._saved = (*chosen.earlier, chosen.step)
+        if chosen.step >= self.total_training_steps:
+            _say(
+                f"WARNING: {chosen.folder} is of step {chosen.step} and trainer.total_training_steps is "
+                f"{self.total_training_steps}, so that nothing is trained; raise it to go on."
+            )
         report_changes(chosen.folder, run_record(self.config, self.global_steps, self.total_training_steps))
         if self.preferences is not None:
             self.preferences.load(chosen.folder)
@@ -197,6 +209,8 @@ class Checkpoints:
         # Before verl's own: its tracker file, written last, then never names a checkpoint without this state.
         if self.preferences is not None:
             self.preferences.save(folder)
+        else:  # of a run before in this folder: another f-HAL run would go on from rows that this one has not drawn
+            (folder / STATE_FILE).unlink(missing_ok=True)
         record = run_record(self.config, self.global_steps, self.total_training_steps)
         write_whole(folder / RECORD_FILE, (json.dumps(record, indent=1) + "\n").encode())
         with self._listing(folder, unlisted):

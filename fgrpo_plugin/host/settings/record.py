@@ -1,5 +1,7 @@
 """What a checkpoint keeps of its run's settings: enough to say later how a model was made, and nothing private."""
 
+import contextlib
+import functools
 import json
 import os
 import re
@@ -15,6 +17,7 @@ import fgrpo_plugin
 from fgrpo_plugin.foreign_text import say, without_secrets
 from fgrpo_plugin.host.contract import LOSS
 from fgrpo_plugin.host.settings.reading import is_f_divergence, read_settings
+from fgrpo_plugin.manifest import known_by
 
 RECORD_FILE = "f_divergence_run.json"
 """In a checkpoint's ``global_step_N`` folder."""
@@ -53,7 +56,7 @@ def run_record(config: Any, step: int, total_steps: int) -> dict[str, Any]:
         What ``json`` can write: versions, step, model, algorithm, ``f_divergence`` as it came out of preset and
         defaults, lambda of this step, actor, data, rollout, preferences, LoRA. What is not set is left out.
     """
-    model = "actor_rollout_ref.model"
+    model, train = "actor_rollout_ref.model", _listed(OmegaConf.select(config, "data.train_files"))
     path = OmegaConf.select(config, f"{model}.path")
     found: dict[str, Any] = {
         "versions": {name: _version(name) for name in ("verl", "torch", "transformers")}
@@ -65,7 +68,7 @@ def run_record(config: Any, step: int, total_steps: int) -> dict[str, Any]:
         "algorithm": OmegaConf.select(config, "algorithm.adv_estimator"),
         "actor": _chosen(config, "actor_rollout_ref.actor", _ACTOR),
         "data": _chosen(config, "data", _DATA)
-        | {"train_files": [public_name(file) for file in _listed(OmegaConf.select(config, "data.train_files"))]},
+        | {"train_files": [public_name(file) for file in train], "train_content": [_content(file) for file in train]},
         "rollout": _chosen(config, "actor_rollout_ref.rollout", _ROLLOUT),
     }
     if is_f_divergence(config):
@@ -180,6 +183,15 @@ def _chosen(config: Any, section: str, names: Iterable[str]) -> dict[str, Any]:
     found = {name: OmegaConf.select(config, f"{section}.{name}") for name in names}
     plain = {name: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for name, v in found.items()}
     return {name: value for name, value in plain.items() if value is not None}
+
+
+@functools.cache  # a file that changes while the run trains is to it what it was at the start
+def _content(file: str) -> str | None:
+    """By what a local file's content is known again: its size and the beginning of a hash."""
+    with contextlib.suppress(OSError):
+        size, digest = known_by(Path(file).expanduser())
+        return f"{size} bytes, {digest[:12]}"
+    return None
 
 
 def _listed(value: Any) -> list[str]:

@@ -9,6 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 from fgrpo_plugin.host.driver.checkpoints import TRACKER, Checkpoints, checkpoint_folders, tracked_step
+from fgrpo_plugin.host.driver.preference_source import STATE_FILE
 from fgrpo_plugin.manifest import MANIFEST, damage, read_manifest
 
 MODEL = "actor/model_world_size_1_rank_0.pt"
@@ -230,6 +231,35 @@ def test_what_a_run_that_took_another_way_has_left_is_not_gone_back_to(make, run
     trainer._save_checkpoint()
     assert read_manifest(run / "global_step_5") == {"step": 5, "earlier": [2]}
     assert resumed(make(), capsys)[0] == 5  # verl's tracker says so; the 6 and the 7 are of runs before
+
+
+@pytest.mark.parametrize(("total", "ends"), [(5, True), (6, True), (7, False)])
+def test_a_run_that_has_made_all_of_its_steps_says_that_it_trains_nothing(make, run, capsys, total, ends):
+    trainer = make()
+    trainer.total_training_steps = total
+    step, said = resumed(trainer, capsys)
+    assert step == 6
+    assert (f"is of step 6 and trainer.total_training_steps is {total}, so that nothing is trained;" in said) is ends
+
+
+def test_rows_that_another_run_had_drawn_are_not_left_in_a_checkpoint_of_one_that_draws_none(make, tmp_path):
+    folder = tmp_path / "run" / "global_step_2"
+    trainer = make(2)
+    trainer.preferences = SimpleNamespace(save=lambda folder: (folder / STATE_FILE).write_text("{}"))
+    trainer._save_checkpoint()
+    assert (folder / STATE_FILE).exists()
+    make(2, mode="disable")._save_checkpoint()  # f-GRPO, in the same folder
+    assert not (folder / STATE_FILE).exists() and damage(folder) is None
+
+
+def test_a_run_that_saves_holds_its_folder_before_it_looks_for_a_checkpoint(make, run, monkeypatch):
+    held = []
+    monkeypatch.setattr("fgrpo_plugin.host.driver.checkpoints.hold", lambda folder: held.append(folder))
+    for save_freq in (-1, 0, 2):
+        trainer = make()
+        trainer.config = OmegaConf.merge(OmegaConf.to_container(trainer.config), {"trainer": {"save_freq": save_freq}})
+        trainer._load_checkpoint()
+    assert held == [run]
 
 
 def test_the_list_is_there_when_verl_calls_back(make, tmp_path):

@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from fgrpo_plugin.host.settings.record import RECORD_FILE, changed_settings, public_name, report_changes, run_record
+from fgrpo_plugin.host.settings.record import (
+    RECORD_FILE,
+    _content,
+    changed_settings,
+    public_name,
+    report_changes,
+    run_record,
+)
 from fgrpo_plugin.host.settings.switch import complete
 from fgrpo_plugin.pinned import VERL
 from tests.support.overrides import HAL, F
@@ -29,6 +36,25 @@ def test_it_holds_what_presets_and_defaults_came_to(stock_config, inputs, prefer
     assert found["data"]["train_files"][0].endswith("/rows.parquet")
     assert found["preference"]["files"][0].endswith("/prefs.jsonl")
     assert "lora" not in found
+
+
+def test_another_content_under_the_same_name_is_told_at_the_next_start_and_not_before(stock_config, inputs, tmp_path):
+    def record(file: Path) -> dict:
+        config = stock_config(*inputs, "algorithm.adv_estimator=f_grpo", f"data.train_files=[{file}]")
+        return run_record(config, 1, 1)
+
+    file = tmp_path / "rows.parquet"
+    file.write_bytes(b"one")
+    first = record(file)
+    assert first["data"]["train_content"] == ["3 bytes, 7692c3ad3540"]  # SHA-256 of "one"
+    file.write_bytes(b"two")
+    assert record(file) == first  # the run that has read it
+    _content.cache_clear()  # as in another process
+    (tmp_path / RECORD_FILE).write_text(json.dumps(first))
+    assert changed_settings(tmp_path, record(file)) == [
+        'data.train_content: ["3 bytes, 7692c3ad3540"] -> ["3 bytes, 3fc4ccfe7458"]'
+    ]
+    assert record(tmp_path / "none.parquet")["data"]["train_content"] == [None]
 
 
 def test_a_secret_and_a_users_folder_stay_out(stock_config, inputs, monkeypatch, tmp_path):
