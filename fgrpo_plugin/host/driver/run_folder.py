@@ -1,6 +1,7 @@
 """One run at a time writes checkpoints to a folder: two would write over each other's files, and a checkpoint could
 hold the weights of one and the optimiser of the other."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -49,6 +50,7 @@ def hold(folder: Path, patience: float = PATIENCE) -> int | None:
                 "its end, or give this run a folder of its own."
             )
         time.sleep(min(1.0, patience))
-    os.ftruncate(file, 0)
-    os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    with contextlib.suppress(OSError):  # a full disk: the lock holds without its holder's name
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     return file

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 import fgrpo_plugin
+from fgrpo_plugin.folders import expanded
 from fgrpo_plugin.foreign_text import say, without_secrets
 from fgrpo_plugin.host.contract import LOSS
 from fgrpo_plugin.host.settings.reading import is_f_divergence, read_settings
@@ -188,8 +189,8 @@ def _chosen(config: Any, section: str, names: Iterable[str]) -> dict[str, Any]:
 @functools.cache  # a file that changes while the run trains is to it what it was at the start
 def _content(file: str) -> str | None:
     """By what a local file's content is known again: its size and the beginning of a hash."""
-    with contextlib.suppress(OSError):
-        size, digest = known_by(Path(file).expanduser())
+    with contextlib.suppress(OSError, ValueError):
+        size, digest = known_by(expanded(file))
         return f"{size} bytes, {digest[:12]}"
     return None
 

@@ -167,14 +167,19 @@ def test_where_the_same_command_would_not_go_on_from_the_newest_it_does_not_say_
         (
             ("resume_mode=disable",),
             b"4",
-            "The same command begins anew; with trainer.resume_mode=auto it goes on from global_step_4.",
+            "The same command then begins anew, as trainer.resume_mode=disable says; with trainer.resume_mode=auto it "
+            "goes on from global_step_4.",
         ),
         (
             ("resume_mode=resume_path", "resume_from_path=/x/global_step_2"),
             b"4",
-            "goes on from /x/global_step_2; the newest checkpoint is global_step_4 of {run}.",
+            "goes on from /x/global_step_2 once more; with trainer.resume_mode=auto it goes on from global_step_4.",
         ),
-        (("resume_mode=resume_path", "resume_from_path=/x/global_step_2"), None, "goes on from /x/global_step_2."),
+        (
+            ("resume_mode=resume_path", "resume_from_path=/x/global_step_2"),
+            None,
+            "goes on from /x/global_step_2 once more.",
+        ),
     ],
 )
 def test_what_the_same_command_then_does_is_as_its_settings_have_it(make, run, capsys, given, tracker, end):

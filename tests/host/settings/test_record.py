@@ -40,7 +40,7 @@ def test_it_holds_what_presets_and_defaults_came_to(stock_config, inputs, prefer
 
 def test_another_content_under_the_same_name_is_told_at_the_next_start_and_not_before(stock_config, inputs, tmp_path):
     def record(file: Path) -> dict:
-        config = stock_config(*inputs, "algorithm.adv_estimator=f_grpo", f"data.train_files=[{file}]")
+        config = stock_config(*inputs, "algorithm.adv_estimator=grpo", f"data.train_files=[{file}]")
         return run_record(config, 1, 1)
 
     file = tmp_path / "rows.parquet"
@@ -58,7 +58,7 @@ def test_another_content_under_the_same_name_is_told_at_the_next_start_and_not_b
 
 
 def test_a_secret_and_a_users_folder_stay_out(stock_config, inputs, monkeypatch, tmp_path):
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_API_KEY", "secret-of-the-environment")
     given = ["+trainer.wandb_key=secret-of-the-run", "+reward.api_key=secret-of-the-judge"]
     config = stock_config(*inputs, "algorithm.adv_estimator=f_grpo", *given)
