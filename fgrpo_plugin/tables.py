@@ -237,9 +237,17 @@ def _whole(first: str, content: Iterable[bytes], reason: ValueError) -> Any:
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_each_key_once)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = sorted({name for name, _ in pairs if [other for other, _ in pairs].count(name) > 1})
+        raise ValueError(f"it has two values of {', '.join(twice)}; keep one")
+    return found
 
 
 def _decoded(line: bytes, number: int | None) -> str:

@@ -206,6 +206,8 @@ def test_endings_and_missing_files_are_named(tmp_path):
         ("[" * 100_000, "nested too deeply"),
         ('{"a": ' + "9" * 5000 + "}", "row 0 is no JSON"),
         ("null", "its first row is not an object"),
+        ('{"a": 1}\n{"a": 1, "b": 2, "a": 3}\n', "row 1 is no JSON: it has two values of a; keep one"),
+        ('{"a": {"b": 1, "b": 1}}', "row 0 is no JSON: it has two values of b; keep one"),
     ],
 )
 def test_what_is_wrong_in_a_json_file_is_named_by_row(text, reason, tmp_path):
