@@ -6,9 +6,10 @@ folder's name, so that one of another reference is.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,14 @@ import torch
 from safetensors.torch import load, save
 
 from fgrpo_plugin.folders import expanded, write_whole
+from fgrpo_plugin.foreign_text import say
 from fgrpo_plugin.preference.tokens import TokenRow
 
 DEFAULT_FOLDER = "~/.cache/fgrpo/reference"
+_NOT_KEPT = (
+    "reference log-probs of further preference rows are kept for this run alone, and the next one computes them again; "
+    "data.preference.cache_dir names the folder"
+)
 
 
 class ReferenceCache:
@@ -40,6 +46,7 @@ class ReferenceCache:
         if not _is_text(self.folder / "key.json", text):  # another's cache may be there to be read alone
             write_whole(self.folder / "key.json", text.encode())
         self.damaged: list[Path] = []
+        self._said = False
         self._rows: dict[bytes, torch.Tensor] = {}
         for file in sorted(self.folder.glob("*.safetensors")):
             self._read(file)
@@ -78,8 +85,21 @@ class ReferenceCache:
             },
             {"key": self.folder.name},
         )
-        write_whole(self.folder / f"{hashlib.sha256(content).hexdigest()}.safetensors", content)
+        with self._kept_in_memory_alone():
+            write_whole(self.folder / f"{hashlib.sha256(content).hexdigest()}.safetensors", content)
         self._rows.update(new)
+
+    @contextlib.contextmanager
+    def _kept_in_memory_alone(self) -> Iterator[None]:
+        """Go on where the folder may be read alone, and say so once."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            if not self._said:
+                say(f"fgrpo-plugin: WARNING: {self.folder} cannot be written to ({error.strerror}): {_NOT_KEPT}.")
+            self._said = True
 
     def _read(self, file: Path) -> None:
         try:

@@ -1,5 +1,6 @@
 """Reference log-probs on disk: reused where nothing has changed, never where something has, and damage is seen."""
 
+import errno
 import hashlib
 import json
 
@@ -141,3 +142,30 @@ def test_a_damaged_file_that_cannot_be_read_or_removed_is_named_and_not_used(tmp
     monkeypatch.setattr(type(file), "unlink", fails)
     again = ReferenceCache(tmp_path, KEY)
     assert again.damaged == [file] and again.get(row(5)) is None
+
+
+def test_where_it_can_only_be_read_new_rows_are_kept_for_the_run_and_said_once(tmp_path, monkeypatch, capsys):
+    ReferenceCache(tmp_path, KEY).add([row(5)], [torch.tensor([-3.0])])
+    cache = ReferenceCache(tmp_path, KEY)
+
+    def refuse(*args):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("fgrpo_plugin.preference.reference_cache.write_whole", refuse)
+    cache.add([row(6)], [torch.tensor([-4.0])])
+    cache.add([row(7)], [torch.tensor([-5.0])])
+    assert [cache.get(row(token)).tolist() for token in (5, 6, 7)] == [[-3.0], [-4.0], [-5.0]]
+    said = capsys.readouterr().out
+    assert said.count("WARNING") == 1 and "data.preference.cache_dir" in said and str(cache.folder) in said
+    assert ReferenceCache(tmp_path, KEY).get(row(6)) is None
+
+
+def test_a_full_disk_is_no_folder_that_may_only_be_read(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("fgrpo_plugin.preference.reference_cache.write_whole", full)
+    cache = ReferenceCache.__new__(ReferenceCache)
+    cache.folder, cache._rows, cache._said = tmp_path, {}, False
+    with pytest.raises(OSError, match="No space left"):
+        cache.add([row(6)], [torch.tensor([-4.0])])
