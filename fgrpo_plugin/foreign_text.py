@@ -15,13 +15,20 @@ from typing import Any
 HIDDEN = "***"
 """Stands where a secret stood."""
 _JOINERS = "\u200c\u200d"  # which words of Persian and Indic scripts, and emoji, are made with
+_BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0d\uffa0\U000e0100-\U000e01ef]")
+"""Letters and marks that show nothing; the last two variation selectors choose between forms of an emoji."""
 _NAME = (
     r"(?:api[_-]?key|access[_-]?key(?:[_-]?id)?|secret(?:[_-]?key)?|(?:access|auth|identity|hf|hub)?[_-]?token"
     r"|passw(?:or)?d|credentials?)"
 )
 _NAMED = re.compile(rf"((?<![a-z0-9]){_NAME}['\"]?\s*[:=]\s*)('[^']*'|\"[^\"]*\"|[^,}}\]&'\"\n]+)", re.IGNORECASE)
 _SECRET_VARIABLE = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$")
-_LIKE_A_TOKEN = re.compile(r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|gh[pousr]_\w{16,})")
+_LIKE_A_TOKEN = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|gh[pousr]_\w{16,}|glpat-[\w-]{16,}|xox[abprs]-[\w-]{10,}|AKIA[A-Z0-9]{16}"
+    r"|AIza[\w-]{30,}|nvapi-[\w-]{16,})"
+)
+_GIVEN = re.compile(rf"(--{_NAME}\s+|\bBearer\s+)[^\s'\"]+", re.IGNORECASE)
+"""As a word of its own behind an option, or in a header of HTTP."""
 _LEAST = 8
 """Characters of a variable's value below which it is no secret: the word would be hidden wherever it stands."""
 _IN_MARKDOWN = re.compile(r"[\\`*<>&|~$]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[])")
@@ -39,7 +46,9 @@ def printable(text: str) -> str:
 
 
 def _is_plain(char: str) -> bool:
-    return char in "\n\t" or char in _JOINERS or unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+    if char in "\n\t" or char in _JOINERS:
+        return True
+    return unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp") and not _BLANK.match(char)
 
 
 def say(line: str, *, error: bool = False) -> None:
@@ -95,7 +104,7 @@ def without_secrets(text: str, environment: Mapping[str, str] | None = None) -> 
     for value in sorted(values, key=len, reverse=True):
         text = text.replace(value, HIDDEN)
     text = re.sub(r"(\w://)[^/\s]*@", r"\1", text)
-    return _LIKE_A_TOKEN.sub(HIDDEN, _NAMED.sub(rf"\g<1>{HIDDEN}", text))
+    return _LIKE_A_TOKEN.sub(HIDDEN, _NAMED.sub(rf"\g<1>{HIDDEN}", _GIVEN.sub(rf"\g<1>{HIDDEN}", text)))
 
 
 def without_private(text: str) -> str:
