@@ -71,7 +71,7 @@ def choose(trainer: Any) -> Chosen | None:
 
 
 def _asked_for(given: Any) -> Chosen | None:
-    found = re.search(rf"{STEP.pattern}$", given) if isinstance(given, str) else None
+    found = re.search(rf"{STEP.pattern}(/*)$", given) if isinstance(given, str) else None
     if found is None:  # verl's to refuse
         return None
     folder, step = Path(given), int(found[1])
@@ -84,7 +84,7 @@ def _asked_for(given: Any) -> Chosen | None:
             f"trainer.resume_from_path={given} is damaged: {problem}; name an earlier checkpoint{others}"
             f"{_ALL_THE_SAME}."
         )
-    return Chosen(folder, step, earlier=_earlier(folder))
+    return Chosen(folder, step, stands_in=bool(found[2]), earlier=_earlier(folder))  # verl takes no slash at the end
 
 
 def _newest_whole(run: Path) -> Chosen | None:
