@@ -60,6 +60,6 @@ def slow_after(seconds: list[float]) -> float | None:
 def say_slow(step: int, seconds: float, median: float) -> None:
     """Say that a step is slow."""
     say(
-        f"fgrpo-plugin: WARNING: step {step} has taken {seconds:.0f} s so far, where the median is {median:.0f} s; no "
-        "part of the run has died, and it goes on."
+        f"fgrpo-plugin: WARNING: step {step} has taken {seconds:.0f} s so far, where the median is {median:.0f} s; it "
+        "goes on, and would end if a part of the run had died."
     )
