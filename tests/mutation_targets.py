@@ -69,6 +69,15 @@ TARGETS = (
         ("tests/host/driver/test_rows.py", METRICS, HOSTED[1]),
         ("minibatch_of_row", "on_policy_fields"),
     ),
+    Target(HOST + "driver/seeded_rollouts.py", ("tests/host/driver/test_seeded_rollouts.py",), ("seed_of",)),
+    Target(
+        HOST + "driver/step_times.py",
+        ("tests/host/driver/test_step_times.py",),
+        ("slow_after", "end_step_time", "_seconds", "say_slow"),
+    ),
+    Target(HOST + "worker/weight_sockets.py", ("tests/host/worker/test_weight_sockets.py",), ("of_this_run",)),
+    Target("fgrpo_plugin/manifest.py", ("tests/test_manifest.py",)),
+    Target("fgrpo_plugin/replay/recompute.py", ("tests/replay",), ("recompute", "_row", "_bad_inputs")),
     Target(
         HOST + "driver/joining.py", ("tests/host/driver/test_joining.py", METRICS, HOSTED[1]), ("preference_numbers",)
     ),
