@@ -162,7 +162,7 @@ def _where() -> str:
 
 PAGE = """# Quick start: measured
 
-Two-digit addition, a 0.4 M parameter model warmed up with half of the labels wrong, 16 prompts x 8 responses a step,
+Two-digit addition, a 0.4 M parameter model warmed up with half of the labels wrong, 24 prompts x 8 responses a step,
 through the stock verl (Ray, FSDP2, vLLM, weights sent every step). One setting for every row:
 `fgrpo_plugin/conf/fgrpo/quickstart.yaml`. Held-out accuracy is greedy, on operand pairs never trained on. The warmed-up
 model depends on the seed alone and is made once a seed; "s in all" of the other runs is without it. Seconds depend on
