@@ -71,6 +71,8 @@ def test_bounds_of_what_is_read_whole():
 
 def test_a_folder_that_is_being_written_is_damaged_until_its_files_are_listed(folder):
     mark_unfinished(folder)
+    begun = json.loads((folder / MANIFEST).read_text())
+    assert {name: begun[name] for name in begun if name != "sha256"} == {"whole": None, "files": None, "kept": {}}
     assert damage(folder) == "its files were still being written when the run ended"
     write_manifest(folder)
     assert damage(folder) is None
