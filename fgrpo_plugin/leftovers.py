@@ -50,14 +50,6 @@ def mark_this_process() -> str:
     return os.environ.setdefault(MARKER, uuid.uuid4().hex)
 
 
-def watch_this_process() -> None:
-    """Watch for the end of this process, unless what has started it has marked it and watches for its own end."""
-    watched = MARKER in os.environ
-    run_id = mark_this_process()
-    if not watched:
-        watch_for(os.getpid(), run_id)
-
-
 def clean_up_after(pid: int, run_id: str, every: float = EVERY_SECONDS, grace: float = GRACE_SECONDS) -> None:
     """Wait for the end of a process, and clean up.
 

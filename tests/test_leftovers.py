@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fgrpo_plugin.leftovers import clean_up_after, mark_this_process, watch_for, watch_this_process
+from fgrpo_plugin.leftovers import clean_up_after, mark_this_process, watch_for
 from fgrpo_plugin.processes import MARKER, marked_processes, runs
 
 WORKER = """
@@ -109,14 +109,3 @@ def test_a_process_keeps_the_marker_that_it_has(monkeypatch):
     monkeypatch.delenv(MARKER)
     given = mark_this_process()
     assert os.environ[MARKER] == given == mark_this_process() and len(given) == 32
-
-
-def test_a_process_that_was_marked_by_what_started_it_is_not_watched_once_more(monkeypatch):
-    watched = []
-    monkeypatch.setattr("fgrpo_plugin.leftovers.watch_for", lambda *who: watched.append(who))
-    monkeypatch.setenv(MARKER, "theirs")
-    watch_this_process()
-    assert watched == []
-    monkeypatch.delenv(MARKER)
-    watch_this_process()
-    assert watched == [(os.getpid(), os.environ[MARKER])]

@@ -5,6 +5,7 @@ reference policy is needed. The patched verl calls registered configuration hook
 """
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -14,7 +15,7 @@ from typing import Any, NoReturn
 
 from fgrpo_plugin.foreign_text import printable
 from fgrpo_plugin.host.shims import require_replaced
-from fgrpo_plugin.leftovers import watch_this_process
+from fgrpo_plugin.leftovers import mark_this_process, watch_for
 
 ENTRY_POINT = "verl/trainer/main_ppo.py"
 HOOK = "register_config_hook"
@@ -69,7 +70,7 @@ def complete_or_exit(config: Any) -> None:
             complete(config)
         except ValueError as error:
             _exit(str(error))
-        watch_this_process()
+        watch_for(os.getpid(), mark_this_process())  # one beside its starter's: either may be killed alone
 
 
 def _is_ours(config: Any) -> bool:
