@@ -41,6 +41,60 @@ def test_rows_by_themselves_add_up_to_the_loss_and_its_gradient(divergence, leve
     assert [row.loss for row in doubled] != [row.loss for row in rows]
 
 
+KINDS = ["on-policy", "on-policy", "desirable", "undesirable"]
+
+
+def saved_of_both_halves(spoil=lambda given: None, **settings):
+    """Two on-policy rows, then one of D+ with three tokens and one of D- with two, whose response_mask is 0."""
+    given = loss_arguments(rows=4, **settings)
+    given["response_mask"][2:] = 0
+    given["f_divergence_side"] = torch.tensor([0.0, 0.0, 1.0, -1.0])
+    given["f_divergence_tokens"] = torch.tensor([0, 0, 3, 2])
+    given["f_divergence_lam"] = torch.full((4,), 0.4)
+    given["f_divergence_count"] = torch.tensor([2.0, 2.0, 1.0, 1.0])
+    spoil(given)
+    rows = {name: value.detach() for name, value in given.items() if isinstance(value, torch.Tensor)}
+    values = vars(given["config"].policy_loss.f_divergence)
+    return given, Saved(rows, {"kind": "loss", "loss": "f_hal", "settings": dict(values), "dp_size": 1, "rank": 0})
+
+
+@pytest.mark.parametrize("level", ["sequence", "token"])
+def test_preference_rows_are_of_their_side_and_have_their_own_tokens(level):
+    given, saved = saved_of_both_halves(divergence="squared_hellinger", level=level)
+    loss, sums = POLICY_LOSSES["f_hal"](**given)
+    loss.backward()
+    rows = recompute(saved)
+    assert [row.kind for row in rows] == KINDS and [row.tokens for row in rows] == [4, 4, 3, 2]
+    slopes = given["log_prob"].grad.abs().max(dim=1).values.tolist()
+    assert [row.slope for row in rows] == pytest.approx(slopes, rel=1e-6) and min(slopes) > 0
+    for kind, prefix in (("on-policy", ""), ("desirable", "desirable_"), ("undesirable", "undesirable_")):
+        of_kind = [row for row in rows if row.kind == kind]
+        assert sum(row.loss for row in of_kind) == pytest.approx(sums[f"{SUMS}{prefix}loss"], rel=1e-6) != 0
+        assert sum(row.reward for row in of_kind) == pytest.approx(sums[f"{SUMS}{prefix}reward"], rel=1e-6) != 0
+
+
+def test_what_is_not_finite_behind_a_preference_rows_tokens_is_none_of_it():
+    def spoil(given):
+        given["log_prob"].data[2, 2:] = float("nan")  # its last token, and padding
+        given["ref_log_prob"][3, 2:] = float("nan")  # padding alone
+
+    reasons = [row.reason for row in recompute(saved_of_both_halves(spoil)[1])]
+    assert reasons == ["", "", "log pi = nan at token 2", ""]
+
+
+def test_the_term_and_the_slope_of_a_row_are_told_apart():
+    def steep(given):
+        given["f_divergence_advantage"][1] = -3e38
+
+    def long(given):
+        steep(given)
+        given["f_divergence_count"][1] = 1e30  # the slope is divided by it
+
+    scaled = {"scale": [100.0, 1.0]}
+    assert recompute(saved_by(spoil=steep, **scaled)[1])[1].reason.startswith("|a| w times the slope of ")
+    assert recompute(saved_by(spoil=long, beta=5.0)[1])[1].reason.startswith("|a| w times the term of ")
+
+
 def test_a_row_without_tokens_is_computed_as_nothing():
     def spoil(given):
         given["response_mask"][1] = 0
