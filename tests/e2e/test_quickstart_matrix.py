@@ -27,6 +27,7 @@ def test_f_grpo_lifts_reward_and_heldout_accuracy(summaries, cell):
     assert run["reward_first10"] <= 0.45
     assert run["reward_last10"] >= 0.70
     assert run["heldout_accuracy_after"] > run["heldout_accuracy_before"]
+    assert run["seconds_total"] < 12 * 60
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)

@@ -1,5 +1,6 @@
 """A model's class is looked at without another process."""
 
+import ast
 from types import SimpleNamespace
 
 from fgrpo_plugin.host.cpu import inspection
@@ -19,7 +20,9 @@ def test_vllm_finds_what_it_finds_by_another_process_without_one(tmp_path):
         info = ModelRegistry.models["Qwen2ForCausalLM"].inspect_model_cls()
         print([len(started), repr(info)])
     """
-    ours, theirs = (eval(run(code.format(cache=str(tmp_path / str(ours)), ours=ours))) for ours in (True, False))
+    ours, theirs = (
+        ast.literal_eval(run(code.format(cache=str(tmp_path / str(ours)), ours=ours))) for ours in (True, False)
+    )
     assert ours[0] == 0 and theirs[0] == 1
     assert ours[1] == theirs[1]
 

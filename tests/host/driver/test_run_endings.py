@@ -142,24 +142,6 @@ def test_what_could_not_be_begun_is_not_called_half_written(make, run, capsys, m
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        (("trainer.resume_mode=disable",), "The same command then begins anew, as trainer.resume_mode=disable says; "),
-        (
-            ("trainer.resume_mode=resume_path", "trainer.resume_from_path=/runs/other/global_step_2"),
-            "The same command then goes on from /runs/other/global_step_2 once more; ",
-        ),
-    ],
-)
-def test_where_the_same_command_would_not_go_on_from_the_newest_it_does_not_say_so(make, run, capsys, given, said):
-    def fail(trainer):
-        raise MemoryError
-
-    sentence = ended(make(fail, *given), capsys)
-    assert sentence.endswith(said + "with trainer.resume_mode=auto it goes on from global_step_4.")
-
-
-@pytest.mark.parametrize(
     ("given", "tracker", "end"),
     [
         (("resume_mode=auto",), b"4", "The same command then goes on from global_step_4."),
