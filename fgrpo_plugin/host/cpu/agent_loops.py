@@ -11,7 +11,7 @@ import hydra
 def register(module: ModuleType) -> None:
     """Let `module`, ``verl.experimental.agent_loop.agent_loop``, make them by `made`.
 
-    hydra makes OmegaConf's nodes of every argument first: a fourth of what a response of a small model takes.
+    hydra makes OmegaConf's nodes of every argument first, for each response.
     """
     vars(module)["hydra"] = SimpleNamespace(utils=SimpleNamespace(instantiate=made))  # all that it uses of hydra
 

@@ -11,7 +11,7 @@ IN_ANOTHER_PROCESS = "_run_in_subprocess"
 def register(module: ModuleType) -> None:
     """Spare `module`, ``vllm.model_executor.models.registry``, a process that imports vLLM once more.
 
-    It is there so that CUDA is not initialised, and takes ten seconds or more. A vLLM without it is left as it is.
+    It is there so that CUDA is not initialised. A vLLM without it is left as it is.
     """
 
     def here(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
