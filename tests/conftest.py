@@ -24,6 +24,14 @@ def pytest_addoption(parser) -> None:
     parser.addoption("--figures", type=Path, help="Keep what tests measure in this JSON file, beside what it holds.")
 
 
+@pytest.fixture(autouse=True)
+def no_run_begins_here():
+    """A test's own process is no run's: what it starts later would be taken for that run's, and be ended with it."""
+    before = os.environ.get("FGRPO_RUN_ID")
+    yield
+    assert os.environ.get("FGRPO_RUN_ID") == before, "this test has made the suite's process a run's"
+
+
 @pytest.fixture
 def figure(request) -> Callable:
     """Print a measured figure, and keep it where --figures asks for it: docs/make/engines.py makes tables of them."""

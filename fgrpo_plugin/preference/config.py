@@ -76,9 +76,12 @@ def _identity(setting: str, file: str, split: str, config: str | None) -> set[st
     """Return `identity`; a name that the file system does not take is refused."""
     try:
         return identity(file, split, config)
-    except (OSError, RuntimeError) as error:  # too long, in a closed folder, in the home of an unknown user
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{setting}: {file!r:.200} cannot be looked for ({reason}); correct the name.") from None
+    except ValueError as error:  # in the home of an unknown user
+        raise ValueError(f"{setting}: {error}") from None
+    except OSError as error:  # too long, in a closed folder
+        raise ValueError(
+            f"{setting}: {file!r:.200} cannot be looked for ({error.strerror}); correct the name."
+        ) from None
 
 
 def checked_columns(columns: Any) -> dict[str, Any]:

@@ -6,12 +6,14 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
-from fgrpo_plugin.processes import MARKER, end_run, remove_segments, runs, shared_memory_segments
+from fgrpo_plugin.leftovers import short_lived_since
+from fgrpo_plugin.processes import MARKER, end_run, family, remove_segments, runs, segments_of
 
 
 def other_runs() -> list[psutil.Process]:
@@ -48,16 +50,20 @@ def only_run() -> Iterator[bool]:
 
 @contextlib.contextmanager
 def cleaned_up(run_id: str, ray_folder: Path) -> Iterator[None]:
-    """However the block ends, end the run's processes and remove its shared memory and Ray's temporary folder."""
-    before = shared_memory_segments()
+    """However the block ends, end the run's processes and remove its shared memory and Ray's temporary folder.
+
+    What processes had that ended before the block did, the watch beside the run removes.
+    """
+    began = time.time()
     try:
         yield
     finally:
         # A second Ctrl-C must not leave half of them behind.
         previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
+            segments = segments_of(family(run_id, set()))
             end_run(run_id)
-            remove_segments(shared_memory_segments() - before)
+            remove_segments(segments | short_lived_since(began))
             shutil.rmtree(ray_folder, ignore_errors=True)
         finally:
             signal.signal(signal.SIGINT, previous)

@@ -20,7 +20,11 @@ def test_what_is_at_the_edge_of_a_range_is_allowed():
         ({"files": [1]}, "must be a list of files"),
         ({"files": ["a" * 5000]}, r"^files: 'a{199} cannot be looked for \(File name too long\); correct the name\.$"),
         ({"files": ["a"], "val_files": ["a" * 5000]}, "^val_files: 'a{199} cannot be looked for"),
-        ({"files": ["~nobody_of_this_name/a"]}, "^files: '~nobody_of_this_name/a' cannot be looked for"),
+        ({"files": ["~nobody_of_this_name/a"]}, "^files: ~nobody_of_this_name/a: the home folder .* not known"),
+        (
+            {"files": ["a"], "val_files": ["~nobody_of_this_name/a"]},
+            "^val_files: ~nobody_of_this_name/a: the home folder",
+        ),
         ({"files": ["a"], "split": ["b" * 500]}, r"^split=\['b{198} must be the name of a split\.$"),
         ({"files": ["a"], "columns": ["b" * 500]}, r"^columns=\['b{198} must name columns"),
         ({"files": ["a"], "split": None}, "split=None"),

@@ -39,16 +39,21 @@ def test_a_second_quick_start_is_refused_while_one_runs(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_cleaning_up_happens_after_an_interrupt_too(tmp_path):
+def test_cleaning_up_happens_after_an_interrupt_too_and_nobody_elses_buffer_goes(tmp_path):
     run_id = uuid.uuid4().hex
     folder = tmp_path / "ray"
     folder.mkdir()
-    name = Path("/dev/shm") / f"verl_test_{run_id}"
-    with pytest.raises(KeyboardInterrupt), cleaned_up(run_id, folder):
-        process = start_tree(run_id)
-        name.write_bytes(b"x")
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(5)
-    process.wait()
-    assert marked_processes(run_id) == []
-    assert not folder.exists() and not name.exists()
+    names = [Path("/dev/shm") / f"{kind}_{uuid.uuid4().hex}" for kind in ("psm", "verl_weights", "psm")]
+    try:
+        with pytest.raises(KeyboardInterrupt), cleaned_up(run_id, folder):
+            for name in names:
+                name.write_bytes(b"x")
+            process = start_tree(run_id, names[0])
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        process.wait()
+        assert marked_processes(run_id) == []
+        assert not folder.exists() and [name.exists() for name in names] == [False, False, True]
+    finally:
+        for name in names:
+            name.unlink(missing_ok=True)

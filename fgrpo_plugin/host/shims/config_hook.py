@@ -33,7 +33,7 @@ def apply(device: Any) -> bool:
 def use_host_hooks(config_module: ModuleType) -> None:
     """Complete configurations in the hooks of ``verl.utils.config``, where it has them."""
     if hasattr(config_module, HOOK):
-        getattr(config_module, HOOK)(complete_or_exit)
+        getattr(config_module, HOOK)(begin)
 
 
 def _host_has_hooks() -> bool:
@@ -56,21 +56,28 @@ def _checking_config(stock: Callable, completing: bool) -> Callable:
                 "`python -m verl.trainer.main_ppo`."
             )
         if completing:
-            complete_or_exit(config)
+            begin(config)
 
     return auto_set_device
 
 
-def complete_or_exit(config: Any) -> None:
-    """Complete and check ``config`` in place, or end the process with one sentence."""
+def begin(config: Any) -> None:
+    """Complete and check ``config`` in place, and watch this process's end: it is a run's from here on."""
+    if complete_or_exit(config):
+        watch_for(os.getpid(), mark_this_process())  # one beside its starter's: either may be killed alone
+
+
+def complete_or_exit(config: Any) -> bool:
+    """Complete and check ``config`` in place, or end the process with one sentence; return whether it is ours."""
     from fgrpo_plugin.host.settings.switch import complete
 
-    if _is_ours(config):
-        try:
-            complete(config)
-        except ValueError as error:
-            _exit(str(error))
-        watch_for(os.getpid(), mark_this_process())  # one beside its starter's: either may be killed alone
+    if not _is_ours(config):
+        return False
+    try:
+        complete(config)
+    except ValueError as error:
+        _exit(str(error))
+    return True
 
 
 def _is_ours(config: Any) -> bool:

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from verl.workers.rollout.vllm_rollout import vllm_rollout as host
 
 from fgrpo_plugin.host.shims import weight_transfer
+from fgrpo_plugin.processes import MARKER
 
 
 class Call:
@@ -39,6 +40,7 @@ def adapter(monkeypatch):
     """verl's own, on a rank that serves an engine, whose next call is `adapter.call`."""
     monkeypatch.setattr(weight_transfer, "LOOK_EVERY", 0.05)
     monkeypatch.setattr(weight_transfer, "GRACE", 90.0)
+    monkeypatch.delenv(MARKER, raising=False)  # the address of a run has its marker at the end
     adapter = host.ServerAdapter.__new__(host.ServerAdapter)
     adapter.config = OmegaConf.create({"checkpoint_engine": {"update_weights_bucket_megabytes": 1}})
     adapter.zmq_handle = f"ipc:///tmp/fgrpo-test-{uuid.uuid4().hex[:12]}.sock"
