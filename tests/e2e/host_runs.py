@@ -90,6 +90,7 @@ class Host:
             "trainer.resume_mode=auto",
             f"{SWITCH}={str(deterministic).lower()}",
             "actor_rollout_ref.actor.optim.lr_warmup_steps=0",
+            "actor_rollout_ref.rollout.agent.num_workers=1",  # each part of `PARTS` is one process
             *overrides,
         )
         options = QuickstartOptions(algo="f_hal", overrides=given)
