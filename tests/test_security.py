@@ -402,8 +402,8 @@ def test_states_of_an_evaluation_are_safetensors(tmp_path):
 def test_a_refusal_before_ray_is_text():
     from fgrpo_plugin.host.shims.config_hook import _exit
 
-    with pytest.raises(SystemExit, match=r"^fgrpo-plugin: column \\x1b\[2J is missing$"):
-        _exit("column \x1b[2J is missing")
+    with pytest.raises(SystemExit, match=r"^fgrpo-plugin: column \\x1b\[2J is missing\\nfgrpo-plugin: all is well$"):
+        _exit("column \x1b[2J is missing\nfgrpo-plugin: all is well")
 
 
 def test_a_lock_that_somebody_has_laid_as_a_link_makes_no_file(tmp_path, monkeypatch):

@@ -58,7 +58,7 @@ OWN = (
     *(f"{F}.lam.{field.name}" for field in fields(LambdaSchedule)),
     *(f"{PREFERENCE}.{field.name}" for field in fields(PreferenceConfig)),
 )
-_SECTIONS = "trainer|data|algorithm|actor_rollout_ref|reward|critic|distillation|ray_kwargs"
+_SECTIONS = "trainer|data|algorithm|actor_rollout_ref|reward|critic|distillation|ray_kwargs|custom_reward_function"
 _NAMED = re.compile(rf"\b(?:{_SECTIONS})\.[a-z0-9_.]*\w")
 NUMBERS = (0, 1, 2, 3, 4, 8, -1, -2, 0.5, 0.1, 1.0, 1e-3, 2.5, 10**9, 10**30, -(10**30), 1e38, 1e300, 1e-300, 5e-324)
 NUMBERS += (math.nan, math.inf, -math.inf, -0.5, 64, 256, 1024, 2**31, 2**63)
@@ -226,7 +226,7 @@ def _set(config: Any, given: dict[str, Any]) -> None:
 
 
 def _names_a_setting(sentence: str) -> bool:
-    known = _NAMED.search(sentence) or re.search(rf"\b({_SECTIONS}|model_engine)=", sentence)
+    known = _NAMED.search(sentence) or re.search(rf"\b({_SECTIONS}|model_engine)(=| cannot be read)", sentence)
     return bool(known) or sentence.startswith("fgrpo-plugin: verl refuses this configuration: ")
 
 

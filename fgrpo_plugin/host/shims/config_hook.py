@@ -87,4 +87,5 @@ def _is_ours(config: Any) -> bool:
 
 
 def _exit(sentence: str) -> NoReturn:
-    sys.exit(f"fgrpo-plugin: {printable(sentence)}")
+    one_line = printable(sentence).replace("\n", "\\n")  # a value that it shows may have several
+    sys.exit(f"fgrpo-plugin: {one_line}")
