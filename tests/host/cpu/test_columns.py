@@ -1,21 +1,25 @@
 """What verl's queue hands to a worker: every tensor, and of the other columns the one that engines read."""
 
-import re
-from pathlib import Path
-from types import ModuleType
+import asyncio
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-import transfer_queue
-import verl.workers.engine
 from tensordict import NonTensorStack, TensorDict
+from transfer_queue import KVBatchMeta
 from transfer_queue.metadata import BatchMeta, extract_field_schema
+from verl.protocol import BatchData
+from verl.utils import transferqueue_utils
 
-from fgrpo_plugin.host.cpu.columns import READ, register
+from fgrpo_plugin.host.cpu.columns import FETCHES, READ, register
+from tests.host.cpu.fresh import run
+
+TENSORS = {"input_ids", "f_divergence_weight", "prompts"}
 
 
 @pytest.fixture
-def rows():
+def held():
+    """What the queue says of a batch of two rows."""
     columns = {
         "input_ids": torch.nested.as_nested_tensor([torch.arange(3), torch.arange(5)], layout=torch.jagged),
         "f_divergence_weight": torch.ones(2),
@@ -24,36 +28,47 @@ def rows():
         "raw_prompt": NonTensorStack([{"role": "user", "content": "1+1="}], [{"role": "user", "content": "2+2="}]),
         "uid": NonTensorStack("a", "b"),
     }
-    return TensorDict(columns, batch_size=2)
+    schema = extract_field_schema(TensorDict(columns, batch_size=2))
+    return BatchMeta(global_indexes=[3, 4], partition_ids=["train"] * 2, field_schema=schema, extra_info={"seed": 1})
 
 
-def _module(rows):
-    """verl's module, whose queue holds these rows."""
+def test_a_worker_is_handed_every_tensor_and_what_engines_read_besides(held):
     module = ModuleType("transferqueue_utils")
 
-    def kv_batch_meta2batch_meta(meta):
-        return BatchMeta(
-            global_indexes=[3, 4],
-            partition_ids=[meta, meta],
-            field_schema=extract_field_schema(rows),
-            extra_info={"temperature": 1.0},
-        )
+    async def fetch(meta):
+        return held
 
-    module.kv_batch_meta2batch_meta = kv_batch_meta2batch_meta
-    return module
-
-
-def test_a_worker_is_handed_every_tensor_and_what_engines_read_besides(rows):
-    module = _module(rows)
-    stock = module.kv_batch_meta2batch_meta("train")
+    vars(module)[FETCHES] = fetch
     register(module)
-    batch = module.kv_batch_meta2batch_meta("train")
-    kept = {"input_ids", "f_divergence_weight", "prompts", READ}
-    assert set(batch.field_names) == kept and set(stock.field_names) - kept == {"raw_prompt", "uid"}
-    for name in kept:
-        assert batch.field_schema[name] == stock.field_schema[name]
+    batch = asyncio.run(vars(module)[FETCHES]("train"))
+    assert set(batch.field_names) == TENSORS | {READ} and set(held.field_names) == TENSORS | {READ, "raw_prompt", "uid"}
+    for name in batch.field_names:
+        assert batch.field_schema[name] == held.field_schema[name]
     for same in ("global_indexes", "partition_ids", "extra_info", "size"):
-        assert getattr(batch, same) == getattr(stock, same)
+        assert getattr(batch, same) == getattr(held, same)
+
+
+def test_so_is_each_rank_to_which_verl_deals_a_batch(held, monkeypatch):
+    async def retrieve(**asked):
+        return held
+
+    client = SimpleNamespace(async_kv_retrieve_meta=retrieve)
+    monkeypatch.setattr(transferqueue_utils, "TQ_INITIALIZED", True)
+    monkeypatch.setattr(transferqueue_utils.tq, "get_client", lambda: client)
+    batch = KVBatchMeta(keys=["a", "b"], tags=[{}, {}], partition_id="train", extra_info={"seed": 2})
+    ranks = BatchData(batch).chunk(2)
+    assert [set(rank.field_names) for rank in ranks] == [TENSORS | {READ}] * 2
+    assert [rank.extra_info["seed"] for rank in ranks] == [2, 2]
+
+
+@pytest.mark.parametrize("platform, wrapped", [("cpu", "True"), ("nvidia", "False")])
+def test_on_a_cpu_alone(platform, wrapped):
+    code = f"""
+        import fgrpo_plugin.host.register
+        from verl.utils import transferqueue_utils
+        print(hasattr(transferqueue_utils.{FETCHES}, "__wrapped__"))
+    """
+    assert run(code, VERL_PLATFORM=platform) == wrapped
 
 
 def test_a_verl_that_fetches_otherwise_is_left_alone():
@@ -61,14 +76,3 @@ def test_a_verl_that_fetches_otherwise_is_left_alone():
     before = dict(vars(module))
     register(module)
     assert vars(module) == before
-
-
-def test_verls_own_module_fetches_so_and_its_engines_read_that_column():
-    from verl.utils import transferqueue_utils
-
-    assert callable(transferqueue_utils.kv_batch_meta2batch_meta)
-    assert hasattr(transfer_queue, "KVBatchMeta")
-    for engine in ("fsdp", "megatron"):
-        source = (Path(verl.workers.engine.__file__).parent / engine / "transformer_impl.py").read_text()
-        assert re.search(rf'\.get\("{READ}", \[\]\)', source)
-        assert "raw_prompt" not in source

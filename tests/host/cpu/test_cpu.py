@@ -1,11 +1,5 @@
 """What is installed, and when, and the config group."""
 
-import pickle
-
-import numpy as np
-import torch
-from omegaconf import OmegaConf
-
 from tests.host.cpu.fresh import ROOT, run
 
 CONF = ROOT / "fgrpo_plugin" / "conf"
@@ -51,20 +45,3 @@ def test_config_group_composes_on_the_stock_config():
         )
     """
     assert run(code, VERL_PLATFORM="nvidia") == "cpu 2 False fp32 fp32 None"
-
-
-def test_a_response_goes_to_the_reward_worker_whole_and_without_torch_save(monkeypatch):
-    from verl.protocol import DataProto
-
-    tensors = {"responses": torch.arange(6).view(1, 6), "rollout_log_probs": torch.rand(1, 6)}
-    names = {"data_source": np.array(["sums"], dtype=object)}
-    given = DataProto.from_dict(tensors, non_tensors=names, meta_info={"step": 3})
-    settings = OmegaConf.load(CONF / "fgrpo" / "cpu_common.yaml").ray_kwargs.ray_init.runtime_env.env_vars
-    name = "VERL_DATAPROTO_SERIALIZATION_METHOD"
-    monkeypatch.setenv(name, settings[name])
-    monkeypatch.delattr(torch, "save")
-    came = pickle.loads(pickle.dumps(given))
-    assert set(came.batch.keys()) == set(tensors) and came.meta_info == {"step": 3}
-    for key, value in tensors.items():
-        assert came.batch[key].dtype == value.dtype and torch.equal(came.batch[key], value)
-    assert came.non_tensor_batch["data_source"].tolist() == ["sums"]
