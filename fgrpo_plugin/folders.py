@@ -33,7 +33,7 @@ def expanded(path: str | Path) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise ValueError(f"{path}: the home folder that it names is not known; write the whole path") from None
+        raise ValueError(f"{path!s:.200}: the home folder that it names is not known; write the whole path") from None
 
 
 def files_of(
