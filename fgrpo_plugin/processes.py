@@ -86,7 +86,7 @@ def segments_of(processes: Iterable[psutil.Process]) -> set[Path]:
     for process in processes:
         with contextlib.suppress(psutil.Error, OSError):
             # Not psutil's maps, which has the kernel count every page of a process.
-            maps = Path(f"/proc/{process.pid}/maps").read_text()
+            maps = Path(f"/proc/{process.pid}/maps").read_text(errors="surrogateescape")
             found.update(line.split(maxsplit=5)[5] for line in maps.splitlines() if str(SHARED_MEMORY) in line)
             found.update(file.path for file in process.open_files() if file.path.startswith(str(SHARED_MEMORY)))
     return {path for name in found if (path := Path(name)).parent == SHARED_MEMORY and path.exists()}

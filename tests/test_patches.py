@@ -158,7 +158,7 @@ def test_with_the_patches_the_shims_switch_themselves_off_and_the_loss_is_identi
     assert stock["refused"] == ours["refused"] == {}
     assert set(stock["applied"].values()) == {"applied"} and len(stock["applied"]) == SHIMS
     assert set(ours["applied"].values()) == {"not needed"} and ours["applied"].keys() == stock["applied"].keys()
-    assert ours["hooks"] == ["fgrpo_plugin.host.shims.config_hook"]
+    assert ours["hooks"] == ["fgrpo_plugin.host.shims.config_hook:begin"]
     assert ours["trainer"] == stock["trainer"] == "FDivergencePPOTrainerSync"
     assert ours["loss"] == stock["loss"] and ours["gradient"] == stock["gradient"]
     # The shim reads an attribute of the loss, the patched verl its signature.

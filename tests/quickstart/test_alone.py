@@ -39,21 +39,22 @@ def test_a_second_quick_start_is_refused_while_one_runs(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_cleaning_up_happens_after_an_interrupt_too_and_nobody_elses_buffer_goes(tmp_path):
+def test_cleaning_up_happens_after_an_interrupt_too_and_what_another_uses_for_long_stays(tmp_path):
     run_id = uuid.uuid4().hex
     folder = tmp_path / "ray"
     folder.mkdir()
-    names = [Path("/dev/shm") / f"{kind}_{uuid.uuid4().hex}" for kind in ("psm", "verl_weights", "psm")]
+    names = [Path("/dev/shm") / f"{kind}_{uuid.uuid4().hex}" for kind in ("psm", "verl_weights", "psm", "verl_weights")]
     try:
         with pytest.raises(KeyboardInterrupt), cleaned_up(run_id, folder):
             for name in names:
                 name.write_bytes(b"x")
+            os.utime(names[3], (time.time() - 1000,) * 2)
             process = start_tree(run_id, names[0])
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(5)
         process.wait()
         assert marked_processes(run_id) == []
-        assert not folder.exists() and [name.exists() for name in names] == [False, False, True]
+        assert not folder.exists() and [name.exists() for name in names] == [False, False, True, True]
     finally:
         for name in names:
             name.unlink(missing_ok=True)

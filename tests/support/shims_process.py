@@ -55,7 +55,7 @@ def main() -> None:
         "refused": REFUSED,
         "loss": loss,
         "gradient": gradient.tolist(),
-        "hooks": [hook.__module__ for hook in getattr(verl.utils.config, "CONFIG_HOOKS", [])],
+        "hooks": [f"{hook.__module__}:{hook.__qualname__}" for hook in getattr(verl.utils.config, "CONFIG_HOOKS", [])],
         "fields": {name: fields(name) for name in POLICY_LOSSES},
         "trainer": get_trainer_cls("sync").__name__,
         "refusals": refusals(config),

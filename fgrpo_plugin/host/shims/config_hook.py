@@ -62,7 +62,7 @@ def _checking_config(stock: Callable, completing: bool) -> Callable:
 
 
 def begin(config: Any) -> None:
-    """Complete and check ``config`` in place, and watch this process's end: it is a run's from here on."""
+    """Complete and check ``config`` in place, and start the watch that cleans up once this process has ended."""
     if complete_or_exit(config):
         watch_for(os.getpid(), mark_this_process())  # one beside its starter's: either may be killed alone
 

@@ -1,8 +1,14 @@
 """Through the real entry point, and through another."""
 
+import os
 import subprocess
 import sys
+import types
 
+import pytest
+
+from fgrpo_plugin.host.settings import switch
+from fgrpo_plugin.host.shims import config_hook
 from tests.support.overrides import SWITCH
 
 
@@ -29,3 +35,38 @@ def test_another_entry_point_is_refused(inputs, tmp_path):
     done = subprocess.run([sys.executable, str(script), *inputs, SWITCH], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "verl.trainer.main_ppo alone, not main_other.py" in done.stderr.strip().splitlines()[-1]
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """(pid, run) of each watch that is started."""
+    started = []
+    monkeypatch.setattr(config_hook, "mark_this_process", lambda: "run")
+    monkeypatch.setattr(config_hook, "watch_for", lambda *given: started.append(given))
+    return started
+
+
+@pytest.mark.parametrize("estimator, watches", [("f_grpo", 1), ("f_hal", 1), ("grpo", 0)])
+def test_a_run_of_ours_is_watched_once(estimator, watches, watched, monkeypatch, stock_config):
+    completed = []
+    monkeypatch.setattr(switch, "complete", completed.append)
+    device = types.SimpleNamespace(auto_set_device=lambda config: None)
+    monkeypatch.setattr(config_hook, "require_replaced", lambda *_: None)
+    assert config_hook.apply(device)
+    config = stock_config(f"algorithm.adv_estimator={estimator}")
+    start = types.FunctionType(
+        compile("device.auto_set_device(config)", f"/{config_hook.ENTRY_POINT}", "exec"),
+        {"device": device, "config": config},
+    )
+    start()
+    assert watched == [(os.getpid(), "run")] * watches and completed == [config] * watches
+
+
+def test_what_is_refused_is_not_watched(watched, monkeypatch, stock_config):
+    def complete(config):
+        raise ValueError("data.seed=a must be a number")
+
+    monkeypatch.setattr(switch, "complete", complete)
+    with pytest.raises(SystemExit, match=r"^fgrpo-plugin: data\.seed=a must be a number$"):
+        config_hook.begin(stock_config("algorithm.adv_estimator=f_grpo"))
+    assert not watched
