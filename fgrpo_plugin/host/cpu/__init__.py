@@ -1,8 +1,8 @@
 """A platform that lets the stock verl run without an accelerator.
 
 What verl offers an extension point for is registered: the platform, the engines, the worker extension, the
-distribution's metadata. `gloo`, `sampler`, `columns` and `agent_loops` replace functions of verl, `inspection` one of
-vLLM; `attention` stands in for the flash kernel.
+distribution's metadata. `gloo`, `sampler`, `columns`, `empty_tensors` and `agent_loops` replace functions of verl,
+`inspection` one of vLLM; `attention` stands in for the flash kernel.
 """
 
 from functools import cache
@@ -17,6 +17,7 @@ _HOOKS = {
     "verl.utils.distributed": "fgrpo_plugin.host.cpu.gloo:register",
     "verl.models.transformers.monkey_patch": "fgrpo_plugin.host.cpu.attention:register",
     "verl.trainer.ppo.v1.replay_buffer": "fgrpo_plugin.host.cpu.sampler:register",
+    "verl.protocol": "fgrpo_plugin.host.cpu.empty_tensors:register",
     "verl.utils.transferqueue_utils": "fgrpo_plugin.host.cpu.columns:register",
     "verl.experimental.agent_loop.agent_loop": "fgrpo_plugin.host.cpu.agent_loops:register",
     "vllm.model_executor.models.registry": "fgrpo_plugin.host.cpu.inspection:register",
