@@ -86,7 +86,7 @@ def watching(parts: Mapping[str, Any], every: float = EVERY) -> Iterator[None]:
         # A death shows itself as an error elsewhere too, such as prompts whose generation failed. The watch may see it
         # now as well, and its signal must not cut this short.
         ending.set()
-        message = died[0] if died else None
+        message = died[0] if died else str(error) if isinstance(error, PartDied) else None
         with contextlib.suppress(Exception):  # Ray itself may be gone; the error that is here says more
             message = message or _first_death(parts, 0.0, done, patience=LOOK)
         if message is None:
@@ -101,14 +101,32 @@ def watching(parts: Mapping[str, Any], every: float = EVERY) -> Iterator[None]:
         signal.signal(_SIGNAL, previous)
 
 
+def require_living(parts: Mapping[str, Any]) -> None:
+    """Raise `PartDied` if a part has died; what is only busy is waited for `LOOK` seconds.
+
+    The watch looks every few seconds, and in between a step that lacks what a dead part would have made could be
+    trained on, logged and saved.
+
+    Args:
+        parts: as of `watching`.
+    """
+    message = _first_death(parts, 0.0, threading.Event(), patience=LOOK, rewards=False)
+    if message is not None:
+        raise PartDied(message)
+
+
 def _say(message: str) -> None:
     say(f"fgrpo-plugin: {message}", error=True)
 
 
 def _first_death(
-    parts: Mapping[str, Any], every: float, done: threading.Event, patience: float = float("inf")
+    parts: Mapping[str, Any],
+    every: float,
+    done: threading.Event,
+    patience: float = float("inf"),
+    rewards: bool = True,
 ) -> str | None:
-    """Wait for a death; None where the run ended, or patience did, before one."""
+    """Wait for a death, or a reward that cannot be used; None where the run ended, or patience did, before one."""
     import ray
     from ray import exceptions
 
@@ -120,7 +138,7 @@ def _first_death(
     )
     began = time.monotonic()
     waiting = {_ask(name, actor): name for name, actor in parts.items()}
-    told = [method.remote() for actor in parts.values() if (method := getattr(actor, BAD_REWARD, None))]
+    told = [method.remote() for actor in parts.values() if rewards and (method := getattr(actor, BAD_REWARD, None))]
     while waiting and not done.is_set() and time.monotonic() - began < patience:
         # All that have answered: by itself Ray names one of them, any one, and parts that live can hide a dead one.
         asked = [*waiting, *told]

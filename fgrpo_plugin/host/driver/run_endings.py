@@ -14,6 +14,7 @@ import torch
 from fgrpo_plugin.folders import write_whole
 from fgrpo_plugin.foreign_text import say
 from fgrpo_plugin.host.driver.checkpoints import tracked_step
+from fgrpo_plugin.host.driver.liveness import PartDied
 from fgrpo_plugin.host.replay_rows import MEGATRONS_CHECK, NonFiniteUpdate, pack
 
 FAILED = "failed"
@@ -64,6 +65,8 @@ def explained(error: BaseException, config: Any, step: int) -> str | None:
     """
     chain = list(_causes(error))[::-1]  # Ray's own errors are of the causes' classes too, and their text is a traceback
     for cause in chain:
+        if isinstance(cause, PartDied):  # which the watch says
+            return None
         if isinstance(cause, NonFiniteUpdate):
             return _not_finite(cause, config, step)
     if any(MEGATRONS_CHECK in str(cause) for cause in chain):  # of a pipeline stage, which sees no rows

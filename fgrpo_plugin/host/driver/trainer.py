@@ -18,7 +18,7 @@ from fgrpo_plugin.foreign_text import say
 from fgrpo_plugin.host.contract import ESTIMATORS, PREFIX
 from fgrpo_plugin.host.driver.checkpoints import Checkpoints
 from fgrpo_plugin.host.driver.joining import JoiningGroup, join_batch
-from fgrpo_plugin.host.driver.liveness import watching
+from fgrpo_plugin.host.driver.liveness import require_living, watching
 from fgrpo_plugin.host.driver.log_probs import log_prob_multiple, stage_log_probs
 from fgrpo_plugin.host.driver.parts import parts_of
 from fgrpo_plugin.host.driver.preference_source import PreferenceSource
@@ -58,6 +58,7 @@ class FDivergenceTrainer(RunEndings, Checkpoints, StepNews, SlowStepNews, Stable
     parameter_sync_step: int
     preferences: PreferenceSource | None = None
     _held_out: Mapping[str, float] = MappingProxyType({})
+    _parts: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def f_divergence(self) -> FDivergenceConfig:
@@ -83,11 +84,16 @@ class FDivergenceTrainer(RunEndings, Checkpoints, StepNews, SlowStepNews, Stable
         """Set the steps of an epoch and of the run, where verl's count of prompts does not."""
 
     def fit(self, agent_loop_manager: Any) -> None:
+        self._parts = parts_of(self, agent_loop_manager)
         try:
-            with watching(parts_of(self, agent_loop_manager)):
+            with watching(self._parts):
                 super().fit(agent_loop_manager)
         finally:
             self.end_step_time()
+
+    def _save_checkpoint(self) -> None:
+        require_living(self._parts)  # other prompts may have taken the place of those that a dead part has lost
+        super()._save_checkpoint()
 
     def _validate(self) -> dict[str, float]:
         # Measured after the update: by now the rollout engine has its weights and cache on the same devices again.
@@ -130,6 +136,8 @@ class FDivergenceTrainer(RunEndings, Checkpoints, StepNews, SlowStepNews, Stable
             normalize_by_std=bool(self.config.algorithm.get("norm_adv_by_std_in_grpo", True)),
             asked=prompts_of_update(self.config) * self.config.actor_rollout_ref.rollout.n,
         )
+        if reported[PREFIX + "absent_share"] > 0:  # the first that is seen of a dead engine or reward worker
+            require_living(self._parts)
         if self.preferences is not None:
             numbers |= on_policy_fields(len(batch), self._lam(settings))
         # The returned meta names every field; keep verl's extra_info, which put does not carry over.

@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from fgrpo_plugin.host.driver import liveness
-from fgrpo_plugin.host.driver.liveness import PartDied, watching
+from fgrpo_plugin.host.driver.liveness import PartDied, require_living, watching
 
 
 @ray.remote(num_cpus=0)
@@ -102,6 +102,24 @@ def test_an_error_that_a_death_has_caused_is_told_from_one_that_none_has():
         os.kill(pid, signal.SIGKILL)
         raise RuntimeError("eight prompts failed")
     assert isinstance(raised.value.__cause__, RuntimeError)
+
+
+def test_a_step_that_lacks_what_a_dead_part_would_have_made_ends_before_the_watch_looks(capsys):
+    lives, busy, dead = Part.remote(), Part.remote(), Part.remote()
+    pid = ray.get(dead.pid.remote())
+    ray.get([part.pid.remote() for part in (lives, busy)])
+    busy.work.remote(10)
+    parts = {"actor worker 0": lives, "queue storage 0": busy, "reward loop worker 0": dead}
+    begun = time.monotonic()
+    require_living(parts)
+    assert liveness.LOOK <= time.monotonic() - begun < 3 * liveness.LOOK
+    with (
+        pytest.raises(PartDied, match="reward loop worker 0 has died, and the run ends here"),
+        watching(parts, every=60),
+    ):
+        os.kill(pid, signal.SIGKILL)
+        require_living(parts)
+    assert capsys.readouterr().err.count("reward loop worker 0 has died") == 1
 
 
 def test_a_watch_that_sees_the_death_while_an_error_is_on_its_way_does_not_cut_it_short():

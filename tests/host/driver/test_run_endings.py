@@ -10,7 +10,8 @@ import torch
 from ray.exceptions import RayTaskError
 
 from fgrpo_plugin.host.driver import run_endings
-from fgrpo_plugin.host.driver.run_endings import RunEnded
+from fgrpo_plugin.host.driver.liveness import PartDied
+from fgrpo_plugin.host.driver.run_endings import RunEnded, explained
 from fgrpo_plugin.host.replay_rows import MEGATRONS_CHECK, NonFiniteUpdate, unpack
 from fgrpo_plugin.replay.recompute import recompute
 from tests.replay.test_recompute import saved_by
@@ -291,3 +292,12 @@ def test_an_unknown_error_stays_what_it_is(make):
 
     with pytest.raises(ValueError, match="something else"):
         make(fail).fit(None)
+
+
+def test_a_dead_part_that_is_met_before_a_save_is_no_failed_save():
+    def _save_checkpoint():
+        raise PartDied("rollout server 0 has died")
+
+    with pytest.raises(PartDied) as raised:
+        _save_checkpoint()
+    assert explained(raised.value, None, 3) is None

@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from fgrpo_plugin.host.driver import trainer as driver
+from fgrpo_plugin.host.driver.liveness import PartDied
 from tests.support.queued_updates import ANSWERS, MINIBATCH, PREFERENCES, PROMPTS, check_update, log_probs, names, step
 
 BETA = "++actor_rollout_ref.actor.policy_loss.f_divergence.beta"
@@ -262,3 +264,20 @@ def test_held_out_rows_are_ranked_by_the_policy_and_rewarded_against_the_referen
     trainer.preferences.held_out = [TokenRow([1], [2] * n, i % 2 == 0, None, "") for i, n in enumerate(lengths)]
     rows = trainer.preferences.held_out
     assert not any("ranking" in name for name in trainer._held_out_preferences())
+
+
+def test_what_a_dead_part_has_left_incomplete_is_neither_trained_on_nor_saved(make, queue, monkeypatch):
+    trainer, workers = make("sync", 1)
+    trainer._parts, asked = {"rollout server 0": object()}, []
+
+    def dead(parts):
+        asked.append(parts)
+        raise PartDied("rollout server 0 has died")
+
+    monkeypatch.setattr(driver, "require_living", dead)
+    with pytest.raises(PartDied):
+        step(trainer, queue)  # whose rows lack a response
+    assert workers.updates == [] and asked == [trainer._parts]
+    with pytest.raises(PartDied):
+        trainer._save_checkpoint()
+    assert not trainer._checkpoint_folder().exists() and len(asked) == 2
