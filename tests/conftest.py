@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fgrpo_plugin.processes import MARKER
+
 os.environ.setdefault("VERL_PLATFORM", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -27,9 +29,9 @@ def pytest_addoption(parser) -> None:
 @pytest.fixture(autouse=True)
 def no_run_begins_here():
     """A test's own process is no run's: what it starts later would be taken for that run's, and be ended with it."""
-    before = os.environ.get("FGRPO_RUN_ID")
+    before = os.environ.get(MARKER)
     yield
-    assert os.environ.get("FGRPO_RUN_ID") == before, "this test has made the suite's process a run's"
+    assert os.environ.get(MARKER) == before, "this test has made the suite's process a run's"
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field
 
-from fgrpo_plugin.folders import expanded, identity
+from fgrpo_plugin.folders import identity
 from fgrpo_plugin.preference.readers import RANKS, READABLE, SCORES
 from fgrpo_plugin.typed_settings import Expected, Name, typed_settings
 
@@ -73,15 +73,12 @@ class PreferenceConfig:
 
 
 def _identity(setting: str, file: str, split: str, config: str | None) -> set[str]:
-    """Return `identity`; a name that the file system does not take is refused, and a home folder that nobody knows."""
-    try:
-        expanded(file)
-    except ValueError as error:
-        raise ValueError(f"{setting}: {error}") from None
+    """Return `identity`; a name that the file system does not take is refused."""
     try:
         return identity(file, split, config)
-    except (OSError, RuntimeError, ValueError) as error:  # too long, in a closed folder, a link to itself, with a NUL
-        reason = getattr(error, "strerror", None) or str(error).partition(" from ")[0]
+    # Too long, in a closed folder, a link to itself, in the home of an unknown user, with a NUL.
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{setting}: {file!r:.200} cannot be looked for ({reason}); correct the name.") from None
 
 

@@ -14,8 +14,8 @@ FETCHES = "async_kv_batch_meta2batch_meta"
 def register(module: ModuleType) -> None:
     """Let `module`, ``verl.utils.transferqueue_utils``, name no other column of a batch.
 
-    Prompts as text, right answers and whatever else a row brings cost more to unpack than a tiny model costs to train.
-    A verl that fetches otherwise is left as it is.
+    Prompts as text, right answers and whatever else a row brings would be unpacked row by row, for nothing. A verl that
+    fetches otherwise is left as it is.
     """
     if hasattr(module, FETCHES):
         wrapt.wrap_function_wrapper(module, FETCHES, _without_the_rest)

@@ -54,11 +54,8 @@ def test_a_run_of_ours_is_watched_once(estimator, watches, watched, monkeypatch,
     monkeypatch.setattr(config_hook, "require_replaced", lambda *_: None)
     assert config_hook.apply(device)
     config = stock_config(f"algorithm.adv_estimator={estimator}")
-    start = types.FunctionType(
-        compile("device.auto_set_device(config)", f"/{config_hook.ENTRY_POINT}", "exec"),
-        {"device": device, "config": config},
-    )
-    start()
+    from_verl = compile("device.auto_set_device(config)", f"/{config_hook.ENTRY_POINT}", "exec")
+    exec(from_verl, {"device": device, "config": config})
     assert watched == [(os.getpid(), "run")] * watches and completed == [config] * watches
 
 
