@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -96,7 +97,7 @@ class Host:
         options = QuickstartOptions(algo="f_hal", overrides=given)
         command = [w for w in host_command(run, options, total, self.inputs, run / "ray") if "_temp_dir" not in w]
         command[command.index("+fgrpo=laptop_hybrid")] = f"+fgrpo={groups}"
-        run_id = f"{name}-{os.getpid()}"
+        run_id = f"{name}-{uuid.uuid4().hex}"  # of this start alone: an earlier one's watch ends whatever bears its name
         env = host_environment(run, run_id)
         places = [*([verl] if verl else []), Path(__file__).parents[2], env.get("PYTHONPATH", "")]
         env["PYTHONPATH"] = os.pathsep.join(map(str, places))
