@@ -97,7 +97,8 @@ class Host:
         options = QuickstartOptions(algo="f_hal", overrides=given)
         command = [w for w in host_command(run, options, total, self.inputs, run / "ray") if "_temp_dir" not in w]
         command[command.index("+fgrpo=laptop_hybrid")] = f"+fgrpo={groups}"
-        run_id = f"{name}-{uuid.uuid4().hex}"  # of this start alone: an earlier one's watch ends whatever bears its name
+        # Of this start alone: the watch of an earlier one ends whatever bears its name.
+        run_id = f"{name}-{uuid.uuid4().hex}"
         env = host_environment(run, run_id)
         places = [*([verl] if verl else []), Path(__file__).parents[2], env.get("PYTHONPATH", "")]
         env["PYTHONPATH"] = os.pathsep.join(map(str, places))
