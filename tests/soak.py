@@ -23,7 +23,7 @@ import torch
 import typer
 
 from fgrpo_plugin.quickstart.summary import read_metrics
-from tests.e2e.host_runs import DRIVER, PARTS, Host, parameters, state, steps, unequal
+from tests.e2e.host_runs import DRIVER, PARTS, Host, of_command, parameters, state, steps, unequal
 
 LOSS = "actor_rollout_ref.actor.policy_loss.f_divergence"
 KINDS = {"f_grpo": (f"{LOSS}.lam=0",), "f_hal": ()}
@@ -63,7 +63,7 @@ def kill(host: Host, kind: str, part: str, after: int, delay: float, total: int)
     log_before = (run / "train.log").stat().st_size if (run / "train.log").exists() else 0
     host.part_dies(part, start + after, kind, *KINDS[kind], delay=delay, total=total)
     log = (run / "train.log").read_text()[log_before:]
-    assert part == DRIVER or part in log[-6000:], f"{part} is not named: {log[-3000:]}"
+    assert part == DRIVER or part in of_command(log)[-2000:], f"{part} is not named: {log[-3000:]}"
     check_start(log, start)
     logged = keep_steps(run)
     return {

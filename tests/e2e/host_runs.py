@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -165,6 +166,13 @@ class Host:
             end_run(run_id)
         return run
 
+
+def of_command(log: str) -> str:
+    """What the command itself wrote in its log, last its error: Ray may write workers' lines of before behind that."""
+    return "\n".join(line for line in log.splitlines() if not _OF_WORKER.match(line))
+
+
+_OF_WORKER = re.compile(r"(\x1b\[\d+m)?\((\w+ )?pid=")
 
 DRIVER = "driver"
 PARTS = {
